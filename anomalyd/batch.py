@@ -1,0 +1,63 @@
+"""Samples and verdicts in columns: what flows between the stages.
+
+Letters: n samples, F features of a sample (1 for an ordinary metric).
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+WARMUP: Final = 1
+"""Flag: the series is too young to alert; its score is 0."""
+LATE: Final = 2
+"""Flag: older than the series' newest sample; scored against a copy of the state, nothing learned."""
+REPEATED: Final = 4
+"""Flag: same event time and value as the series' newest sample; nothing learned."""
+ARMED: Final = 8
+"""Flag: the score lies above the refractory envelope, so a new episode may open here."""
+COUNTER: Final = 16
+"""Flag: the series is a counter; observed, expected, low and high are rates per second."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleBatch:
+    """Samples of one partition in partition order."""
+
+    row: NDArray[np.int32]
+    """State row of the sample's series, shape (n,)."""
+    time_ms: NDArray[np.int64]
+    """Event time in milliseconds since the epoch, shape (n,)."""
+    value: NDArray[np.float64]
+    """Finite values, shape (n, F)."""
+    record: NDArray[np.int32]
+    """Index of the source record in the list that was decoded, ascending, shape (n,)."""
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """The detector's answer to a SampleBatch, sample by sample."""
+
+    score: NDArray[np.float64]
+    """Calibrated strangeness, 1.0 is the threshold, finite, shape (n,)."""
+    evidence: NDArray[np.float64]
+    """The raw monotone score behind it, finite, shape (n,)."""
+    observed: NDArray[np.float64]
+    """The value that was judged (a rate per second for counters), shape (n, F)."""
+    expected: NDArray[np.float64]
+    """What the model expected, in the units of `observed`, shape (n, F)."""
+    low: NDArray[np.float64]
+    """Lower end of the expected band, shape (n, F)."""
+    high: NDArray[np.float64]
+    """Upper end of the expected band, shape (n, F)."""
+    share: NDArray[np.float32]
+    """Each feature's part of the score, rows sum to 1, shape (n, F)."""
+    flags: NDArray[np.uint8]
+    """WARMUP | LATE | REPEATED | ARMED | COUNTER, shape (n,)."""
+
+    def __len__(self) -> int:
+        return len(self.score)

@@ -1,0 +1,51 @@
+"""Every error that anomalyd raises on purpose.
+
+    AnomalydError
+    ├── ConfigError          the configuration or the command line is wrong (exit code 2)
+    ├── InputFileError       a file given to backtest or training cannot be used
+    ├── ArtifactError        a model artifact is damaged, foreign or of an unknown version
+    ├── TopicError           a topic is missing, differs from what is needed or cannot be made
+    ├── KafkaUnavailableError   no broker answers (retriable)
+    └── DeliveryError           alerts, dead letters or positions could not be written (retriable)
+
+`retriable` says whether the same call may succeed later. `exit_code` is what a command ends with.
+"""
+
+from typing import ClassVar
+
+
+class AnomalydError(Exception):
+    """Base of all errors that are reported to the operator as one line, without a traceback."""
+
+    retriable: ClassVar[bool] = False
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(AnomalydError):
+    """The configuration or the command line is wrong."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class InputFileError(AnomalydError):
+    """A file given to a command cannot be used."""
+
+
+class ArtifactError(AnomalydError):
+    """A model artifact is damaged, foreign or of an unknown version."""
+
+
+class TopicError(AnomalydError):
+    """A topic is missing, differs from what is needed or cannot be made."""
+
+
+class KafkaUnavailableError(AnomalydError):
+    """No broker answers."""
+
+    retriable: ClassVar[bool] = True
+
+
+class DeliveryError(AnomalydError):
+    """Alerts, dead letters or positions could not be written."""
+
+    retriable: ClassVar[bool] = True

@@ -1,0 +1,1 @@
+"""From scores to alerts: episodes of series, the messages that tell of them, and where messages go."""

@@ -1,0 +1,241 @@
+"""Alert messages, schema version 1: what consumers of the alerts topic read.
+
+A message depends on the transition, the series and the stream's settings only, and equal input gives equal bytes; `detected_at` is the
+one field that a clock has written.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from importlib import resources
+from typing import Any, Final, Literal
+
+import msgspec
+
+from anomalyd.alerts.episodes import Transitions
+from anomalyd.alerts.machine import ABOVE, BELOW, CRITICAL, FIRING, RESOLVED, UPDATED, WARNING
+from anomalyd.alerts.text import Reading, annotate
+
+SCHEMA_VERSION: Final = 1
+THRESHOLD: Final = 1.0
+
+Kind = Literal["anomaly", "silent"]
+Status = Literal["firing", "updated", "resolved"]
+Severity = Literal["warning", "critical"]
+Direction = Literal["above", "below"]
+
+_STATUS: Final[dict[int, Status]] = {FIRING: "firing", UPDATED: "updated", RESOLVED: "resolved"}
+_SEVERITY: Final[dict[int, Severity]] = {WARNING: "warning", CRITICAL: "critical"}
+_DIRECTION: Final[dict[int, Direction]] = {ABOVE: "above", BELOW: "below"}
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST_MS: Final = -62_135_596_800_000  # year 1
+_LAST_MS: Final = 253_402_300_799_999  # year 9999
+
+
+class Series(msgspec.Struct, frozen=True):
+    """The series an alert is about."""
+
+    key: str
+    name: str
+    labels: dict[str, str]
+
+
+class Feature(msgspec.Struct, frozen=True):
+    """One feature of a sample with several, and its part of the score."""
+
+    name: str
+    value: float
+    expected: float
+    share: float
+
+
+class Source(msgspec.Struct, frozen=True):
+    """The record whose sample made this message."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Model(msgspec.Struct, frozen=True):
+    """The artifact that gave the score."""
+
+    name: str
+    version: str
+    hash: str
+
+
+class Alert(msgspec.Struct, frozen=True):
+    """One message; the fields are described in alert.schema.json."""
+
+    schema_version: int
+    alert_id: str
+    kind: Kind
+    status: Status
+    stream: str
+    series: Series
+    severity: Severity
+    direction: Direction
+    score: float
+    peak_score: float
+    threshold: float
+    value: float
+    expected: float
+    expected_range: tuple[float, float]
+    features: list[Feature] | None
+    starts_at: str
+    ends_at: str | None
+    event_time: str
+    detected_at: str
+    source: Source
+    model: Model
+    labels: dict[str, str]
+    annotations: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """An alert as it goes to a sink."""
+
+    key: bytes
+    """The alert id: all messages of an episode keep their order and compaction keeps its last."""
+    value: bytes
+    """The alert as JSON."""
+    alert: Alert
+
+
+class MessageBuilder:
+    """Makes the messages of one shard.
+
+    Args:
+        stream: the stream's name.
+        topic: where the shard's samples come from.
+        partition: of that topic.
+        model: the artifact that gives the scores.
+        labels: put into every message as they are.
+        annotations: put into every message; `summary` and `description` replace the generated ones.
+        feature_names: of samples with several features, F of them; left out: feature_0, feature_1, …
+    """
+
+    def __init__(
+        self,
+        *,
+        stream: str,
+        topic: str,
+        partition: int,
+        model: Model,
+        labels: Mapping[str, str] | None = None,
+        annotations: Mapping[str, str] | None = None,
+        feature_names: Sequence[str] = (),
+    ) -> None:
+        self._stream = stream
+        self._topic = topic
+        self._partition = partition
+        self._model = model
+        self._labels = dict(labels or {})
+        self._annotations = dict(annotations or {})
+        self._feature_names = tuple(feature_names)
+        self._encoder = msgspec.json.Encoder(order="deterministic")
+
+    def build(
+        self, transitions: Transitions, k: int, *, key: str, name: str, labels: Mapping[str, str], offset: int, detected_at_ms: int
+    ) -> Message:
+        """The message of transition k.
+
+        With several features, value, expected and expected_range are those of the feature with the largest share.
+
+        Args:
+            transitions: of one batch.
+            k: which of them.
+            key: canonical key of the series.
+            name: of the series.
+            labels: of the series.
+            offset: of the record that held the sample.
+            detected_at_ms: the clock's time, milliseconds since the epoch.
+        """
+        starts_ms = int(transitions.starts_at_ms[k])
+        event_ms = int(transitions.event_time_ms[k])
+        status = _STATUS[int(transitions.status[k])]
+        ends_ms = int(transitions.ends_at_ms[k]) if status == "resolved" else None
+        features = self._features(transitions, k)
+        top = 0 if features is None else int(transitions.share[k].argmax())
+        reading = Reading(
+            series=key,
+            stream=self._stream,
+            status=status,
+            lapsed=bool(transitions.lapsed[k]),
+            value=float(transitions.observed[k, top]),
+            expected=float(transitions.expected[k, top]),
+            low=float(transitions.low[k, top]),
+            high=float(transitions.high[k, top]),
+            rate=bool(transitions.counter[k]),
+            score=float(transitions.score[k]),
+            peak_score=float(transitions.peak_score[k]),
+            starts_at=iso(starts_ms),
+            ends_at=None if ends_ms is None else iso(ends_ms),
+            lasted_ms=(event_ms if ends_ms is None else ends_ms) - starts_ms,
+            features=() if features is None else tuple((f.name, f.share) for f in features),
+        )
+        summary, description = annotate(reading)
+        alert = Alert(
+            schema_version=SCHEMA_VERSION,
+            alert_id=alert_id(self._stream, "anomaly", key, starts_ms),
+            kind="anomaly",
+            status=status,
+            stream=self._stream,
+            series=Series(key, name, dict(labels)),
+            severity=_SEVERITY[int(transitions.severity[k])],
+            direction=_DIRECTION[int(transitions.direction[k])],
+            score=reading.score,
+            peak_score=reading.peak_score,
+            threshold=THRESHOLD,
+            value=reading.value,
+            expected=reading.expected,
+            expected_range=(reading.low, reading.high),
+            features=features,
+            starts_at=reading.starts_at,
+            ends_at=reading.ends_at,
+            event_time=iso(event_ms),
+            detected_at=iso(detected_at_ms),
+            source=Source(self._topic, self._partition, offset),
+            model=self._model,
+            labels=self._labels,
+            annotations={"summary": summary, "description": description, **self._annotations},
+        )
+        return Message(alert.alert_id.encode(), self._encoder.encode(alert), alert)
+
+    def _features(self, transitions: Transitions, k: int) -> list[Feature] | None:
+        """Every feature, largest share first (equal shares in the order of the sample); None where there is one only."""
+        count = transitions.share.shape[1]
+        if count == 1:
+            return None
+        names = self._feature_names or tuple(f"feature_{f}" for f in range(count))
+        share = transitions.share[k].tolist()
+        return [
+            # Shares are float32; six digits are all that they have.
+            Feature(names[f], float(transitions.observed[k, f]), float(transitions.expected[k, f]), round(share[f], 6))
+            for f in sorted(range(count), key=lambda f: -share[f])
+        ]
+
+
+def alert_id(stream: str, kind: Kind, series_key: str, starts_at_ms: int) -> str:
+    """Names an episode: 32 hexadecimal digits that depend on nothing but the arguments, so a replay gives the same name."""
+    # JSON keeps the parts apart whatever characters they hold.
+    return hashlib.blake2b(json.dumps([stream, kind, series_key, starts_at_ms]).encode(), digest_size=16).hexdigest()
+
+
+def iso(time_ms: int) -> str:
+    """Milliseconds since the epoch as `2026-01-01T12:00:00.000Z`; what lies outside the years 1 to 9999 becomes their first or last."""
+    moment = _EPOCH + timedelta(milliseconds=min(max(time_ms, _FIRST_MS), _LAST_MS))
+    return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+@cache
+def load_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of the messages, as shipped; do not change what is returned."""
+    schema: dict[str, Any] = json.loads(resources.files(__package__).joinpath("alert.schema.json").read_text("utf-8"))
+    return schema

@@ -1,0 +1,110 @@
+"""What an alert says to a person on call: what, where, how far, since when."""
+
+from dataclasses import dataclass
+from typing import Final
+
+_LONGEST_SERIES: Final = 120
+_TOLD_FEATURES: Final = 3
+_SUFFIXES: Final = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the texts are made of; with several features the values are those of the first in `features`."""
+
+    series: str
+    """Canonical key."""
+    stream: str
+    status: str
+    """firing | updated | resolved."""
+    lapsed: bool
+    """Resolved because the series had stayed away."""
+    value: float
+    expected: float
+    low: float
+    high: float
+    rate: bool
+    """Values are rates per second."""
+    score: float
+    peak_score: float
+    starts_at: str
+    """ISO 8601."""
+    ends_at: str | None
+    """ISO 8601, for resolved."""
+    lasted_ms: int
+    """From the start to the end, or to now where there is none."""
+    features: tuple[tuple[str, float], ...]
+    """Name and share (0 to 1), largest share first; empty for a series with one feature."""
+
+
+def annotate(reading: Reading) -> tuple[str, str]:
+    """The summary (one line, for a list or a pager) and the description (a few sentences)."""
+    series = _shortened(reading.series)
+    start, lasted = _moment(reading.starts_at), duration(reading.lasted_ms)
+    source = f"Series {reading.series} of stream {reading.stream}."
+    if reading.ends_at is not None:
+        end = _moment(reading.ends_at)
+        if reading.lapsed:
+            summary = f"{series} is no longer anomalous as far as is known: it sent nothing for a long time"
+            course = f"Anomalous from {start}, last seen so at {end}; the alert was closed when the series came back after a long gap."
+        else:
+            summary = f"{series} is back to normal after {lasted}"
+            course = f"Anomalous from {start} to {end} ({lasted})."
+        return summary, f"{course} Peak score {number(reading.peak_score)}, where 1 is the threshold. Now {_finding(reading)}. {source}"
+    still = "" if reading.status == "firing" else "still "
+    summary = f"{series} is {still}anomalous: {_finding(reading)}"
+    course = f"Anomalous since {start}" + (f", for {lasted} now." if reading.lasted_ms > 0 else ".")
+    scores = f"Score {number(reading.score)}" + (f", peak {number(reading.peak_score)}" if reading.peak_score != reading.score else "")
+    parts = [f"{course} {_capital(_finding(reading))}.", f"{scores}, where 1 is the threshold."]
+    if reading.features:
+        told = ", ".join(f"{name} {share:.0%}" for name, share in reading.features[:_TOLD_FEATURES])
+        parts.append(f"Features that contribute most: {told}.")
+    return summary, " ".join([*parts, source])
+
+
+def _finding(reading: Reading) -> str:
+    """The value against what was expected, as a clause."""
+    unit = "/s" if reading.rate else ""
+    what = f"{reading.features[0][0]} " if reading.features else ""
+    value, expected = number(reading.value) + unit, number(reading.expected) + unit
+    band = f"{number(reading.low)} to {number(reading.high)}{unit}"
+    if reading.value > reading.high:
+        return f"{what}{value} is above the expected {expected} ({band})"
+    if reading.value < reading.low:
+        return f"{what}{value} is below the expected {expected} ({band})"
+    # Novelty is about the course of values, not about the newest alone.
+    return f"{what}{value} lies in the expected range ({band})" + ("" if reading.ends_at else ", but its course is unusual")
+
+
+def number(value: float) -> str:
+    """Four significant digits, large numbers with an SI suffix: 97.1, 1766, 12.35G."""
+    size = abs(value)
+    for scale, suffix in _SUFFIXES:
+        if scale <= size < 1e18:
+            return f"{value / scale:.4g}{suffix}"
+    return f"{value:.0f}" if 1000 <= size < 1e6 else f"{value:.4g}"
+
+
+def duration(length_ms: int) -> str:
+    """The two largest units: 45 s, 12 min, 3 h 20 min, 2 d 5 h."""
+    if length_ms < 1000:
+        return f"{length_ms} ms"
+    seconds = length_ms // 1000
+    for unit, size, smaller, part in (("d", 86_400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if seconds >= size:
+            rest = seconds % size // part
+            return f"{seconds // size} {unit}" + (f" {rest} {smaller}" if rest else "")
+    return f"{seconds} s"
+
+
+def _moment(iso: str) -> str:
+    """2026-01-01T12:00:00.000Z → 2026-01-01 12:00:00 UTC."""
+    return f"{iso[:10]} {iso[11:19]} UTC"
+
+
+def _shortened(series: str) -> str:
+    return series if len(series) <= _LONGEST_SERIES else series[: _LONGEST_SERIES - 1] + "…"
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]

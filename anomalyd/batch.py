@@ -4,7 +4,7 @@ Letters: n samples, F features of a sample (1 for an ordinary metric).
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,13 @@ ARMED: Final = 8
 """Flag: the score lies above the refractory envelope, so a new episode may open here."""
 COUNTER: Final = 16
 """Flag: the series is a counter; observed, expected, low and high are rates per second."""
+
+
+class Source(NamedTuple):
+    """Where records come from: one partition of an input topic."""
+
+    topic: str
+    partition: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@
     ├── ArtifactError        a model artifact is damaged, foreign or of an unknown version
     ├── TopicError           a topic is missing, differs from what is needed or cannot be made
     ├── KafkaUnavailableError   no broker answers (retriable)
+    ├── KafkaRefusedError       the brokers answer and refuse: authorisation, group membership, protocol
     └── DeliveryError           alerts, dead letters or positions could not be written (retriable)
 
 `retriable` says whether the same call may succeed later. `exit_code` is what a command ends with.
@@ -43,6 +44,10 @@ class KafkaUnavailableError(AnomalydError):
     """No broker answers."""
 
     retriable: ClassVar[bool] = True
+
+
+class KafkaRefusedError(AnomalydError):
+    """The brokers answer and refuse what is asked."""
 
 
 class DeliveryError(AnomalydError):

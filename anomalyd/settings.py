@@ -1,0 +1,669 @@
+"""The settings tree: one YAML file, overridden by `ANOMALYD_` environment variables, frozen once loaded.
+
+Times and sizes carry their unit in the name. Defaults live in the leaf classes only, so that overriding one nested
+field keeps its siblings' defaults. This is the only module that reads the environment; `load` does, the classes do not,
+so settings built in code (demo, tests) never depend on the caller's shell.
+"""
+
+import difflib
+import json
+import os
+import re
+import ssl
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self, get_args
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+from anomalyd import __version__
+from anomalyd.errors import ConfigError
+
+ENV_PREFIX: Final = "ANOMALYD_"
+ENV_DELIMITER: Final = "__"
+
+# --- kinds of values ----------------------------------------------------------------------------------------------
+
+
+def _topic_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", name) or name in {".", ".."}:
+        raise ValueError("must be a Kafka topic name: 1 to 249 of the characters A-Z a-z 0-9 . _ -")
+    return name
+
+
+def _stream_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", name):
+        raise ValueError("must be 1 to 100 of the characters A-Z a-z 0-9 . _ -")
+    return name
+
+
+def _servers(text: str) -> str:
+    for server in text.split(","):
+        found = re.fullmatch(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", server.strip())
+        if found is None or not 1 <= int(found[1]) <= 65535:
+            raise ValueError("must be host:port, or several of them with commas between")
+    return ",".join(server.strip() for server in text.split(","))
+
+
+def _existing_file(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError("must be a file that exists")
+    return path
+
+
+def _label_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError("must be a label name: letters, digits and _, not starting with a digit")
+    return name
+
+
+TopicName = Annotated[str, AfterValidator(_topic_name)]
+StreamName = Annotated[str, AfterValidator(_stream_name)]
+Servers = Annotated[str, AfterValidator(_servers)]
+ExistingFile = Annotated[Path, AfterValidator(_existing_file)]
+LabelName = Annotated[str, AfterValidator(_label_name)]
+Text = Annotated[str, Field(min_length=1)]
+
+Format = Literal["plain-json", "telegraf-json", "influx"]
+Direction = Literal["both", "above", "below"]
+Device = Literal["auto", "cpu", "cuda"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["auto", "json", "console"]
+
+
+class _Section(BaseModel):
+    """What all sections share: frozen, unknown keys refused, docstrings are the descriptions, numbers are finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+# --- the tree -----------------------------------------------------------------------------------------------------
+
+
+class KafkaSettings(_Section):
+    """How to reach Kafka and how to behave as a member of the consumer group."""
+
+    bootstrap_servers: Servers
+    """Brokers to ask first: `host:port`, several with commas between."""
+    group_id: Text = "anomalyd"
+    """Consumer group. Instances with the same group share the partitions; positions belong to it."""
+    group_instance_id: Text | None = None
+    """Static membership: a name unique to this instance. A restart within the session timeout then moves no partition; on a clean stop
+    the instance does not leave the group."""
+    client_id: Text = "anomalyd"
+    """Name shown in the brokers' logs, metrics and quotas."""
+    session_timeout_ms: int = Field(default=10_000, ge=1_000, le=1_800_000)
+    """Without a heartbeat for so long, the group gives this instance's partitions to others. Heartbeats are sent three times as often."""
+    rebalance_timeout_ms: int = Field(default=60_000, ge=1_000, le=1_800_000)
+    """How long a rebalance waits for this instance to finish its batch and commit."""
+    max_poll_interval_ms: int = Field(default=300_000, ge=1_000)
+    """An instance that has not fetched for so long leaves the group: its loop hangs."""
+    request_timeout_ms: int = Field(default=40_000, ge=1_000)
+    """How long one request to a broker may take."""
+    fetch_max_bytes: int = Field(default=64 << 20, ge=1_024)
+    """Most bytes of one fetch answer of a broker."""
+    max_partition_fetch_bytes: int = Field(default=4 << 20, ge=1_024)
+    """Most bytes of a partition in one fetch answer. Memory for fetched data is at most this times the partitions assigned."""
+    fetch_max_wait_ms: int = Field(default=500, ge=1)
+    """How long a broker may hold a fetch while there is nothing new."""
+    max_poll_records: int = Field(default=20_000, ge=1, le=1_000_000)
+    """Most records taken into one micro-batch, over all partitions."""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """Encryption and authentication of the connection."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    """How to prove who we are; needed with SASL_PLAINTEXT and SASL_SSL."""
+    sasl_username: Text | None = None
+    """User name for SASL."""
+    sasl_password: SecretStr | None = None
+    """Password for SASL. Better: sasl_password_file."""
+    sasl_password_file: ExistingFile | None = None
+    """File that holds the password for SASL, such as a mounted secret; read at each new connection, so it may be rotated."""
+    ssl_cafile: ExistingFile | None = None
+    """Certificates (PEM) of the authorities to trust; without it, those of the system."""
+    ssl_certfile: ExistingFile | None = None
+    """This client's certificate (PEM), for brokers that ask for one."""
+    ssl_keyfile: ExistingFile | None = None
+    """The private key (PEM) of ssl_certfile."""
+    ssl_keyfile_password: SecretStr | None = None
+    """Password of ssl_keyfile. Better: ssl_keyfile_password_file."""
+    ssl_keyfile_password_file: ExistingFile | None = None
+    """File that holds the password of ssl_keyfile."""
+    ssl_check_hostname: bool = True
+    """Whether the broker's certificate must name the host that was dialled."""
+
+    @property
+    def heartbeat_interval_ms(self) -> int:
+        """Three heartbeats fit a session, so that one lost packet costs no partition."""
+        return min(3_000, self.session_timeout_ms // 3)
+
+    @property
+    def uses_sasl(self) -> bool:
+        """Whether the connection authenticates with SASL."""
+        return self.security_protocol.startswith("SASL_")
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether the connection is encrypted."""
+        return self.security_protocol.endswith("SSL")
+
+    def read_sasl_password(self) -> str | None:
+        """The password, out of its file if that is how it is given. Raises ConfigError if the file can no longer be read."""
+        return _secret(self.sasl_password, self.sasl_password_file, "kafka.sasl_password_file")
+
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """A context for TLS, None for connections without. Raises ConfigError if a certificate or key is not usable."""
+        if not self.uses_tls:
+            return None
+        where = "kafka.ssl_cafile"
+        try:
+            context = ssl.create_default_context(cafile=self.ssl_cafile)
+            context.check_hostname = self.ssl_check_hostname
+            if self.ssl_certfile is not None:
+                where = "kafka.ssl_certfile, kafka.ssl_keyfile"
+                password = _secret(self.ssl_keyfile_password, self.ssl_keyfile_password_file, "kafka.ssl_keyfile_password_file")
+                # An empty password keeps OpenSSL from asking for one on the terminal, where a daemon would wait for ever.
+                context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile, password=password or "")
+        except (ssl.SSLError, OSError) as error:
+            raise ConfigError(f"{where}: {error}") from error
+        return context
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = [
+            (name, f"give either {name} or {name}_file, not both")
+            for name in ("sasl_password", "ssl_keyfile_password")
+            if getattr(self, name) is not None and getattr(self, f"{name}_file") is not None
+        ]
+        if self.uses_sasl:
+            wanted = {
+                "sasl_mechanism": self.sasl_mechanism,
+                "sasl_username": self.sasl_username,
+                "sasl_password_file": self.sasl_password or self.sasl_password_file,
+            }
+            problems += [(name, f"missing; security_protocol {self.security_protocol} needs it") for name, got in wanted.items() if not got]
+        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
+            problems.append(("ssl_certfile", "ssl_certfile and ssl_keyfile belong together, give both or neither"))
+        for name in sorted(self.model_fields_set):
+            idle = (name.startswith("sasl_") and not self.uses_sasl) or (name.startswith("ssl_") and not self.uses_tls)
+            if idle and getattr(self, name) is not None:
+                problems.append(
+                    (name, f"has no effect with security_protocol {self.security_protocol}; change the one or remove the other")
+                )
+        if self.fetch_max_bytes < self.max_partition_fetch_bytes:
+            problems.append(
+                (
+                    "fetch_max_bytes",
+                    f"got {self.fetch_max_bytes}, must be at least max_partition_fetch_bytes ({self.max_partition_fetch_bytes})",
+                )
+            )
+        if self.max_poll_interval_ms <= self.session_timeout_ms:
+            problems.append(
+                (
+                    "max_poll_interval_ms",
+                    f"got {self.max_poll_interval_ms}, must be greater than session_timeout_ms ({self.session_timeout_ms})",
+                )
+            )
+        _refuse(problems)
+        return self
+
+
+class SeriesMatcher(_Section):
+    """Which series: those whose name and labels all match. A text instead of a mapping means the name alone."""
+
+    model_config = ConfigDict(
+        json_schema_extra=lambda schema: schema.update(anyOf=[{"type": "string"}, {"type": "object"}], type=["string", "object"])
+    )
+
+    name: Text = "*"
+    """Glob for the series' name, such as `cpu.*`."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Label name to glob for its value; a label that a series does not have counts as empty."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_is_name(cls, value: object) -> object:
+        if not isinstance(value, str | Mapping | SeriesMatcher):
+            raise ValueError("must be a glob for the name, or a mapping with name and labels")  # noqa: TRY004  pydantic wants ValueError
+        return {"name": value} if isinstance(value, str) else value
+
+
+class AlertPolicy(_Section):
+    """When a series alerts and what its alerts carry."""
+
+    budget: float = Field(default=0.1, gt=0, le=1_000)
+    """False alarms that you accept per series and day of event time. Less: fewer alerts, only the strangest; more: more sensitive."""
+    min_duration_s: float = Field(default=0.0, ge=0, le=7 * 86_400)
+    """How long, in event time, a series must stay anomalous before its alert fires."""
+    direction: Direction = "both"
+    """Alert on values above what was expected, below it, or both."""
+    resolve_after_samples: int = Field(default=10, ge=1, le=100_000)
+    """Samples in a row below the threshold that end an episode."""
+    critical_score: float = Field(default=3.0, gt=1)
+    """Score from which an alert's severity is critical instead of warning (1.0 is the threshold)."""
+    labels: dict[LabelName, str] = Field(default_factory=dict)
+    """Labels added to every alert, for routing: `team: storage`."""
+    annotations: dict[LabelName, str] = Field(default_factory=dict)
+    """Annotations added to every alert, such as a `runbook_url`."""
+
+
+class AlertSettings(AlertPolicy):
+    """Where alerts go, and the policy for streams that do not override it."""
+
+    topic: TopicName = "anomalyd.alerts"
+    """Topic that alerts are written to."""
+
+
+class StreamSettings(_Section):
+    """Where records come from and how they become series."""
+
+    name: StreamName
+    """Name of the stream, part of every alert and of its id: changing it later opens alerts anew."""
+    topics: tuple[TopicName, ...] = Field(min_length=1)
+    """Topics to read. A topic belongs to one stream."""
+    format: Format
+    """Wire format of the records."""
+    timestamp_unit: Literal["auto", "s", "ms", "us", "ns"] = "auto"
+    """Unit of numeric timestamps in records; auto goes by magnitude."""
+    start_from: Literal["latest", "earliest"] = "latest"
+    """Where a new consumer group begins; ignored once a position is committed."""
+    include: tuple[SeriesMatcher, ...] = ()
+    """Only series that match one of these; empty means all."""
+    exclude: tuple[SeriesMatcher, ...] = ()
+    """Never series that match one of these, even if included."""
+    drop_labels: tuple[Text, ...] = ()
+    """Label names (globs) left out of the series' identity, such as pod uids that change at every deployment."""
+    alerts: AlertPolicy = Field(default_factory=AlertPolicy)
+    """Overrides of `alerts.*` for this stream; what is not given here is taken from there. Labels and annotations are added to those."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _refuse([("topics", f'"{topic}" is given twice') for topic in sorted({t for t in self.topics if self.topics.count(t) > 1})])
+        return self
+
+
+class DeadLetterSettings(_Section):
+    """Where records go that cannot be read."""
+
+    topic: TopicName | None = None
+    """Topic for bad records, unchanged, with headers that say why. Default: `<group_id>-dead-letters`."""
+
+
+class HttpSettings(_Section):
+    """The HTTP server for /metrics, /healthz and /readyz."""
+
+    host: Text = "0.0.0.0"  # noqa: S104  scraping and probes come from other hosts; restrict it in the configuration
+    """Address to listen on."""
+    port: int = Field(default=9464, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one and says which."""
+
+
+class TopicSettings(_Section):
+    """How `anomalyd topics create` makes the topics that anomalyd writes."""
+
+    replication_factor: int | None = Field(default=None, ge=1, le=32767)
+    """Copies of each partition. Default: 3, or the number of brokers if there are fewer."""
+
+
+class CheckpointSettings(_Section):
+    """How often alerts and positions are made durable."""
+
+    interval_s: float = Field(default=1.0, ge=0.01, le=60)
+    """Longest time between checkpoints: alerts and dead letters are acknowledged, then positions are committed."""
+
+
+class LogSettings(_Section):
+    """The log on stderr."""
+
+    level: LogLevel = "info"
+    """Least level that is written."""
+    format: LogFormat = "auto"
+    """json: one object a line; console: for people; auto: console on a terminal, json otherwise."""
+
+
+class Settings(BaseSettings):
+    """All settings of an instance."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        title="anomalyd configuration",
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter=ENV_DELIMITER,
+        env_ignore_empty=True,
+    )
+
+    kafka: KafkaSettings
+    """How to reach Kafka and how to behave as a member of the consumer group."""
+    streams: tuple[StreamSettings, ...] = Field(min_length=1)
+    """Where records come from and how they become series."""
+    alerts: AlertSettings = Field(default_factory=AlertSettings)
+    """Where alerts go, and the policy for streams that do not override it."""
+    dead_letters: DeadLetterSettings = Field(default_factory=DeadLetterSettings)
+    """Where records go that cannot be read."""
+    http: HttpSettings = Field(default_factory=HttpSettings)
+    """The HTTP server for /metrics, /healthz and /readyz."""
+    topics: TopicSettings = Field(default_factory=TopicSettings)
+    """How `anomalyd topics create` makes the topics that anomalyd writes."""
+    checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings)
+    """How often alerts and positions are made durable."""
+    log: LogSettings = Field(default_factory=LogSettings)
+    """The log on stderr."""
+    delivery: Literal["at-least-once"] = "at-least-once"
+    """What is promised after a crash: at-least-once writes no alert too few, and may write one again with the same alert_id."""
+    device: Device = "auto"
+    """Where the detector runs; auto takes the GPU if there is one that works."""
+    max_series: int = Field(default=1_000_000, ge=1, le=100_000_000)
+    """Most series kept by this instance at a time, shared out over its partitions; the longest idle are forgotten first.
+    A series takes about 2 KiB, taken as series appear."""
+
+    @property
+    def dead_letter_topic(self) -> str:
+        """The dead-letter topic, its default resolved."""
+        return self.dead_letters.topic or f"{self.kafka.group_id}-dead-letters"
+
+    def policy(self, stream: StreamSettings) -> AlertPolicy:
+        """The alert policy of a stream: its overrides laid over `alerts.*`."""
+        general = {name: getattr(self.alerts, name) for name in AlertPolicy.model_fields}
+        own = {name: getattr(stream.alerts, name) for name in stream.alerts.model_fields_set}
+        for name in ("labels", "annotations"):
+            own[name] = general[name] | own.get(name, {})
+        return AlertPolicy.model_validate(general | own)
+
+    def effective(self) -> dict[str, Any]:
+        """All settings as plain data with defaults resolved and secrets masked: what the instance really runs with."""
+        data = self.model_dump(mode="json")
+        data["dead_letters"]["topic"] = self.dead_letter_topic
+        for shown, stream in zip(data["streams"], self.streams, strict=True):
+            shown["alerts"] = self.policy(stream).model_dump(mode="json")
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems: list[tuple[str, str]] = []
+        names = [stream.name for stream in self.streams]
+        reader: dict[str, str] = {}
+        for i, stream in enumerate(self.streams):
+            if stream.name in names[:i]:
+                problems.append((f"streams[{i}].name", f'got "{stream.name}", which streams[{names.index(stream.name)}] has already'))
+            for k, topic in enumerate(stream.topics):
+                if topic in reader:
+                    problems.append((f"streams[{i}].topics[{k}]", f'got "{topic}", which {reader[topic]} reads already'))
+                reader.setdefault(topic, f"streams[{i}]")
+        if self.alerts.topic in reader:
+            problems.append(
+                ("alerts.topic", f'got "{self.alerts.topic}", which {reader[self.alerts.topic]} reads: alerts would come back as input')
+            )
+        dead = self.dead_letter_topic
+        if dead in reader:
+            problems.append(("dead_letters.topic", f'got "{dead}", which {reader[dead]} reads: bad records would come back for ever'))
+        elif dead == self.alerts.topic:
+            problems.append(("dead_letters.topic", f'got "{dead}", which is alerts.topic; give each its own'))
+        else:
+            try:
+                _topic_name(dead)
+            except ValueError:
+                problems.append(
+                    ("dead_letters.topic", f'missing; kafka.group_id "{self.kafka.group_id}" makes no topic name to take as default')
+                )
+        _refuse(problems)
+        return self
+
+    @classmethod
+    def settings_customise_sources(  # noqa: D102  inherited
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # Only what the caller gives: `load` lays the environment over the file itself.
+        return (init_settings,)
+
+
+# --- loading ------------------------------------------------------------------------------------------------------
+
+
+def load(path: Path | None) -> Settings:
+    """The settings out of a YAML file (none: the environment alone) with the environment laid over it.
+
+    Raises ConfigError that names every field at fault, what it got and what is valid.
+    """
+    environment, sources = _from_environment()
+    data = _merge(_read_yaml(path) if path is not None else {}, environment)
+    try:
+        return Settings.model_validate(data)
+    except ValidationError as error:
+        details = [d for d in error.errors(include_url=False) if not (d["type"] == "too_short" and d["input"])]  # bad entries are named
+        lines = list(dict.fromkeys(line for detail in details for line in _explain(detail, sources)))
+        raise ConfigError(_headed(path, lines)) from None
+
+
+def environment_overrides() -> list[str]:
+    """Names of the environment variables that `load` takes into account, sorted."""
+    return sorted(_from_environment()[1].values())
+
+
+def _headed(path: Path | None, lines: Sequence[str]) -> str:
+    where = str(path) if path is not None else "environment"
+    return f"{where}: {lines[0]}" if len(lines) == 1 else "\n".join([f"{where}: {len(lines)} errors", *(f"  {line}" for line in lines)])
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice: PyYAML silently keeps the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002  PyYAML's signature
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f'key "{key.value}" is given twice', key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.load(path.read_bytes(), _Loader)  # noqa: S506  a SafeLoader
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}{where}: not valid YAML: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: got {_show(data)}, must be a mapping with the keys {', '.join(Settings.model_fields)}")
+    return {str(key): value for key, value in data.items()}
+
+
+def _from_environment() -> tuple[dict[str, Any], dict[str, str]]:
+    """What the environment sets as a tree, and the variables by their path (`kafka__group_id`)."""
+    fields = list(Settings.model_fields)
+    variables: dict[str, str] = {}
+    unknown: dict[str, Any] = {}
+    for name, value in os.environ.items():
+        if not name.upper().startswith(ENV_PREFIX) or not value:
+            continue
+        path = name[len(ENV_PREFIX) :].lower()
+        section, delimiter, rest = path.partition(ENV_DELIMITER)
+        if section in fields:
+            variables[path] = name
+        elif delimiter or difflib.get_close_matches(section, fields, cutoff=0.85):
+            # Any other name is not ours: beside a service called anomalyd, Kubernetes puts ANOMALYD_PORT and the like into every pod.
+            variables[path] = name
+            unknown[section] = {rest: value} if delimiter else value
+    try:
+        tree = EnvSettingsSource(Settings)()
+    except SettingsError as error:
+        section = str(error).partition('field "')[2].partition('"')[0]
+        candidates = sorted(name for path, name in variables.items() if path.partition(ENV_DELIMITER)[0] == section)
+        example = '[{"name": "hosts", "topics": ["metrics"], "format": "telegraf-json"}]' if section == "streams" else '{"key": "value"}'
+        raise ConfigError(f"{section}: {' or '.join(candidates)}: must be JSON, such as {example}") from None
+    if isinstance(tree.get("streams"), dict):
+        raise ConfigError(f"streams: single entries can't be set by the environment; set the whole list, as JSON in {ENV_PREFIX}STREAMS")
+    return tree | unknown, variables
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid over `base`, mapping by mapping; anything else, lists too, is replaced whole."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _secret(value: SecretStr | None, file: Path | None, name: str) -> str | None:
+    if file is None:
+        return value.get_secret_value() if value is not None else None
+    try:
+        return file.read_text("utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name}: {file}: {getattr(error, 'strerror', None) or error}") from None
+
+
+# --- saying what is wrong -----------------------------------------------------------------------------------------
+
+_LATER_KEYS: Final = {"scores": "scores.topic", "models": "models.pin", "state": "state.prefix", "silence": "silence"}
+_LATER_VALUES: Final = {("delivery", "exactly-once"), ("sasl_mechanism", "OAUTHBEARER")}
+_LATER: Final = f"this version ({__version__}) does not have it yet"
+
+
+def _refuse(problems: list[tuple[str, str]]) -> None:
+    """Raises what pydantic turns into one error that holds all problems: (path below the model, what is wrong)."""
+    if problems:
+        text = "; ".join(f"{path}: {problem}" for path, problem in problems)
+        raise PydanticCustomError("problems", "{text}", {"text": text, "problems": problems})
+
+
+def _explain(error: ErrorDetails, sources: Mapping[str, str]) -> Iterator[str]:
+    """A pydantic error as lines `path: what it got, what is valid`."""
+    loc = error["loc"]
+    if error["type"] == "problems":
+        for path, problem in error["ctx"]["problems"]:
+            yield f"{_path((*loc, path))}: {problem}"
+        return
+    origin = _origin(loc, sources)
+    suffix = f" (from {origin})" if origin else ""
+    if error["type"] == "extra_forbidden":
+        yield _unknown_key(loc) + suffix
+    elif error["type"] == "missing":
+        yield f"{_path(loc)}: missing; {_needed(loc)}{suffix}"
+    else:
+        yield f"{_path(loc)}: {_wrong_value(error)}{suffix}"
+
+
+def _path(loc: Sequence[int | str]) -> str:
+    text = ""
+    for part in loc:
+        if part != "[key]":  # pydantic's mark for "the key itself", which the part before shows
+            text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _origin(loc: Sequence[int | str], sources: Mapping[str, str]) -> str | None:
+    """The environment variable that a value came from."""
+    keys = [ENV_DELIMITER.join(str(part).lower() for part in loc[:n]) for n in range(len(loc), 0, -1)]
+    exact = next((sources[key] for key in keys if key in sources), None)
+    return exact or next((name for path, name in sources.items() if path.startswith(keys[0] + ENV_DELIMITER)), None) if keys else None
+
+
+def _unknown_key(loc: Sequence[int | str]) -> str:
+    key, valid = str(loc[-1]), list(_model_at(loc[:-1]).model_fields)
+    if key in _LATER_KEYS and (len(loc) == 1) == (key != "silence"):
+        return f"{_path((*loc[:-1], _LATER_KEYS[key]))}: {_LATER}; remove it"
+    return f"{_path(loc)}: unknown key{_hint(key, valid)}, valid are {', '.join(valid)}"
+
+
+def _needed(loc: Sequence[int | str]) -> str:
+    field = _model_at(loc[:-1]).model_fields[str(loc[-1])]
+    choices = get_args(field.annotation)
+    text = " ".join((field.description or "").split())
+    return (
+        f"valid are {', '.join(choices)}"
+        if choices and all(isinstance(c, str) for c in choices)
+        else text[:1].lower() + text[1:].rstrip(".")
+    )
+
+
+def _wrong_value(error: ErrorDetails) -> str:
+    got = "a hidden value" if _is_secret(error["loc"]) else _show(error["input"])
+    context = error.get("ctx", {})
+    if error["type"] == "literal_error":
+        valid = re.findall(r"'([^']*)'", context["expected"])
+        if (error["loc"][-1], error["input"]) in _LATER_VALUES:
+            return f"got {got}: {_LATER}; valid are {', '.join(valid)}"
+        return f"got {got}, valid are {', '.join(valid)}{_hint(str(error['input']), valid)}"
+    if error["type"] == "value_error":
+        return f"got {got}, {context['error']}"
+    describe = _MUST.get(error["type"])
+    return f"got {got}, {describe(context) if describe else error['msg'][:1].lower() + error['msg'][1:]}"
+
+
+_MUST: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
+    "greater_than": lambda c: f"must be greater than {c['gt']:g}",
+    "greater_than_equal": lambda c: f"must be at least {c['ge']:.10g}",
+    "less_than": lambda c: f"must be less than {c['lt']:g}",
+    "less_than_equal": lambda c: f"must be at most {c['le']:.10g}",
+    "finite_number": lambda _: "must be a finite number",
+    "int_parsing": lambda _: "must be a whole number, written with digits only",
+    "int_type": lambda _: "must be a whole number",
+    "int_from_float": lambda _: "must be a whole number",
+    "float_parsing": lambda _: "must be a number",
+    "float_type": lambda _: "must be a number",
+    "bool_parsing": lambda _: "must be true or false",
+    "bool_type": lambda _: "must be true or false",
+    "string_type": lambda _: "must be text; put it in quotes",
+    "string_too_short": lambda _: "must not be empty",
+    "path_type": lambda _: "must be the path of a file",
+    "tuple_type": lambda _: "must be a list",
+    "too_short": lambda c: f"must have at least {c['min_length']} entry",
+    "dict_type": lambda _: "must be a mapping",
+    "model_type": lambda _: "must be a mapping",
+    "model_attributes_type": lambda _: "must be a mapping",
+    "invalid_key": lambda _: "must be text; put the key in quotes",
+}
+
+
+def _show(value: object) -> str:
+    """A value as the operator wrote it, short; never the inside of a mapping or list, where a secret may sit."""
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list" if value else "an empty list"
+    text = "nothing" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + '…"'
+
+
+def _hint(got: str, valid: Sequence[str]) -> str:
+    close = difflib.get_close_matches(got.lower(), {v.lower(): v for v in valid}, n=1)
+    return f" (did you mean {next(v for v in valid if v.lower() == close[0])}?)" if close else ""
+
+
+def _is_secret(loc: Sequence[int | str]) -> bool:
+    return any("password" in str(part) and not str(part).endswith("_file") for part in loc)
+
+
+def _model_at(loc: Sequence[int | str]) -> type[BaseModel]:
+    """The model class at a path; the path must lead to one."""
+    model: type[BaseModel] = Settings
+    for part in loc:
+        if isinstance(part, str):
+            model = next(_models_in(model.model_fields[part].annotation))
+    return model
+
+
+def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)

@@ -1,35 +1,116 @@
-"""How anomalyd compiles: one decorator, so that every kernel has the same options.
+"""How anomalyd compiles: one decorator, so that every kernel has the same options and the same cache.
 
 - `nogil`: kernels run beside the event loop.
-- `cache`: compiled code is kept on disk. Where (`NUMBA_CACHE_DIR`) and for which processor (`NUMBA_CPU_NAME`, part of the cache's key)
-  is numba's own environment and comes from whoever starts Python, for instance the container image; numba reads it when it is imported.
 - `error_model="numpy"`: division by zero gives inf or NaN. With Python's model each division is a branch, and loops no longer vectorise.
 - `fastmath={"contract"}`: fused multiply-add only. Anything wider reorders sums or assumes that no NaN exists.
+- Machine code is kept on disk between starts. Where (`NUMBA_CACHE_DIR`) and for which processor (`NUMBA_CPU_NAME`, part of the cache's
+  key) is numba's own environment and comes from whoever starts Python, for instance the container image; numba reads it when imported.
+
+Numba's own cache has two habits that do not fit a daemon, so ours differs: it refuses to start where no folder can be written (a read-only
+container with a cache filled at build time), and it looks at a function's own file only, so that an edited helper in another file leaves
+stale machine code in its callers.
 """
 
+import contextlib
+import hashlib
+import tempfile
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar, cast, overload
 
 import numba
+import numba.core.caching
+import numba.misc.appdirs
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_OPTIONS: Final[dict[str, Any]] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
+# Half of numba is annotated, inconsistently: all of it counts as untyped here.
+caching: Any = numba.core.caching
+appdirs: Any = numba.misc.appdirs
+config: Any = numba.config
+
+_OPTIONS: Final[dict[str, Any]] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 
 @overload
 def njit(function: Callable[P, R], /) -> Callable[P, R]: ...
 @overload
-def njit(*, forceinline: bool = ..., boundscheck: bool = ...) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
-def njit(function: Callable[P, R] | None = None, /, *, forceinline: bool = False, boundscheck: bool = False) -> Any:
-    """Compile `function` without the interpreter, at its first call for each set of argument types.
+def njit(*, forceinline: bool = ...) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+def njit(function: Callable[P, R] | None = None, /, *, forceinline: bool = False) -> Any:
+    """Compile `function` to machine code at its first call for each set of argument types, or load it from the cache.
 
-    Used plain (`@njit`) or with options: `forceinline` puts the machine code into each caller (`inline="always"`, numba's own inlining,
-    would double compile time and is left out on purpose), `boundscheck` raises IndexError for an index outside an array (tests only: slow).
+    Used plain (`@njit`) or with `forceinline`, which puts the machine code into each caller (numba's own `inline="always"` would double
+    the time to compile and is left out on purpose).
     """
 
     def compile_(target: Callable[P, R]) -> Callable[P, R]:
-        return cast("Callable[P, R]", numba.njit(forceinline=forceinline, boundscheck=boundscheck, **_OPTIONS)(target))
+        dispatcher = numba.njit(forceinline=forceinline, **_OPTIONS)(target)
+        dispatcher._cache = _KernelCache(target)  # noqa: SLF001 - what numba's `cache=True` does, with our class
+        return cast("Callable[P, R]", dispatcher)
 
     return compile_ if function is None else compile_(function)
+
+
+class _Locator(caching._CacheLocator):  # type: ignore[misc]  # noqa: SLF001 - numba is untyped; its public locators all demand a writable folder
+    """The folder of one function's machine code, and the stamp that says whether it is current."""
+
+    def __init__(self, function: Callable[..., Any], file: str) -> None:
+        self._line = function.__code__.co_firstlineno
+        self._file = file
+        self._folder = _folder(Path(file).parent)
+
+    @classmethod
+    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> "_Locator":
+        return cls(py_func, py_file)
+
+    def get_cache_path(self) -> str:
+        return str(self._folder)
+
+    def get_source_stamp(self) -> str:
+        return hashlib.sha256(Path(self._file).read_bytes() + _kernels_stamp()).hexdigest()
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
+
+
+class _KernelCacheImpl(caching.CompileResultCacheImpl):  # type: ignore[misc]  # numba is untyped
+    _locator_classes = (_Locator,)
+
+
+class _KernelCache(caching.FunctionCache):  # type: ignore[misc]  # numba is untyped
+    _impl_class = _KernelCacheImpl
+
+    def save_overload(self, sig: object, data: object) -> None:
+        # A folder that cannot be written costs time at the next start, nothing else.
+        with contextlib.suppress(OSError):
+            super().save_overload(sig, data)
+
+
+@cache
+def _folder(sources: Path) -> Path:
+    """Where machine code of the functions in the folder `sources` lies: the first place that can be written, else the first that exists."""
+    subfolder: str = caching._CacheLocator.get_suitable_cache_subpath(str(sources / "_"))  # noqa: SLF001 - numba's naming, kept
+    user_wide = Path(str(appdirs.AppDirs(appname="numba", appauthor=False).user_cache_dir)) / subfolder
+    places = [sources / "__pycache__", user_wide]
+    if config.CACHE_DIR:
+        places.insert(0, Path(config.CACHE_DIR) / subfolder)
+    existing = [place for place in places if place.is_dir()]
+    for place in places:
+        with contextlib.suppress(OSError):
+            place.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=place).close()
+            return place
+    return existing[0] if existing else places[0]
+
+
+@cache
+def _kernels_stamp() -> bytes:
+    """Digest of every source file of the package that has to do with compiled code."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        source = file.read_bytes()
+        if b"njit" in source or b"numba" in source:
+            digest.update(source)
+    return digest.digest()

@@ -1,4 +1,4 @@
-"""Episodes: one alert's life for one series. The rules are in `machine`; here are their policy, their memory and their outcome in columns."""
+"""Episodes: one alert's life for one series. The rules are in `machine`; here are the policy, the memory and the outcome in columns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,0 +1,1 @@
+"""What an operator sees: metrics, log, health. Only this package knows prometheus_client."""

@@ -1,0 +1,228 @@
+"""Every metric, declared once.
+
+The registry is injected, so that tests and several instances in a process do not meet. Labels come from closed sets and
+are preset to zero, except topic, partition and stream, which the configuration bounds; no series is ever a label.
+The daemon calls the verbs below once per batch, checkpoint or rebalance, never per sample.
+"""
+
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+
+from anomalyd import __version__
+
+STATUSES: Final = ("firing", "updated", "resolved")
+SEVERITIES: Final = ("warning", "critical")
+STAGES: Final = ("decode", "step", "episodes")
+
+# Buckets sit around what is good and what is not: a batch steps in 0.1-30 ms, an alert is due within a second.
+_LATENCY_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_STEP_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+_CHECKPOINT_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_LOOP_LAG_S: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 3.0, 10.0)
+_BATCH_SAMPLES: Final = (1, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
+
+
+class Declared(NamedTuple):
+    """One metric as operators see it."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+
+
+class Metrics:
+    """All metrics of one instance in one registry."""
+
+    def __init__(self, registry: CollectorRegistry, *, reasons: Sequence[str] = (), streams: Sequence[str] = ()) -> None:
+        """`reasons`: why records can be rejected; `streams`: names of the configured streams. Both are preset labels."""
+        disable_created_metrics()  # a `_created` series beside every counter doubles them and says nothing that rate() needs
+        self.registry = registry
+        self.declared: list[Declared] = []
+
+        counter, gauge = self._counter, self._gauge
+        # what flows
+        self._records = counter("records_consumed", "Records read from the input topics.")
+        rejected = counter("records_rejected", "Records that could not be read, wholly or in part, by reason.", ("reason",))
+        self._rejected = {reason: rejected.labels(reason) for reason in reasons}
+        self._samples = counter("samples_scored", "Samples accepted, those of series in warm-up included.")
+        self._late = counter("samples_late", "Samples older than their series' newest: scored, nothing learned from them, never an alert.")
+        self._repeated = counter("samples_repeated", "Samples with the time and value of their series' newest: nothing learned from them.")
+        self._dead_letters = counter("dead_letters", "Records written to the dead-letter topic.")
+        alerts = counter("alerts", "Alert messages written and acknowledged, by status and severity.", ("status", "severity"))
+        self._alerts = {(status, severity): alerts.labels(status, severity) for status in STATUSES for severity in SEVERITIES}
+        last_event = gauge(
+            "last_event_timestamp_seconds", "Newest event time seen in a stream; its age is the stream's delay.", ("stream",)
+        )
+        self._last_event = {stream: last_event.labels(stream) for stream in streams}
+        # what is held
+        self._series = gauge("series", "Series whose state is kept.")
+        self._evicted = counter("series_evicted", "Series forgotten to make room; a steady rate means that max_series is too small.")
+        self._open_episodes = gauge("open_episodes", "Alerts that are firing now.")
+        # how fast
+        self._detection_s = self._histogram(
+            "detection_latency_seconds", "From the record's timestamp in Kafka to its alert being acknowledged and committed.", _LATENCY_S
+        )
+        self._step_s = self._histogram("step_seconds", "The detector's time for one batch.", _STEP_S)
+        self._batch_samples = self._histogram("batch_samples", "Samples in one batch.", _BATCH_SAMPLES)
+        busy = counter("worker_busy_seconds", "Time spent working, by stage; its rate is the share of a core.", ("stage",))
+        self._busy = {stage: busy.labels(stage) for stage in STAGES}
+        self._in_flight = gauge("batches_in_flight", "Batches decoded and not yet through the detector.")
+        self._loop_lag_s = self._histogram(
+            "event_loop_lag_seconds", "How late the event loop wakes; heartbeats to Kafka wait as long.", _LOOP_LAG_S
+        )
+        # what is durable
+        self._checkpoint_s = self._histogram(
+            "checkpoint_seconds", "Time of one checkpoint: alerts and dead letters acknowledged, positions committed.", _CHECKPOINT_S
+        )
+        self._checkpoint_failures = counter("checkpoint_failures", "Checkpoints that failed; their batches are done again.")
+        self._last_checkpoint = gauge("last_checkpoint_timestamp_seconds", "When the last checkpoint succeeded.")
+        # Kafka
+        self._lag = gauge(
+            "consumer_lag_records", "Records not yet read (log end - next position) of each assigned partition.", ("topic", "partition")
+        )
+        self._assigned = gauge("assigned_partitions", "Input partitions that this instance reads.")
+        self._paused = gauge("paused_partitions", "Input partitions paused because the detector is busy.")
+        self._rebalances = counter("rebalances", "Times the group gave partitions out anew.")
+        self._fetch_errors = counter("fetch_errors", "Fetches from Kafka that failed and were tried again.")
+        self._reconnects = counter("kafka_reconnects", "Times the Kafka clients were built anew after a failure.")
+        # what runs
+        build = self._info("build", "Which anomalyd on which Python; always 1.", ("version", "python"))
+        build.info({"version": __version__, "python": platform.python_version()})
+        self._model = self._info("model", "Which model scores; always 1.", ("name", "version", "hash"))
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+
+    # --- verbs: once per batch, checkpoint or rebalance -----------------------------------------------------------
+
+    def batch(
+        self,
+        *,
+        records: int,
+        samples: int,
+        rejected: Mapping[str, int],
+        late: int = 0,
+        repeated: int = 0,
+        evicted: int = 0,
+        decode_s: float = 0.0,
+        step_s: float = 0.0,
+        episodes_s: float = 0.0,
+    ) -> None:
+        """One batch of one partition went through; times are seconds of work."""
+        self._records.inc(records)
+        self._samples.inc(samples)
+        for reason, count in rejected.items():
+            self._rejected[reason].inc(count)
+        self._late.inc(late)
+        self._repeated.inc(repeated)
+        self._evicted.inc(evicted)
+        self._batch_samples.observe(samples)
+        self._step_s.observe(step_s)
+        self._busy["decode"].inc(decode_s)
+        self._busy["step"].inc(step_s)
+        self._busy["episodes"].inc(episodes_s)
+
+    def in_flight(self, batches: int) -> None:
+        """So many batches are decoded and not yet through the detector."""
+        self._in_flight.set(batches)
+
+    def state(self, *, series: int, open_episodes: int) -> None:
+        """What all partitions hold together."""
+        self._series.set(series)
+        self._open_episodes.set(open_episodes)
+
+    def watermark(self, stream: str, event_time_ms: int) -> None:
+        """The newest event time seen in a stream, in milliseconds since the epoch."""
+        self._last_event[stream].set(event_time_ms / 1000)
+
+    def loop_lag(self, seconds: float) -> None:
+        """The event loop woke so much later than asked."""
+        self._loop_lag_s.observe(seconds)
+
+    def checkpoint(
+        self, *, seconds: float, at_s: float, alerts: Mapping[tuple[str, str], int], dead_letters: int, latencies_s: Iterable[float]
+    ) -> None:
+        """A checkpoint succeeded.
+
+        Args:
+            seconds: how long it took.
+            at_s: when, in seconds since the epoch.
+            alerts: messages acknowledged, by (status, severity).
+            dead_letters: records acknowledged by the dead-letter topic.
+            latencies_s: of each alert, from its record's timestamp in Kafka until now.
+        """
+        self._checkpoint_s.observe(seconds)
+        self._last_checkpoint.set(at_s)
+        self._dead_letters.inc(dead_letters)
+        for kind, count in alerts.items():
+            self._alerts[kind].inc(count)
+        for latency_s in latencies_s:
+            self._detection_s.observe(max(0.0, latency_s))  # the producer's clock may run ahead of ours
+
+    def checkpoint_failed(self) -> None:
+        """A checkpoint failed; what it held will be done again."""
+        self._checkpoint_failures.inc()
+
+    def rebalanced(self, partitions: int) -> None:
+        """The group gave partitions out anew; this instance now has so many."""
+        self._rebalances.inc()
+        self._assigned.set(partitions)
+
+    def revoked(self, topic: str, partition: int) -> None:
+        """The partition is no longer ours: its lag is somebody else's to report."""
+        try:
+            self._lag.remove(topic, str(partition))
+        except KeyError:
+            return  # its lag was never known
+
+    def lag(self, topic: str, partition: int, records: int) -> None:
+        """Records of an assigned partition that are not yet read."""
+        self._lag.labels(topic, str(partition)).set(max(0, records))
+
+    def paused(self, partitions: int) -> None:
+        """So many partitions are paused because the detector is busy."""
+        self._paused.set(partitions)
+
+    def fetch_failed(self) -> None:
+        """A fetch failed and will be tried again."""
+        self._fetch_errors.inc()
+
+    def reconnected(self) -> None:
+        """The Kafka clients were built anew after a failure."""
+        self._reconnects.inc()
+
+    def model(self, name: str, version: str, hash_: str) -> None:
+        """The model that scores from now on."""
+        self._model.info({"name": name, "version": version, "hash": hash_})
+
+    # --- declaring ------------------------------------------------------------------------------------------------
+
+    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+        return Counter(self._declare(name, "counter", text, labels, "_total"), text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+        return Gauge(self._declare(name, "gauge", text, labels), text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(self._declare(name, "histogram", text), text, buckets=buckets, registry=self.registry)
+
+    def _info(self, name: str, text: str, labels: tuple[str, ...]) -> Info:
+        return Info(self._declare(name, "info", text, labels, "_info"), text, registry=self.registry)
+
+    def _declare(self, name: str, kind: str, text: str, labels: tuple[str, ...] = (), suffix: str = "") -> str:
+        self.declared.append(Declared(f"anomalyd_{name}{suffix}", kind, labels, text))
+        return f"anomalyd_{name}"

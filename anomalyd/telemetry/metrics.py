@@ -7,7 +7,7 @@ The daemon calls the verbs below once per batch, checkpoint or rebalance, never 
 
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -22,6 +22,8 @@ from prometheus_client import (
 )
 
 from anomalyd import __version__
+
+T = TypeVar("T", Counter, Gauge)
 
 STATUSES: Final = ("firing", "updated", "resolved")
 SEVERITIES: Final = ("warning", "critical")
@@ -44,12 +46,26 @@ class Declared(NamedTuple):
     help: str
 
 
+class _Children(dict[str, T]):
+    """Children of a metric with one label, resolved once: `labels()` costs more than the counting."""
+
+    def __init__(self, parent: T, preset: Sequence[str] = ()) -> None:
+        super().__init__()
+        self._parent = parent
+        for label in preset:
+            self[label] = parent.labels(label)
+
+    def __missing__(self, label: str) -> T:
+        child = self[label] = self._parent.labels(label)
+        return child
+
+
 class Metrics:
     """All metrics of one instance in one registry."""
 
-    def __init__(self, registry: CollectorRegistry, *, reasons: Sequence[str] = (), streams: Sequence[str] = ()) -> None:
-        """`reasons`: why records can be rejected; `streams`: names of the configured streams. Both are preset labels."""
-        disable_created_metrics()  # a `_created` series beside every counter doubles them and says nothing that rate() needs
+    def __init__(self, registry: CollectorRegistry, *, reasons: Sequence[str] = ()) -> None:
+        """`reasons`: why records can be rejected, preset labels."""
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a `_created` series beside every counter doubles them and says nothing that rate() needs
         self.registry = registry
         self.declared: list[Declared] = []
 
@@ -57,17 +73,15 @@ class Metrics:
         # what flows
         self._records = counter("records_consumed", "Records read from the input topics.")
         rejected = counter("records_rejected", "Records that could not be read, wholly or in part, by reason.", ("reason",))
-        self._rejected = {reason: rejected.labels(reason) for reason in reasons}
+        self._rejected = _Children(rejected, reasons)
         self._samples = counter("samples_scored", "Samples accepted, those of series in warm-up included.")
         self._late = counter("samples_late", "Samples older than their series' newest: scored, nothing learned from them, never an alert.")
         self._repeated = counter("samples_repeated", "Samples with the time and value of their series' newest: nothing learned from them.")
         self._dead_letters = counter("dead_letters", "Records written to the dead-letter topic.")
         alerts = counter("alerts", "Alert messages written and acknowledged, by status and severity.", ("status", "severity"))
         self._alerts = {(status, severity): alerts.labels(status, severity) for status in STATUSES for severity in SEVERITIES}
-        last_event = gauge(
-            "last_event_timestamp_seconds", "Newest event time seen in a stream; its age is the stream's delay.", ("stream",)
-        )
-        self._last_event = {stream: last_event.labels(stream) for stream in streams}
+        # Not preset: the age of a time that nobody has seen yet would be that of 1970.
+        self._last_event = _Children(gauge("last_event_timestamp_seconds", "Newest event time seen in a stream.", ("stream",)))
         # what is held
         self._series = gauge("series", "Series whose state is kept.")
         self._evicted = counter("series_evicted", "Series forgotten to make room; a steady rate means that max_series is too small.")
@@ -79,7 +93,7 @@ class Metrics:
         self._step_s = self._histogram("step_seconds", "The detector's time for one batch.", _STEP_S)
         self._batch_samples = self._histogram("batch_samples", "Samples in one batch.", _BATCH_SAMPLES)
         busy = counter("worker_busy_seconds", "Time spent working, by stage; its rate is the share of a core.", ("stage",))
-        self._busy = {stage: busy.labels(stage) for stage in STAGES}
+        self._busy = _Children(busy, STAGES)
         self._in_flight = gauge("batches_in_flight", "Batches decoded and not yet through the detector.")
         self._loop_lag_s = self._histogram(
             "event_loop_lag_seconds", "How late the event loop wakes; heartbeats to Kafka wait as long.", _LOOP_LAG_S
@@ -89,7 +103,7 @@ class Metrics:
             "checkpoint_seconds", "Time of one checkpoint: alerts and dead letters acknowledged, positions committed.", _CHECKPOINT_S
         )
         self._checkpoint_failures = counter("checkpoint_failures", "Checkpoints that failed; their batches are done again.")
-        self._last_checkpoint = gauge("last_checkpoint_timestamp_seconds", "When the last checkpoint succeeded.")
+        self._last_checkpoint = gauge("last_checkpoint_timestamp_seconds", "When the last checkpoint succeeded; 0 before the first.")
         # Kafka
         self._lag = gauge(
             "consumer_lag_records", "Records not yet read (log end - next position) of each assigned partition.", ("topic", "partition")

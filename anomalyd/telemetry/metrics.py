@@ -51,12 +51,13 @@ class _Children(dict[str, T]):
 
     def __init__(self, parent: T, preset: Sequence[str] = ()) -> None:
         super().__init__()
-        self._parent = parent
+        self._parent: T = parent
         for label in preset:
             self[label] = parent.labels(label)
 
     def __missing__(self, label: str) -> T:
-        child = self[label] = self._parent.labels(label)
+        child: T = self._parent.labels(label)
+        self[label] = child
         return child
 
 

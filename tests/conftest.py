@@ -1,0 +1,94 @@
+"""Which broker a test gets.
+
+1. ANOMALYD_TEST_KAFKA=host:port, if set;
+2. else a real Kafka, if java 17+ and mvn are there (tests/support/kafka.py);
+3. else the embedded mock: tests marked `real_kafka` are skipped and the last line says what to install. With CI=true there is no 3.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from anomalyd.demo.broker import EmbeddedBroker
+from tests.support.kafka import Cluster, missing
+
+GIVEN = os.environ.get("ANOMALYD_TEST_KAFKA")
+CI = os.environ.get("CI", "").lower() == "true"
+BROKER_FIXTURES = {"kafka", "kafka_cluster", "breakable_kafka", "mock_kafka"}
+LACKING = pytest.StashKey[str]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a broker by the fixtures it asks for, before `-m` chooses."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if fixtures & BROKER_FIXTURES:
+            item.add_marker("broker")
+        if fixtures & {"kafka_cluster", "breakable_kafka"}:
+            item.add_marker("real_kafka")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Skip what only a real Kafka can prove where there is none, unless this is CI, where the fixture then fails."""
+    needing = [item for item in session.items if item.get_closest_marker("real_kafka")]
+    own = [item for item in needing if not GIVEN or {"kafka_cluster", "breakable_kafka"} & set(getattr(item, "fixturenames", ()))]
+    if own and not CI and (lacking := missing()):
+        session.config.stash[LACKING] = f"{len(own)} TESTS AGAINST A REAL KAFKA WERE SKIPPED: install {lacking}"
+        for item in own:
+            item.add_marker(pytest.mark.skip(reason=f"needs a real Kafka: install {lacking}"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say loudly what was not tested."""
+    if lacking := config.stash.get(LACKING, None):
+        terminalreporter.write_sep("!", lacking, red=True, bold=True)
+
+
+def _demand_real() -> None:
+    if lacking := missing():
+        pytest.fail(f"no real Kafka: install {lacking}", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[str]:
+    """The address of the session's broker; topics and groups are to be of the test's own names."""
+    if GIVEN:
+        yield GIVEN
+    elif missing() and not CI:
+        with EmbeddedBroker() as embedded:
+            yield embedded.bootstrap_servers
+    else:
+        _demand_real()
+        with Cluster() as cluster:
+            yield cluster.bootstrap_servers
+
+
+@pytest.fixture(scope="session")
+def _three_brokers() -> Iterator[Cluster]:
+    _demand_real()
+    with Cluster(brokers=3) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def kafka_cluster(_three_brokers: Cluster) -> Cluster:
+    """Three real brokers of the session, all up at the start of a test, which may stop, kill and start them."""
+    _three_brokers.ensure_up()
+    return _three_brokers
+
+
+@pytest.fixture
+def breakable_kafka() -> Iterator[Cluster]:
+    """One real broker for this test alone, which may end it."""
+    _demand_real()
+    with Cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def mock_kafka() -> Iterator[str]:
+    """The address of the embedded broker, whatever else there is."""
+    with EmbeddedBroker() as embedded:
+        yield embedded.bootstrap_servers

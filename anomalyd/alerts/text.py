@@ -80,7 +80,7 @@ def number(value: float) -> str:
     """Four significant digits, large numbers with an SI suffix: 97.1, 1766, 12.35G."""
     size = abs(value)
     for scale, suffix in _SUFFIXES:
-        if scale <= size < 1e18:
+        if 0.99995 * scale <= size < 1e18:  # where four digits round up to the next unit
             return f"{value / scale:.4g}{suffix}"
     return f"{value:.0f}" if 1000 <= size < 1e6 else f"{value:.4g}"
 

@@ -1,0 +1,129 @@
+"""What an alert says to a person on call."""
+
+import pytest
+
+from anomalyd.alerts.text import Reading, annotate, duration, number
+
+SERIES = 'cpu.usage{cpu="cpu0",host="web-01"}'
+
+
+def reading(**changes: object) -> Reading:
+    """CPU usage far above what was expected, at the opening of an alert."""
+    fields: dict[str, object] = {
+        "series": SERIES,
+        "stream": "hosts",
+        "status": "firing",
+        "lapsed": False,
+        "value": 97.1,
+        "expected": 31.04,
+        "low": 25.2,
+        "high": 37.9,
+        "rate": False,
+        "score": 3.2,
+        "peak_score": 3.2,
+        "starts_at": "2026-01-01T12:00:00.000Z",
+        "ends_at": None,
+        "lasted_ms": 0,
+        "features": (),
+    }
+    return Reading(**fields | changes)  # type: ignore[arg-type]  # a keyword table of mixed types
+
+
+def test_a_new_alert_says_what_where_how_far_and_since_when() -> None:
+    summary, description = annotate(reading())
+
+    assert summary == f"{SERIES} is anomalous: 97.1 is above the expected 31.04 (25.2 to 37.9)"
+    assert description == (
+        "Anomalous since 2026-01-01 12:00:00 UTC. 97.1 is above the expected 31.04 (25.2 to 37.9). "
+        f"Score 3.2, where 1 is the threshold. Series {SERIES} of stream hosts."
+    )
+
+
+def test_a_counter_is_told_as_a_rate() -> None:
+    assert annotate(reading(rate=True))[0].endswith("97.1/s is above the expected 31.04/s (25.2 to 37.9/s)")
+
+
+def test_a_value_below() -> None:
+    assert "1.5 is below the expected 31.04 (25.2 to 37.9)" in annotate(reading(value=1.5))[0]
+
+
+def test_a_strange_course_through_ordinary_values_is_not_called_high_or_low() -> None:
+    assert annotate(reading(value=30))[0].endswith("30 lies in the expected range (25.2 to 37.9), but its course is unusual")
+
+
+def test_an_update_says_how_long_and_how_bad_it_was() -> None:
+    summary, description = annotate(reading(status="updated", lasted_ms=5_400_000, peak_score=4.75))
+
+    assert summary.startswith(f"{SERIES} is still anomalous")
+    assert "since 2026-01-01 12:00:00 UTC, for 1 h 30 min now" in description
+    assert "Score 3.2, peak 4.75" in description
+
+
+def test_the_end_says_from_when_to_when() -> None:
+    summary, description = annotate(reading(status="resolved", ends_at="2026-01-01T12:00:45.000Z", lasted_ms=45_000, value=31, score=0.1))
+
+    assert summary == f"{SERIES} is back to normal after 45 s"
+    assert description.startswith("Anomalous from 2026-01-01 12:00:00 UTC to 2026-01-01 12:00:45 UTC (45 s). Peak score 3.2")
+    assert "Now 31 lies in the expected range (25.2 to 37.9)." in description
+
+
+def test_an_end_after_a_gap_does_not_claim_that_all_is_well() -> None:
+    summary, description = annotate(reading(status="resolved", lapsed=True, ends_at="2026-01-01T12:00:45.000Z", lasted_ms=45_000))
+
+    assert "normal" not in summary + description
+    assert "after a long gap" in description
+
+
+def test_several_features_name_the_worst_first() -> None:
+    summary, description = annotate(reading(features=(("load1", 0.62), ("mem", 0.21), ("disk", 0.1), ("net", 0.07))))
+
+    assert summary.endswith("is anomalous: load1 97.1 is above the expected 31.04 (25.2 to 37.9)")
+    assert "Features that contribute most: load1 62%, mem 21%, disk 10%." in description
+
+
+def test_a_very_long_series_key_is_cut_in_the_summary_only() -> None:
+    key = "requests{" + ",".join(f'label{i}="{"x" * 20}"' for i in range(20)) + "}"
+
+    summary, description = annotate(reading(series=key))
+
+    assert len(summary) < 250
+    assert "…" in summary
+    assert key in description
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (31.0, "31"),
+        (97.123456, "97.12"),
+        (-0.000123456, "-0.0001235"),
+        (1766.4, "1766"),
+        (97_100.4, "97100"),
+        (999_999.7, "1M"),
+        (12_345_678_901.0, "12.35G"),
+        (-2.5e15, "-2.5P"),
+        (1e15, "1P"),
+        (3.2e21, "3.2e+21"),
+        (999.97, "1000"),
+    ],
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("length_ms", "text"),
+    [
+        (0, "0 ms"),
+        (250, "250 ms"),
+        (45_900, "45 s"),
+        (720_000, "12 min"),
+        (61_000, "1 min 1 s"),
+        (12_000_000, "3 h 20 min"),
+        (86_400_000, "1 d"),
+        (190_800_000, "2 d 5 h"),
+    ],
+)
+def test_durations_have_two_units(length_ms: int, text: str) -> None:
+    assert duration(length_ms) == text

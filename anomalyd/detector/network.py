@@ -1,0 +1,86 @@
+"""The LSTM autoencoder as a torch module: what training fits and what the torch backend runs.
+
+An encoder LSTM reads the inputs, a linear bottleneck of size Z squeezes its hidden state into a code at every step, a decoder LSTM
+reads the codes and reconstructs the last W values of u, newest first, and forecasts the next one. Both LSTMs carry their state
+from step to step; nothing is ever re-encoded.
+
+The heads for the older W - 1 values and for the learned scales exist for training alone: they make the code remember more than the
+newest value, and keep bursts from dominating the loss. Scoring uses the heads `newest` and `next`.
+"""
+
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from anomalyd.detector.artifact import Artifact
+from anomalyd.detector.layout import Shape
+from anomalyd.detector.weights import tensor_shapes
+
+State = tuple[Tensor, Tensor]
+
+
+class StepOutput(NamedTuple):
+    """One step: heads (B, F) and code (B, Z), and the states (L, B, H) after it."""
+
+    newest: Tensor
+    next: Tensor
+    code: Tensor
+    encoder: State
+    decoder: State
+
+
+class SequenceOutput(NamedTuple):
+    """A sequence (B, T, ...): means and log scales of the W newest values at each step, and of the next one."""
+
+    window: Tensor
+    """(B, T, W * F), newest first."""
+    window_log_scale: Tensor
+    next: Tensor
+    """(B, T, F)"""
+    next_log_scale: Tensor
+    state: tuple[State, State]
+
+
+class Autoencoder(nn.Module):
+    """Encoder LSTM, linear code, decoder LSTM, linear heads. `window` W is only used in training."""
+
+    def __init__(self, shape: Shape, window: int = 1) -> None:
+        super().__init__()
+        self.shape, self.window = shape, window
+        out = shape.features if shape.joint else 1
+        self.encoder = nn.LSTM(shape.inputs, shape.units, shape.layers, batch_first=True)
+        self.code = nn.Linear(shape.units, shape.latent)
+        self.decoder = nn.LSTM(shape.latent, shape.units, shape.layers, batch_first=True)
+        self.newest = nn.Linear(shape.units, out)
+        self.next = nn.Linear(shape.units, out)
+        self.older = nn.Linear(shape.units, out * (window - 1)) if window > 1 else None
+        self.log_scale = nn.Linear(shape.units, out * (window + 1))
+        with torch.no_grad():  # a forget gate that starts open lets gradients reach far back
+            for lstm in (self.encoder, self.decoder):
+                for layer in range(shape.layers):
+                    getattr(lstm, f"bias_hh_l{layer}")[shape.units : 2 * shape.units] = 1.5
+
+    @classmethod
+    def from_artifact(cls, artifact: Artifact) -> Self:
+        """The network with an artifact's weights, for scoring."""
+        network = cls(artifact.shape)
+        tensors = {name: torch.from_numpy(artifact.tensors[name].copy()) for name in tensor_shapes(artifact.shape)}
+        network.load_state_dict(tensors, strict=False)
+        return network
+
+    def step(self, x: Tensor, encoder: State, decoder: State) -> StepOutput:
+        """One sample of each of B series: x (B, I)."""
+        h, encoder = self.encoder(x[:, None, :], encoder)
+        code = self.code(h)
+        g, decoder = self.decoder(code, decoder)
+        return StepOutput(self.newest(g[:, 0]), self.next(g[:, 0]), code[:, 0], encoder, decoder)
+
+    def forward(self, x: Tensor, state: tuple[State, State] | None = None) -> SequenceOutput:
+        """A stretch of T samples of each of B series: x (B, T, I), continuing from `state`."""
+        h, encoder = self.encoder(x, state[0] if state else None)
+        g, decoder = self.decoder(self.code(h), state[1] if state else None)
+        window = torch.cat([self.newest(g), self.older(g)], dim=2) if self.older else self.newest(g)
+        scales = self.log_scale(g)
+        width = window.shape[2]
+        return SequenceOutput(window, scales[..., :width], self.next(g), scales[..., width:], (encoder, decoder))

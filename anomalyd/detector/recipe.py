@@ -1,0 +1,79 @@
+"""Constants of the scoring recipe, shared by both backends, by training and by the tests.
+
+They belong to the method, not to a deployment: one set for all data. What an operator may choose is in `Options`.
+"""
+
+from typing import Final
+
+# --- front end: robust exponentially weighted normaliser -------------------------------------------------------------
+SCALER_SAMPLES: Final = 1000.0
+"""Memory of mean, variance and mean step: plain averages while younger, exponentially weighted after."""
+CLIP_SD: Final = 4.0
+"""A sample moves the normaliser by at most this many standard deviations, so that an incident does not become the scale."""
+CLIP_SHARE: Final = 0.05
+"""... or by this share of its distance, so that a series that was constant can still find a new scale."""
+RELATIVE_FLOOR: Final = 1e-4
+"""Smallest standard deviation relative to the mean: differences below it are float noise of the producer."""
+ABSOLUTE_FLOOR: Final = 1e-9
+INPUT_LIMIT: Final = 8.0
+"""Network inputs are clamped to ± this (asinh units: ± 1490 standard deviations)."""
+
+# --- order, gaps, counters --------------------------------------------------------------------------------------------
+LATE_RUN: Final = 8
+"""This many late samples in a row mean that the producer's clock was set back: the newest is taken as the present."""
+GAP_STEPS: Final = 10.0
+"""A pause longer than this many usual steps: the difference to the last value says nothing, so it is taken as zero."""
+COUNTER_AGE: Final = 64
+"""At this age a series that never fell (but for one restart from below half) and rose at least half the time is a counter."""
+
+# --- novelty ----------------------------------------------------------------------------------------------------------
+PROTOTYPES: Final = 32
+PROTOTYPE_SAMPLES: Final = 2000.0
+PROTOTYPE_HALVING: Final = 1386
+"""Integer weights are halved every 1386 samples: ln 2 times PROTOTYPE_SAMPLES."""
+PROTOTYPE_UNIT: Final = 8
+"""Weight of one sample in the int16 column: 2 * 1386 * 8 stays below 2^15."""
+PROTOTYPE_NEW: Final = 0.5
+PROTOTYPE_REPLACE: Final = 1.5
+PROTOTYPE_RATE: Final = 0.01
+FIXED_POINT: Final = 2048.0
+"""int16 fixed point: ± 16 in steps of 1/2048. Half precision would lose slow decay."""
+
+# --- calibration: tail evidence per channel ----------------------------------------------------------------------------
+BINS: Final = 32
+BIN_LOW: Final = -6.0
+BIN_WIDTH: Final = 0.3125
+"""Natural logarithm of the error: 32 bins from e^-6 to e^4."""
+HISTOGRAM_SAMPLES: Final = 8000.0
+HISTOGRAM_HALVING: Final = 5545
+HISTOGRAM_UNIT: Final = 2
+TAIL_SHARE: Final = 0.1
+TAIL_PRIOR_COUNT: Final = 4.0
+TAIL_PRIOR_MEAN: Final = 0.25
+"""Exponential tail of the log error above the 90 % quantile; the prior steadies it while few samples lie there."""
+LENGTH_COEFFICIENT: Final = 0.5
+EVIDENCE_AGE: Final = 50
+EVIDENCE_LIMIT: Final = 12.0
+
+# --- range guard --------------------------------------------------------------------------------------------------------
+GUARD_TOLERANCE: Final = 0.05
+GUARD_SAMPLES: Final = 10_000.0
+GUARD_EVIDENCE: Final = 4.0
+
+# --- alerting ---------------------------------------------------------------------------------------------------------
+WARMUP_SAMPLES: Final = 100
+ENVELOPE_SAMPLES: Final = 200.0
+LEVEL_SAMPLES: Final = 16.0
+"""Smoothing of u that gives the second novelty channel its context."""
+JOINT_SAMPLES: Final = 10.0
+"""Exponentially weighted span over which the joint error of F > 1 is smoothed: "still abnormal", not "new just now"."""
+JOINT_SCALER_SAMPLES: Final = 10_000.0
+"""Memory of the normaliser for F > 1: a slow one gave a better ranking on multivariate data."""
+JOINT_LIMIT: Final = 30.0
+ERROR_SAMPLES: Final = 500.0
+BAND_ERRORS: Final = 4.0
+"""Half width of the expected band in mean absolute forecast errors."""
+RECENT: Final = 16
+"""Inputs kept in the row, for re-encoding after a change of weights and for explaining."""
+EPISODE_BYTES: Final = 96
+"""Room in the row for the alert episode; its meaning belongs to anomalyd.alerts."""

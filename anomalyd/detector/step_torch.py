@@ -1,0 +1,365 @@
+"""The step in batched tensor operations: the readable statement of the recipe, for the GPU, and the oracle of tests.
+
+Letters: B rows, F features, H units, Z latent, I network inputs, P prototypes. A dictionary `s` holds the rows' fields as tensors
+(B, count), named and typed as in `layout`; functions take it and replace entries. `step_cpu` is the same, row after row.
+
+Rows are copied to the device tile by tile, 256 rows each, always full: matrix products then take the same path whatever the
+batch, so scores do not depend on what else is in it. A series with several samples in a batch is stepped in as many rounds.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anomalyd.batch import ARMED, COUNTER, LATE, REPEATED, WARMUP, SampleBatch, Verdicts
+from anomalyd.detector import recipe as R
+from anomalyd.detector.artifact import Artifact
+from anomalyd.detector.layout import Layout, Shape
+from anomalyd.detector.network import Autoencoder
+from anomalyd.detector.pages import Pages
+
+Rows = dict[str, Tensor]
+TILE = 256
+_F4, _F8, _I4 = torch.float32, torch.float64, torch.int32
+_TYPES = {"i8": torch.int64, "f8": _F8, "i4": _I4, "f4": _F4, "i2": torch.int16, "u1": torch.uint8}
+_KEPT_AT_RESTART = {"time", "step_ms", "late_run", "kind", "last", "episode"}
+
+
+def cuda_available() -> bool:
+    """Whether torch can reach a GPU."""
+    return bool(torch.cuda.is_available())
+
+
+def unpack(rows: Tensor, layout: Layout) -> Rows:
+    """Rows of bytes (B, row_bytes) as fields (B, count)."""
+    return {
+        f.name: rows[:, f.offset : f.offset + f.dtype.itemsize * f.count].contiguous().view(_TYPES[f.dtype.str[1:]])
+        for f in layout.fields.values()
+        if f.count
+    }
+
+
+def repack(s: Rows, rows: Tensor, layout: Layout) -> None:
+    """Writes the fields back into the rows of bytes."""
+    for f in layout.fields.values():
+        if f.count:
+            rows[:, f.offset : f.offset + f.dtype.itemsize * f.count] = s[f.name].contiguous().view(torch.uint8)
+
+
+def floored(value: Tensor, mean: Tensor) -> Tensor:
+    """A scale, never below what is float noise at this level."""
+    return torch.clamp(torch.maximum(value, R.RELATIVE_FLOOR * mean.abs()), min=R.ABSOLUTE_FLOOR)
+
+
+def scaled(x: Tensor, mean: Tensor | float, sd: Tensor) -> Tensor:
+    """asinh of the standardised value, within ± INPUT_LIMIT."""
+    return torch.asinh((x - mean) / sd).clamp(-R.INPUT_LIMIT, R.INPUT_LIMIT).to(_F4)
+
+
+def restart(s: Rows, which: Tensor) -> None:
+    """Forgets what was learned about the values in the rows `which` (B,), but neither time, step, kind nor the open episode."""
+    for name, field in s.items():
+        if name not in _KEPT_AT_RESTART:
+            s[name] = torch.where(which[:, None], torch.zeros_like(field), field)
+
+
+def judged(s: Rows, x: Tensor, dt: Tensor, *, single: bool) -> Tensor:
+    """The values to judge (B, F): x, or for a counter its increase per second; decides which of the two a series is."""
+    last, born = s["last"], s["born"]
+    undecided = (born > 0) & (s["kind"] == 0)
+    s["rises"] = s["rises"] + (undecided & (x > last)).int()
+    restarted = (x >= 0) & (x < 0.5 * last)
+    s["falls"] = s["falls"] + torch.where(undecided & (x < last), torch.where(restarted, 1, R.COUNTER_AGE), 0).int()
+    decide = undecided & (born == R.COUNTER_AGE)
+    is_counter = decide & (s["falls"] <= 1) & (2 * s["rises"] >= R.COUNTER_AGE) & (last >= 0)
+    s["kind"] = torch.where(decide, torch.where(is_counter, 2, 1), s["kind"]).int()
+
+    increase = x - last
+    no_counter = (s["kind"] == 2) & (increase < 0) & ~(x < 0.5 * last)
+    s["kind"] = torch.where(no_counter, 1, s["kind"]).int()
+    anew = is_counter | no_counter
+    if single:
+        restart(s, anew[:, 0])
+    s["born"] = torch.where(anew, 0, s["born"]).int()
+    increase = torch.where(increase < 0, x, increase)
+    ms = torch.where(dt > 0, dt.to(_F8), s["step_ms"][:, 0].clamp(min=1.0).to(_F8))
+    return torch.where(s["kind"] == 2, increase / (ms[:, None] / 1000.0), x)
+
+
+def front(s: Rows, y: Tensor, gap: Tensor, *, scaler: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Scales the judged values (B, F) with the statistics before them, then learns them.
+
+    Returns u, d (B, F), expected, low, high (B, F) in the units of y, and the evidence of the range guard (B,).
+    """
+    n, mean, variance = s["born"], s["mean"], s["variance"]
+    first = n == 0
+    sd = floored(variance.sqrt(), mean)
+    u = torch.where(first, 0.0, scaled(y, mean, sd))
+    difference = torch.where(gap[:, None], 0.0, y - s["seen"])
+    scale = floored(s["step_size"], mean)
+    d = torch.where(first, 0.0, scaled(difference, 0.0, scale))
+
+    forecast, error = s["forecast"], s["error"]
+    band = R.BAND_ERRORS * error
+    expected, low, high = (torch.where(first, y, mean + sd * torch.sinh(e.to(_F8))) for e in (forecast, forecast - band, forecast + band))
+    rate = torch.maximum(1.0 / n.clamp(min=1), torch.tensor(1.0 / R.ERROR_SAMPLES))
+    s["error"] = torch.where(first, 0.0, error + rate * ((u - forecast).abs() - error))
+    s["forecast"] = torch.where(first, 0.0, forecast)
+
+    lowest, highest = s["low"], s["high"]
+    span = floored(highest - lowest, mean)
+    excess = torch.maximum(y - highest, lowest - y) / span
+    outside = (n >= R.EVIDENCE_AGE) & (excess > R.GUARD_TOLERANCE)
+    guard = torch.where(outside, (R.GUARD_EVIDENCE + torch.log10(1.0 + excess.clamp(min=0.0))).clamp(max=R.EVIDENCE_LIMIT), 0.0)
+    s["low"] = torch.where(first, y, torch.minimum(lowest + (mean - lowest) / R.GUARD_SAMPLES, y))
+    s["high"] = torch.where(first, y, torch.maximum(highest + (mean - highest) / R.GUARD_SAMPLES, y))
+
+    share = 1.0 / (n + 1.0).double().clamp(max=scaler)
+    delta = y - mean
+    limit = torch.maximum(R.CLIP_SD * sd, R.CLIP_SHARE * delta.abs())
+    delta = torch.where(n >= 10, torch.clamp(delta, -limit, limit), delta)
+    size = difference.abs()
+    size = torch.where(n >= 10, torch.minimum(size, torch.maximum(R.CLIP_SD * scale, R.CLIP_SHARE * size)), size)
+    s["mean"] = torch.where(first, y, mean + share * delta)
+    s["variance"] = torch.where(first, 0.0, (1.0 - share) * (variance + share * delta * delta))
+    s["step_size"] = torch.where(first, 0.0, s["step_size"] + (size - s["step_size"]) / n.double().clamp(min=1.0, max=scaler))
+    s["seen"] = y
+    s["born"] = n + 1
+    return u, d, expected, low, high, guard.amax(dim=1).to(_F4)
+
+
+def fixed(x: Tensor) -> Tensor:
+    """To 1/2048 fixed point, saturating."""
+    return torch.floor(x * R.FIXED_POINT + 0.5).clamp(-32767, 32767).to(torch.int16)
+
+
+def advance(s: Rows, network: Autoencoder, inputs: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
+    """One step of all recurrent states for inputs (B, networks, I).
+
+    Returns the reconstruction of the newest u (B, F) and the code z (B, networks, Z); `forecast` becomes the next u.
+    """
+    b, n = inputs.shape[0], shape.networks
+    ring = s["recent"].reshape(b, R.RECENT, -1)
+    slot = (s["age"][:, 0] % R.RECENT).long()
+    newest_in_ring = torch.arange(R.RECENT, device=slot.device)[None, :] == slot[:, None]
+    s["recent"] = torch.where(newest_in_ring[:, :, None], fixed(inputs.reshape(b, 1, -1)), ring).reshape(b, -1)
+
+    def layered(name: str) -> Tensor:  # (B, networks * L * H) -> (L, B * networks, H)
+        return s[name].reshape(b * n, shape.layers, shape.units).transpose(0, 1).contiguous()
+
+    def flat(state: Tensor) -> Tensor:
+        return state.transpose(0, 1).reshape(b, -1)
+
+    encoder, decoder = (layered("encoder_h"), layered("encoder_c")), (layered("decoder_h"), layered("decoder_c"))
+    out = network.step(inputs.reshape(b * n, -1), encoder, decoder)
+    s["encoder_h"], s["encoder_c"] = flat(out.encoder[0]), flat(out.encoder[1])
+    s["decoder_h"], s["decoder_c"] = flat(out.decoder[0]), flat(out.decoder[1])
+    s["forecast"] = out.next.reshape(b, -1).clamp(-R.INPUT_LIMIT, R.INPUT_LIMIT)
+    return out.newest.reshape(b, -1), out.code.reshape(b, n, -1)
+
+
+def novelty(s: Rows, memory: str, v: Tensor) -> Tensor:
+    """Distance (B,) of v (B, D) to the series' nearest prototype in units of each dimension's spread; then learns v."""
+    b, size = v.shape
+    age = s["age"][:, 0]
+    centre = s[f"{memory}_centre"].reshape(b, size, R.PROTOTYPES).clone()
+    weight = s[f"{memory}_weight"].int()  # (B, P)
+    mean, variance = s[f"{memory}_mean"], s[f"{memory}_variance"]
+    e = v[:, :, None] - centre.to(_F4) / R.FIXED_POINT
+    distances = (e * e / (variance + 1e-4)[:, :, None]).sum(dim=1)
+    distances = torch.where(weight == 0, 1e30, distances)
+    best, nearest = distances.min(dim=1)
+    empty = (weight == 0).all(dim=1)
+    distance = torch.where(empty, 0.0, (best / size).sqrt())
+
+    room = (weight == 0).any(dim=1)
+    free = (weight == 0).int().argmax(dim=1)
+    fresh = torch.where(room, empty | (distance > R.PROTOTYPE_NEW), distance > R.PROTOTYPE_REPLACE)
+    chosen = torch.where(fresh, torch.where(room, free, weight.argmin(dim=1)), nearest)[:, None]
+    grown = weight.gather(1, chosen) + R.PROTOTYPE_UNIT
+    rate = torch.clamp(R.PROTOTYPE_UNIT / grown, min=R.PROTOTYPE_RATE)
+    at = chosen[:, None, :].expand(b, size, 1)
+    old = centre.gather(2, at)[:, :, 0].to(_F4) / R.FIXED_POINT
+    moved = torch.where(fresh[:, None], fixed(v), fixed(old + rate * (v - old)))
+    centre.scatter_(2, at, moved[:, :, None])
+    weight = weight.scatter(1, chosen, torch.where(fresh[:, None], R.PROTOTYPE_UNIT, grown).int())
+    halve = (age % R.PROTOTYPE_HALVING == R.PROTOTYPE_HALVING - 1)[:, None] & (weight > 1)
+    s[f"{memory}_centre"] = centre.reshape(b, -1)
+    s[f"{memory}_weight"] = torch.where(halve, weight >> 1, weight).to(torch.int16)
+
+    share = torch.clamp(1.0 / (age + 1), min=1.0 / R.PROTOTYPE_SAMPLES)[:, None]
+    delta = v - mean
+    s[f"{memory}_mean"] = mean + share * delta
+    s[f"{memory}_variance"] = (1.0 - share) * (variance + share * delta * delta)
+    return distance
+
+
+def evidence(s: Rows, channel: int, error: Tensor) -> Tensor:
+    """How surprising `error` (B,) is after all the errors of this channel so far; then learns it. See step_cpu.evidence."""
+    age = s["age"][:, 0]
+    histogram = s["histogram"].clone()
+    own = histogram[:, channel * R.BINS : (channel + 1) * R.BINS]  # (B, BINS), a view
+    counts = own.to(_F4)
+    total = counts.sum(dim=1)
+    position = (torch.log(error + 1e-6) - R.BIN_LOW) / R.BIN_WIDTH
+    inside = position.clamp(0.0, R.BINS - 1e-3)
+    bin_ = inside.long()
+
+    from_top = counts.flip(1).cumsum(1).flip(1)  # share at or above each bin
+    above = from_top - counts
+    need = R.TAIL_SHARE * total
+    k = torch.arange(R.BINS, device=error.device)
+    quantile = torch.where((from_top >= need[:, None]) | (k == 0), k, -1).amax(dim=1)
+    at = quantile[:, None]
+    part = (need - above.gather(1, at)[:, 0]) / counts.gather(1, at)[:, 0].clamp(min=1.0)
+    edge = quantile + 1 - part.clamp(max=1.0)
+    beyond = torch.where(k >= at, k + 0.5 - edge[:, None], 0.0).clamp(min=0.0)
+    prior = R.TAIL_PRIOR_COUNT * R.HISTOGRAM_UNIT
+    mass = prior + (counts * (beyond > 0)).sum(dim=1)
+    excess = prior * (R.TAIL_PRIOR_MEAN / R.BIN_WIDTH) + (counts * beyond).sum(dim=1)
+    tail = -1.0 - (position - edge) * mass / excess.clamp(min=1e-6) / math.log(10.0)
+    mine = bin_[:, None]
+    share = (above.gather(1, mine)[:, 0] + counts.gather(1, mine)[:, 0] * (bin_ + 1 - inside)) / total.clamp(min=1.0)
+    log10p = torch.where(position > edge, tail, torch.log10(share.clamp(min=R.TAIL_SHARE)))
+    length = (age + R.EVIDENCE_AGE).clamp(max=int(R.HISTOGRAM_SAMPLES)).to(_F4)
+    result = (-log10p - R.LENGTH_COEFFICIENT * (torch.log10(length) - 3.0)).clamp(0.0, R.EVIDENCE_LIMIT)
+
+    halve = (age % R.HISTOGRAM_HALVING == R.HISTOGRAM_HALVING - 1)[:, None]
+    own.copy_(torch.where(halve, own >> 1, own))
+    own.scatter_add_(1, mine, torch.full_like(mine, R.HISTOGRAM_UNIT, dtype=torch.int16))
+    s["histogram"] = histogram
+    return torch.where((age >= R.EVIDENCE_AGE) & (total > 0), result, 0.0)
+
+
+def single_evidence(s: Rows, u: Tensor, d: Tensor, newest: Tensor, code: Tensor) -> Tensor:
+    """F = 1: the summed evidence (B,) of novelty in [residual, code], |u|, |d| and novelty in [u, d, level of u]."""
+    a = novelty(s, "a", torch.cat([u - newest, code[:, 0]], dim=1))
+    b = novelty(s, "b", torch.cat([u, d, s["smooth"]], dim=1))
+    s["smooth"] = s["smooth"] + (u - s["smooth"]) / R.LEVEL_SAMPLES
+    return evidence(s, 0, a) + evidence(s, 1, u[:, 0].abs()) + evidence(s, 2, d[:, 0].abs()) + evidence(s, 3, b)
+
+
+def joint_evidence(s: Rows, u: Tensor, newest: Tensor) -> tuple[Tensor, Tensor]:
+    """F > 1: evidence (B,) of the error, standardised per feature, averaged over features and smoothed; and the shares (B, F)."""
+    age = s["age"]
+    error = (u - newest).abs()
+    mean, sd = s["error_mean"], s["error_variance"].sqrt() + 1e-3
+    standard = torch.where(age < 2, 0.0, ((error - mean) / sd).clamp(-R.JOINT_LIMIT, R.JOINT_LIMIT))
+    weight = 1.0 / (age + 1.0).clamp(max=R.JOINT_SCALER_SAMPLES)
+    delta = error - mean
+    delta = torch.where(age >= 10, torch.clamp(delta, -R.CLIP_SD * sd, R.CLIP_SD * sd), delta)
+    s["error_mean"] = mean + weight * delta
+    s["error_variance"] = (1.0 - weight) * (s["error_variance"] + weight * delta * delta)
+    part = standard.clamp(min=0.0) ** 2 + 1e-6
+    s["smooth"] = s["smooth"] + (standard.mean(dim=1, keepdim=True) - s["smooth"]) * (2.0 / (R.JOINT_SAMPLES + 1.0))
+    return evidence(s, 0, (s["smooth"][:, 0] + 1.0).clamp(min=1e-3)), part / part.sum(dim=1, keepdim=True)
+
+
+def step_rows(s: Rows, time: Tensor, x: Tensor, network: Autoencoder, shape: Shape, threshold: NDArray[np.float64]) -> dict[str, Tensor]:
+    """Scores one sample of each row: time (B,) in ms, x (B, F). Returns the columns of Verdicts; `s` becomes the state after."""
+    before = dict(s)
+    age = s["age"][:, 0]
+    known = age > 0
+    dt = torch.where(known, time - s["time"][:, 0], 0)
+    backwards = known & (dt < 0)
+    late_run = torch.where(backwards, s["late_run"][:, 0] + 1, torch.where(known, 0, s["late_run"][:, 0]))
+    set_back = backwards & (late_run >= R.LATE_RUN)
+    late_run = torch.where(set_back, 0, late_run)
+    late = backwards & ~set_back
+    dt = torch.where(set_back, 0, dt)
+    repeated = known & ~backwards & (dt == 0) & (x == s["last"]).all(dim=1)
+    unlearned = late | repeated
+
+    step_ms = s["step_ms"][:, 0]
+    change = torch.clamp(dt.to(_F4) - step_ms, -0.5 * step_ms, 0.5 * step_ms) / 16.0
+    moved = torch.where(step_ms == 0, dt.to(_F4), step_ms + change)
+    step_ms = torch.where((dt > 0) & ~unlearned, moved, step_ms)
+    s["step_ms"] = step_ms[:, None]
+    gap = (dt.to(_F4) > R.GAP_STEPS * step_ms) & (age > 1)
+
+    single = shape.features == 1
+    y = judged(s, x, dt, single=single)
+    u, d, expected, low, high, guard = front(s, y, gap, scaler=R.SCALER_SAMPLES if single else R.JOINT_SCALER_SAMPLES)
+    s["last"] = x
+    inputs = u[:, None, :] if shape.joint else torch.stack([u, d], dim=2)  # (B, networks, I)
+    newest, code = advance(s, network, inputs, shape)
+    if single:
+        share = torch.ones_like(u)
+        evidence_ = guard + single_evidence(s, u, d, newest, code)
+    else:
+        joint, share = joint_evidence(s, u, newest)
+        evidence_ = guard + joint
+
+    log10_budget, intercept, slope, lowest = (float(t) for t in threshold)
+    log10_rate = (log10_budget + torch.log10(step_ms.clamp(min=1.0).to(_F8))).clamp(-7.5, -2.0)
+    limit = ((intercept - log10_rate) / slope).clamp(min=lowest)
+    age = s["age"][:, 0]
+    warm = age >= R.WARMUP_SAMPLES
+    score = torch.where(warm, evidence_.to(_F8) / limit, 0.0)
+    envelope = s["envelope"][:, 0]
+    armed = warm & (score > envelope)
+    decayed = torch.maximum(score.to(_F4), envelope * math.exp(-1.0 / R.ENVELOPE_SAMPLES))
+    s["envelope"] = torch.where(warm, decayed, envelope)[:, None]
+    s["age"] = s["age"] + 1
+    s["time"] = time[:, None]
+    counter = (s["kind"] == 2).any(dim=1)
+    flags = late * LATE + repeated * REPEATED + ~warm * WARMUP + armed * ARMED + counter * COUNTER
+    for name, field in s.items():
+        s[name] = torch.where(unlearned[:, None], before[name], field)
+    s["late_run"] = late_run[:, None].int()
+    return {
+        "score": score,
+        "evidence": evidence_.to(_F8),
+        "observed": y,
+        "expected": expected,
+        "low": low,
+        "high": high,
+        "share": share,
+        "flags": flags.to(torch.uint8),
+    }
+
+
+def rounds(row: NDArray[np.int32]) -> Iterator[NDArray[np.int64]]:
+    """Sample indices such that no row occurs twice in a round and each row's samples stay in order."""
+    order = np.argsort(row, kind="stable")
+    first = np.concatenate([[True], row[order][1:] != row[order][:-1]]) if len(row) else np.empty(0, bool)
+    begin = np.maximum.accumulate(np.where(first, np.arange(len(row)), 0))
+    occurrence = np.empty(len(row), np.int64)
+    occurrence[order] = np.arange(len(row)) - begin
+    for k in range(int(occurrence.max()) + 1 if len(row) else 0):
+        yield np.flatnonzero(occurrence == k)
+
+
+class TorchBackend:
+    """Runs `step_rows` over tiles of the batch on one device."""
+
+    def __init__(self, layout: Layout, artifact: Artifact, threshold: NDArray[np.float64], device: str) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = False  # results must not depend on the batch nor differ from the CPU's
+        torch.backends.cudnn.allow_tf32 = False
+        self._layout, self._threshold, self._device = layout, threshold, torch.device(device)
+        self._network = Autoencoder.from_artifact(artifact).to(self._device).eval()
+
+    @torch.inference_mode()
+    def step(self, pages: Pages, batch: SampleBatch, verdicts: Verdicts) -> None:
+        """Fills `verdicts`; see Detector.step."""
+        for members in rounds(batch.row):
+            for begin in range(0, len(members), TILE):
+                self._tile(pages, batch, verdicts, members[begin : begin + TILE])
+
+    def _tile(self, pages: Pages, batch: SampleBatch, verdicts: Verdicts, samples: NDArray[np.int64]) -> None:
+        n = len(samples)
+        to: Callable[[NDArray[np.generic]], Tensor] = lambda a: torch.from_numpy(a).to(self._device)  # noqa: E731 - three uses below
+        host = np.zeros((TILE, self._layout.row_bytes), np.uint8)
+        time, value = np.zeros(TILE, np.int64), np.zeros((TILE, self._layout.shape.features))
+        host[:n], time[:n], value[:n] = pages.buffer[batch.row[samples]], batch.time_ms[samples], batch.value[samples]
+        rows = to(host)
+        s = unpack(rows, self._layout)
+        out = step_rows(s, to(time), to(value), self._network, self._layout.shape, self._threshold)
+        repack(s, rows, self._layout)
+        pages.buffer[batch.row[samples]] = rows[:n].cpu().numpy()
+        for name, column in out.items():
+            getattr(verdicts, name)[samples] = column[:n].cpu().numpy()

@@ -1,0 +1,38 @@
+"""The detector's own front end over whole series, so that training sees exactly what scoring sees."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from anomalyd.detector.layout import Layout, Shape
+from anomalyd.detector.recipe import JOINT_SCALER_SAMPLES, SCALER_SAMPLES
+from anomalyd.detector.step_torch import front, judged, unpack
+
+
+@torch.inference_mode()
+def network_inputs(
+    values: NDArray[np.float64], step_ms: NDArray[np.float64], shape: Shape
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What the network is fed for series of finite values (N, T, F) sampled every step_ms (N,).
+
+    Returns inputs (N, T, I) and the scaled values u (N, T, F) that it has to reconstruct. For a shape that is not joint, N * F
+    univariate series come back, feature by feature.
+    """
+    if not shape.joint and values.shape[2] > 1:
+        flat = values.transpose(0, 2, 1).reshape(-1, values.shape[1], 1)
+        return network_inputs(flat, np.repeat(step_ms, values.shape[2]), Shape(1, shape.units, shape.layers, shape.latent, joint=False))
+    n, t, f = values.shape
+    layout = Layout(shape)
+    s = unpack(torch.zeros(n, layout.row_bytes, dtype=torch.uint8), layout)
+    scaler = SCALER_SAMPLES if f == 1 else JOINT_SCALER_SAMPLES
+    dt = torch.from_numpy(step_ms).long()
+    s["step_ms"] = dt[:, None].float()
+    no_gap = torch.zeros(n, dtype=torch.bool)
+    u_all, d_all = np.empty((n, t, f), np.float32), np.empty((n, t, f), np.float32)
+    for i in range(t):
+        x = torch.from_numpy(values[:, i])
+        y = judged(s, x, dt, single=f == 1)
+        u, d, *_ = front(s, y, no_gap, scaler=scaler)
+        s["last"] = x
+        u_all[:, i], d_all[:, i] = u.numpy(), d.numpy()
+    return (u_all if shape.joint else np.concatenate([u_all, d_all], axis=2)), u_all

@@ -41,6 +41,7 @@ def annotate(reading: Reading) -> tuple[str, str]:
     """The summary (one line, for a list or a pager) and the description (a few sentences)."""
     series = _shortened(reading.series)
     start, lasted = _moment(reading.starts_at), duration(reading.lasted_ms)
+    finding = _finding(reading)
     source = f"Series {reading.series} of stream {reading.stream}."
     if reading.ends_at is not None:
         end = _moment(reading.ends_at)
@@ -50,12 +51,12 @@ def annotate(reading: Reading) -> tuple[str, str]:
         else:
             summary = f"{series} is back to normal after {lasted}"
             course = f"Anomalous from {start} to {end} ({lasted})."
-        return summary, f"{course} Peak score {number(reading.peak_score)}, where 1 is the threshold. Now {_finding(reading)}. {source}"
+        return summary, f"{course} Peak score {number(reading.peak_score)}, where 1 is the threshold. Now {finding}. {source}"
     still = "" if reading.status == "firing" else "still "
-    summary = f"{series} is {still}anomalous: {_finding(reading)}"
+    summary = f"{series} is {still}anomalous: {finding}"
     course = f"Anomalous since {start}" + (f", for {lasted} now." if reading.lasted_ms > 0 else ".")
     scores = f"Score {number(reading.score)}" + (f", peak {number(reading.peak_score)}" if reading.peak_score != reading.score else "")
-    parts = [f"{course} {_capital(_finding(reading))}.", f"{scores}, where 1 is the threshold."]
+    parts = [f"{course} {_capital(finding)}.", f"{scores}, where 1 is the threshold."]
     if reading.features:
         told = ", ".join(f"{name} {share:.0%}" for name, share in reading.features[:_TOLD_FEATURES])
         parts.append(f"Features that contribute most: {told}.")

@@ -382,6 +382,28 @@ class Settings(BaseSettings):
             shown["alerts"] = self.policy(stream).model_dump(mode="json")
         return data
 
+    def summary(self) -> list[str]:
+        """What is configured, in a few lines for people."""
+        kafka = self.kafka
+        static = f", static member {kafka.group_instance_id}" if kafka.group_instance_id else ""
+        rows = [("kafka", f"{kafka.bootstrap_servers} ({kafka.security_protocol}), group {kafka.group_id}{static}")]
+        for stream in self.streams:
+            policy = self.policy(stream)
+            rows.append(
+                (f"stream {stream.name}", f"{stream.format} from {', '.join(stream.topics)}; a new group starts at {stream.start_from}")
+            )
+            rows.append(
+                ("", f"{policy.budget:g} false alarms per series-day, direction {policy.direction}, after {policy.min_duration_s:g} s")
+            )
+        rows += [
+            ("alerts", f"to {self.alerts.topic}, {self.delivery}"),
+            ("dead letters", f"to {self.dead_letter_topic}"),
+            ("http", f"{self.http.host}:{self.http.port}"),
+            ("series", f"at most {self.max_series:,}"),
+        ]
+        width = max(len(name) for name, _ in rows)
+        return [f"{name:<{width}}  {text}" for name, text in rows]
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         problems: list[tuple[str, str]] = []
@@ -450,7 +472,7 @@ def environment_overrides() -> list[str]:
 
 
 def _headed(path: Path | None, lines: Sequence[str]) -> str:
-    where = str(path) if path is not None else "environment"
+    where = str(path) if path is not None else "no file given (-c), environment alone"
     return f"{where}: {lines[0]}" if len(lines) == 1 else "\n".join([f"{where}: {len(lines)} errors", *(f"  {line}" for line in lines)])
 
 

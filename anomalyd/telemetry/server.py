@@ -1,6 +1,7 @@
 """The HTTP server: /metrics for Prometheus, /healthz and /readyz for whoever restarts or routes."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,7 +41,9 @@ class HttpServer:
             await web.TCPSite(runner, host, port).start()
         except (OSError, OverflowError) as error:
             await runner.cleanup()
-            reason = getattr(error, "strerror", None) or error
+            # asyncio wraps the system's words into its own; name resolution has negative numbers and good words.
+            number = getattr(error, "errno", None) or 0
+            reason = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or error
             raise ConfigError(f"http.host, http.port: cannot listen on {host}:{port}: {reason}") from None
         self._runner = runner
         return int(runner.addresses[0][1])

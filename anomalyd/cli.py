@@ -1,0 +1,305 @@
+"""The commands. Each one reads its arguments, loads the settings and hands over; what a command does lives elsewhere.
+
+Exit codes: 0 done, 1 failed while running, 2 wrong usage or configuration (130: Ctrl-C, by the shell's convention). Results go to stdout, logs and errors to stderr.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from anomalyd import __version__
+from anomalyd.errors import AnomalydError
+
+
+def _commands(text: str | None = None) -> typer.Typer:
+    return typer.Typer(
+        help=text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,  # a traceback is for a bug report: plain, and without the values of variables
+        rich_markup_mode=None,  # examples keep their shape
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+app = _commands()
+config_app = _commands("Check, show and describe the configuration.")
+topics_app = _commands("Plan and create the topics that a configuration needs.")
+app.add_typer(config_app, name="config")
+app.add_typer(topics_app, name="topics")
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", "-c", metavar="CONFIG", help="YAML file. ANOMALYD_ environment variables override it; without it they are all there is."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+ReportOption = Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write one self-contained HTML report.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The entry point of the `anomalyd` command; always ends in SystemExit.
+
+    What fails on purpose (AnomalydError) becomes its message on stderr and its exit code, never a traceback.
+    """
+    try:
+        app(arguments, prog_name="anomalyd")
+    except AnomalydError as error:
+        typer.echo(f"anomalyd: {error}", err=True)
+        sys.exit(error.exit_code)
+    sys.exit(0)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"anomalyd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def anomalyd(
+    _: Annotated[bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    r"""Streaming anomaly detection for metrics on Kafka.
+
+    Start by looking:
+
+    \b
+      anomalyd demo                          no Kafka needed: this host's metrics and a fleet with incidents
+      anomalyd backtest my-metrics.csv       what it would have said about your history
+
+    Then point it at your cluster. A good first config.yaml:
+
+    \b
+      kafka:
+        bootstrap_servers: kafka-1:9092
+        group_id: anomalyd
+      streams:
+        - name: hosts
+          topics: [metrics]
+          format: telegraf-json
+      alerts:
+        topic: anomalyd.alerts
+
+    \b
+      anomalyd config check -c config.yaml   is it valid?
+      anomalyd topics create -c config.yaml  make the alerts and dead-letter topics
+      anomalyd run -c config.yaml            metrics at http://localhost:9464/metrics
+
+    Exit codes: 0 done, 1 failed while running, 2 wrong usage or configuration.
+    """
+
+
+@app.command()
+def run(config: ConfigOption = None) -> None:
+    r"""Read metrics from Kafka, write alerts to Kafka: the daemon.
+
+    Works from the first record with the model that ships; needs no training. SIGTERM or Ctrl-C: it finishes the batch,
+    commits, leaves the group (unless kafka.group_instance_id is set) and exits 0. With Kafka away it waits and says so.
+
+    \b
+    Examples:
+      anomalyd run -c config.yaml
+      ANOMALYD_KAFKA__BOOTSTRAP_SERVERS=kafka-1:9092 ANOMALYD_LOG__LEVEL=debug anomalyd run -c config.yaml
+
+    See what it does: http://localhost:9464/metrics, /healthz (the loop turns), /readyz (partitions are assigned).
+    """
+    from anomalyd.settings import load
+    from anomalyd.telemetry.logging import configure
+
+    settings = load(config)
+    configure(settings.log)
+
+    from anomalyd.app import run as run_daemon
+
+    raise typer.Exit(run_daemon(settings))
+
+
+@app.command()
+def demo(
+    seconds: Annotated[
+        float | None, typer.Option(min=1, help="How long to run.  [default: 120; with a terminal Ctrl-C ends it sooner]")
+    ] = None,
+    series: Annotated[int, typer.Option(min=1, help="Series of the generated fleet.")] = 200,
+    json_output: JsonOption = False,
+    kafka: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Use this Kafka instead of the embedded broker.")] = None,
+    report: ReportOption = None,
+    seed: Annotated[int, typer.Option(help="Equal seeds make equal fleets and incidents.")] = 0,
+) -> None:
+    r"""Watch it work: the same daemon on an embedded broker.
+
+    Two topics flow: this host's real metrics each second, and a generated fleet in fast motion with injected incidents
+    whose truth is known. At the end: how many of them were detected, how many alerts were false, how long it took.
+
+    \b
+    Examples:
+      anomalyd demo
+      anomalyd demo --seconds 60 --series 500 --report demo.html
+      anomalyd demo --seconds 45 --json | tail -1
+    """
+    _log_warnings()
+    from anomalyd.demo.main import run as run_demo
+
+    raise typer.Exit(run_demo(seconds=seconds, series=series, json_output=json_output, kafka=kafka, report=report, seed=seed))
+
+
+@app.command()
+def backtest(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Files (CSV, CSV.gz, npz, JSON lines) or directories of CSV and npz.")
+    ],
+    config: ConfigOption = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write scores (one npz for each input) and alerts.jsonl here.")] = None,
+    report: ReportOption = None,
+    json_output: JsonOption = False,
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", metavar="FORMAT", help="Files are JSON lines or line protocol in this stream format, such as plain-json."),
+    ] = None,
+    no_fit: Annotated[bool, typer.Option("--no-fit", help="Files with train and test: do not fit on train first.")] = False,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="Files with train and test: one model for all files instead of one for each.")
+    ] = False,
+) -> None:
+    r"""Run the production engine over history: would it have told you?
+
+    CSV needs a header, a `timestamp` column (ISO 8601 or epoch) and one or more value columns. What comes out is what
+    the daemon would have sent for the same samples. With -c, alerts follow the policy of that configuration.
+
+    \b
+    Examples:
+      anomalyd backtest cpu.csv
+      anomalyd backtest history/ --out results --report history.html
+      anomalyd backtest dump.jsonl --format telegraf-json -c config.yaml --json
+    """
+    _log_warnings()
+    from anomalyd.evaluation.backtest import run as run_backtest
+    from anomalyd.settings import load
+
+    settings = load(config) if config is not None else None
+    code = run_backtest(
+        paths=paths, settings=settings, out=out, report=report, json_output=json_output, format=format_, no_fit=no_fit, shared=shared
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def pretrain(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write the artifact: weights (safetensors) and manifest.")],
+    seed: Annotated[int, typer.Option(help="Equal seeds make equal training series.")] = 0,
+) -> None:
+    r"""Train the model that ships again, from generated series. Takes about two minutes on two cores.
+
+    You do not need this to use anomalyd.
+
+    \b
+    Example:
+      anomalyd pretrain --out artifact --seed 1
+    """
+    _log_warnings()
+    from anomalyd.training.pretrain import run as run_pretrain
+
+    raise typer.Exit(run_pretrain(out=out, seed=seed))
+
+
+@config_app.command("check")
+def config_check(config: ConfigOption = None) -> None:
+    r"""Validate the configuration: says what is wrong, field by field, or what was found.
+
+    \b
+    Examples:
+      anomalyd config check -c config.yaml
+      ANOMALYD_ALERTS__BUDGET=0.5 anomalyd config check -c config.yaml
+    """
+    from anomalyd.settings import environment_overrides, load
+
+    settings = load(config)
+    typer.echo(f"{config or 'environment'}: valid")
+    for line in settings.summary():
+        typer.echo(f"  {line}")
+    if names := environment_overrides():
+        typer.echo(f"  from the environment: {', '.join(names)}")
+
+
+@config_app.command("show")
+def config_show(config: ConfigOption = None) -> None:
+    r"""Print the effective settings as YAML: file, environment and defaults together, secrets masked.
+
+    \b
+    Example:
+      anomalyd config show -c config.yaml
+    """
+    import yaml
+
+    from anomalyd.settings import load
+
+    typer.echo(yaml.safe_dump(load(config).effective(), sort_keys=False, allow_unicode=True), nl=False)
+
+
+@config_app.command("schema")
+def config_schema(
+    _: Annotated[
+        Path | None, typer.Option("--config", "-c", hidden=True, help="Taken like by the other commands; the schema is the same.")
+    ] = None,
+) -> None:
+    r"""Print the JSON Schema of the configuration, for editors and CI.
+
+    \b
+    Example:
+      anomalyd config schema > anomalyd.schema.json
+      (then, first line of config.yaml)  # yaml-language-server: $schema=anomalyd.schema.json
+    """
+    from anomalyd.settings import Settings
+
+    typer.echo(json.dumps(Settings.model_json_schema(), indent=2, ensure_ascii=False))
+
+
+@topics_app.command("plan")
+def topics_plan(config: ConfigOption = None) -> None:
+    r"""Show which topics are needed, with partitions and policies, what exists and what differs. Changes nothing.
+
+    Exit code 0: all is as needed, or can be created; 1: something differs or cannot be asked.
+
+    \b
+    Example:
+      anomalyd topics plan -c config.yaml
+    """
+    from anomalyd.kafka.topics import plan
+    from anomalyd.settings import load
+    from anomalyd.telemetry.logging import configure
+
+    settings = load(config)
+    configure(settings.log)
+    raise typer.Exit(plan(settings))
+
+
+@topics_app.command("create")
+def topics_create(config: ConfigOption = None) -> None:
+    r"""Create the topics that are missing. May be repeated; never alters a topic that exists.
+
+    Input topics belong to their producers and are not created. Exit code 1 on any error or mismatch.
+
+    \b
+    Example:
+      anomalyd topics create -c config.yaml
+    """
+    from anomalyd.kafka.topics import create
+    from anomalyd.settings import load
+    from anomalyd.telemetry.logging import configure
+
+    settings = load(config)
+    configure(settings.log)
+    raise typer.Exit(create(settings))
+
+
+def _log_warnings() -> None:
+    """Commands for people show progress of their own; of the log they show what is wrong."""
+    from anomalyd.settings import LogSettings
+    from anomalyd.telemetry.logging import configure
+
+    configure(LogSettings(level="warning"))

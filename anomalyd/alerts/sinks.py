@@ -1,35 +1,50 @@
-"""Where alert messages go. The sink that writes to Kafka lives in anomalyd.kafka; this is the protocol and its twin in memory."""
+"""Where alert messages go: the protocol and its twin in memory. The sink that writes to Kafka is anomalyd.kafka's producer."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
-from anomalyd.alerts.messages import Message
 from anomalyd.errors import DeliveryError
 
 
-class Sink(Protocol):
-    """Takes alert messages."""
+class Keyed(Protocol):
+    """What every message has; a sink for Kafka wants a topic and a partition besides."""
 
-    async def send(self, messages: Sequence[Message]) -> None:
+    @property
+    def key(self) -> bytes | None:
+        """Messages with equal keys keep their order."""
+
+    @property
+    def value(self) -> bytes:
+        """What a consumer reads."""
+
+
+M = TypeVar("M", bound=Keyed)
+M_contra = TypeVar("M_contra", bound=Keyed, contravariant=True)
+
+
+class Sink(Protocol[M_contra]):
+    """Takes messages."""
+
+    async def deliver(self, messages: Sequence[M_contra]) -> None:
         """Returns once every message is acknowledged; messages with equal keys keep their order.
 
         Raises:
-            DeliveryError: one of them may not have been written; sending all of them again is right.
+            DeliveryError: one of them may not have been written; delivering all of them again is right.
         """
 
 
-class MemorySink:
+class MemorySink(Generic[M]):
     """Keeps messages in a list, in the order in which they came.
 
     Args:
-        failures: how many sends fail before one succeeds, for rehearsing an outage; a failing send writes nothing.
+        failures: how many deliveries fail before one succeeds, for rehearsing an outage; a failing one writes nothing.
     """
 
     def __init__(self, failures: int = 0) -> None:
-        self.messages: list[Message] = []
+        self.messages: list[M] = []
         self._failures = failures
 
-    async def send(self, messages: Sequence[Message]) -> None:
+    async def deliver(self, messages: Sequence[M]) -> None:
         """Appends the messages.
 
         Raises:
@@ -37,5 +52,5 @@ class MemorySink:
         """
         if self._failures:
             self._failures -= 1
-            raise DeliveryError("rehearsed: the alerts were not written")
+            raise DeliveryError("rehearsed: the messages were not written")
         self.messages.extend(messages)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from anomalyd.alerts.sinks import MemorySink
+from anomalyd.alerts.messages import Message
+from anomalyd.alerts.sinks import MemorySink, Sink
 from anomalyd.errors import DeliveryError
 from tests.support.sinks import SinkContract, SinkKit, alert_messages
 
@@ -12,22 +13,23 @@ class TestMemorySink(SinkContract):
 
     @pytest.fixture
     def kit(self) -> SinkKit:
-        sink = MemorySink()
+        memory = MemorySink[Message]()
+        sink: Sink[Message] = memory
 
         async def delivered() -> list[tuple[bytes, bytes]]:
-            return [(m.key, m.value) for m in sink.messages]
+            return [(m.key, m.value) for m in memory.messages]
 
-        return SinkKit(sink, delivered)
+        return SinkKit(sink.deliver, delivered)
 
 
 async def test_a_rehearsed_outage_writes_nothing_and_passes() -> None:
-    sink, messages = MemorySink(failures=2), alert_messages()
+    sink, messages = MemorySink[Message](failures=2), alert_messages()
 
     for _ in range(2):
         with pytest.raises(DeliveryError):
-            await sink.send(messages)
+            await sink.deliver(messages)
     lost = list(sink.messages)
-    await sink.send(messages)
+    await sink.deliver(messages)
 
     assert lost == []
     assert sink.messages == messages

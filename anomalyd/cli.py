@@ -1,6 +1,7 @@
 """The commands. Each one reads its arguments, loads the settings and hands over; what a command does lives elsewhere.
 
-Exit codes: 0 done, 1 failed while running, 2 wrong usage or configuration (130: Ctrl-C, by the shell's convention). Results go to stdout, logs and errors to stderr.
+Exit codes: 0 done, 1 failed while running, 2 wrong usage or configuration (130: Ctrl-C, by the shell's convention).
+Results go to stdout, logs and errors to stderr.
 """
 
 import json

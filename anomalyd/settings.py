@@ -66,6 +66,7 @@ Servers = Annotated[str, AfterValidator(_servers)]
 ExistingFile = Annotated[Path, AfterValidator(_existing_file)]
 LabelName = Annotated[str, AfterValidator(_label_name)]
 Text = Annotated[str, Field(min_length=1)]
+Selector = Text
 
 Format = Literal["plain-json", "telegraf-json", "influx"]
 Direction = Literal["both", "above", "below"]
@@ -210,26 +211,6 @@ class KafkaSettings(_Section):
         return self
 
 
-class SeriesMatcher(_Section):
-    """Which series: those whose name and labels all match. A text instead of a mapping means the name alone."""
-
-    model_config = ConfigDict(
-        json_schema_extra=lambda schema: schema.update(anyOf=[{"type": "string"}, {"type": "object"}], type=["string", "object"])
-    )
-
-    name: Text = "*"
-    """Glob for the series' name, such as `cpu.*`."""
-    labels: dict[str, str] = Field(default_factory=dict)
-    """Label name to glob for its value; a label that a series does not have counts as empty."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _text_is_name(cls, value: object) -> object:
-        if not isinstance(value, str | Mapping | SeriesMatcher):
-            raise ValueError("must be a glob for the name, or a mapping with name and labels")  # noqa: TRY004  pydantic wants ValueError
-        return {"name": value} if isinstance(value, str) else value
-
-
 class AlertPolicy(_Section):
     """When a series alerts and what its alerts carry."""
 
@@ -269,10 +250,11 @@ class StreamSettings(_Section):
     """Unit of numeric timestamps in records; auto goes by magnitude."""
     start_from: Literal["latest", "earliest"] = "latest"
     """Where a new consumer group begins; ignored once a position is committed."""
-    include: tuple[SeriesMatcher, ...] = ()
-    """Only series that match one of these; empty means all."""
-    exclude: tuple[SeriesMatcher, ...] = ()
-    """Never series that match one of these, even if included."""
+    include: tuple[Selector, ...] = ()
+    """Only series that match one of these selectors; none means all. A selector is a glob for the name, label matchers as in Prometheus,
+    or both: `cpu.*`, `net.*{host=~"web-.*"}`, `{env!="test"}`."""
+    exclude: tuple[Selector, ...] = ()
+    """Never series that match one of these selectors, even if included."""
     drop_labels: tuple[Text, ...] = ()
     """Label names (globs) left out of the series' identity, such as pod uids that change at every deployment."""
     alerts: AlertPolicy = Field(default_factory=AlertPolicy)
@@ -680,12 +662,13 @@ def _model_at(loc: Sequence[int | str]) -> type[BaseModel]:
     model: type[BaseModel] = Settings
     for part in loc:
         if isinstance(part, str):
-            model = next(_models_in(model.model_fields[part].annotation))
+            model = next(models_in(model.model_fields[part].annotation))
     return model
 
 
-def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
+def models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    """The sections in a field's annotation, however nested."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):
-        yield from _models_in(inner)
+        yield from models_in(inner)

@@ -64,10 +64,10 @@ class _Children(dict[str, T]):
 class Metrics:
     """All metrics of one instance in one registry."""
 
-    def __init__(self, registry: CollectorRegistry, *, reasons: Sequence[str] = ()) -> None:
-        """`reasons`: why records can be rejected, preset labels."""
+    def __init__(self, registry: CollectorRegistry | None = None, *, reasons: Sequence[str] = ()) -> None:
+        """`registry`: a new one if none is given; `reasons`: why records can be rejected, preset labels."""
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a `_created` series beside every counter doubles them and says nothing that rate() needs
-        self.registry = registry
+        self.registry = registry = registry or CollectorRegistry()
         self.declared: list[Declared] = []
 
         counter, gauge = self._counter, self._gauge

@@ -1,0 +1,170 @@
+"""What consumer, producer and topics share: options of the client, waiting between attempts, and its errors in the operator's words."""
+
+import asyncio
+import contextlib
+import logging
+import random
+from typing import Any, ClassVar, Final, Protocol
+
+import aiokafka.errors as kafka_errors
+import structlog
+from aiokafka.errors import BrokerResponseError, KafkaError
+
+from anomalyd.errors import AnomalydError, KafkaRefusedError, KafkaUnavailableError
+from anomalyd.settings import KafkaSettings
+
+METADATA_MAX_AGE_MS: Final = 15_000
+"""So soon does a topic that was missing get noticed; the client's own five minutes would look like a hang."""
+
+CLOSE_DEADLINE_S: Final = 5.0
+
+_log = structlog.get_logger(__name__)
+
+
+class FencedInstanceIdError(BrokerResponseError):  # type: ignore[misc]  # the client ships no types
+    """Another member took over our group_instance_id."""
+
+    errno = 82
+    message = "FENCED_INSTANCE_ID"
+    description = "The broker rejected this static consumer since another one registered with the same group.instance.id."
+
+
+# The client does not know code 82 and would report it as "UnknownError", without the number.
+kafka_errors.kafka_errors.setdefault(FencedInstanceIdError.errno, FencedInstanceIdError)
+
+_REFUSED: Final[dict[str, str]] = {
+    "FencedInstanceIdError": "another process uses the same kafka.group_instance_id; give each instance its own",
+    "GroupAuthorizationFailedError": "not authorised for the consumer group; allow Read on group {group_id}",
+    "TopicAuthorizationFailedError": (
+        "not authorised for a topic; allow Read and Describe on the input topics, Write and Describe on the alerts and dead-letter topics"
+    ),
+    "ClusterAuthorizationFailedError": "not authorised for idempotent writes; allow IdempotentWrite on the cluster",
+    "InconsistentGroupProtocolError": "the group {group_id} has members that assign partitions another way; use another kafka.group_id",
+    "InvalidSessionTimeoutError": (
+        "kafka.session_timeout_ms is outside of what the brokers allow (group.min.session.timeout.ms to group.max.session.timeout.ms)"
+    ),
+    "InvalidGroupIdError": "the brokers refuse kafka.group_id {group_id}",
+    "UnsupportedCodecError": "records are compressed in a way that this installation cannot read; install aiokafka[lz4,snappy,zstd]",
+    "IncompatibleBrokerVersion": "the brokers are too old; Apache Kafka 2.1 or later is needed",
+}
+
+
+def options(settings: KafkaSettings) -> dict[str, Any]:
+    """Arguments that every client takes. The password is read at each call, so that a rotated secret is picked up by the next client.
+
+    Raises:
+        ConfigError: a certificate, key or password file cannot be used.
+    """
+    shared: dict[str, Any] = {
+        "bootstrap_servers": settings.bootstrap_servers,
+        "client_id": settings.client_id,
+        "request_timeout_ms": settings.request_timeout_ms,
+        "metadata_max_age_ms": METADATA_MAX_AGE_MS,
+        "security_protocol": settings.security_protocol,
+        "ssl_context": settings.ssl_context(),
+    }
+    if settings.uses_sasl:
+        shared |= {
+            "sasl_mechanism": settings.sasl_mechanism,
+            "sasl_plain_username": settings.sasl_username,
+            "sasl_plain_password": settings.read_sasl_password(),
+        }
+    return shared
+
+
+def refusal(error: Exception, settings: KafkaSettings) -> KafkaRefusedError | None:
+    """What to tell the operator when trying again cannot help; None for errors that may pass."""
+    # Errors out of the client's background tasks come wrapped, with the first one's name in the text only.
+    text = f"{type(error).__name__} {error}"
+    for name, advice in _REFUSED.items():
+        if name in text:
+            return KafkaRefusedError(f"Kafka: {advice.format(group_id=settings.group_id)} ({_first_line(error)})")
+    return None
+
+
+def unavailable(error: Exception, settings: KafkaSettings) -> AnomalydError:
+    """The error for commands that do not wait for brokers."""
+    return refusal(error, settings) or KafkaUnavailableError(f"Kafka: no answer from {settings.bootstrap_servers}: {reason(error)}")
+
+
+def reason(error: Exception) -> str:
+    """Why an attempt failed, in one line. The client logs causes such as a refused password and raises only "unable to bootstrap"."""
+    cause = ClientLog.installed.last
+    return cause if "bootstrap" in str(error) and cause else _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines and lines[0].strip() else type(error).__name__
+
+
+class ClientLog(logging.Handler):
+    """Takes over the client's own log: it repeats itself ten times a second during an outage, with tracebacks.
+
+    Its lines go on at level debug; the latest cause of a failed connection is kept for our one line.
+    """
+
+    installed: ClassVar["ClientLog"]
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.last = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keeps the first line; never writes a traceback."""
+        text = record.getMessage().splitlines()[0] if record.getMessage() else ""
+        if "connect" in text or "Unable" in text:
+            self.last = text
+        _log.debug("kafka_client", message=text, level_of_client=record.levelname.lower())
+
+
+ClientLog.installed = ClientLog()
+_client_logger = logging.getLogger("aiokafka")
+_client_logger.addHandler(ClientLog.installed)
+_client_logger.setLevel(logging.WARNING)
+_client_logger.propagate = False
+
+
+class Backoff:
+    """Waiting times between attempts: doubling up to a limit, with jitter so that instances do not knock in step."""
+
+    def __init__(self, first_s: float = 0.25, most_s: float = 10.0) -> None:
+        self._first_s = first_s
+        self._most_s = most_s
+        self.attempts = 0
+
+    def next_s(self) -> float:
+        """Counts an attempt and says how long to wait before the next."""
+        limit = min(self._most_s, self._first_s * 2.0 ** min(self.attempts, 30))
+        self.attempts += 1
+        return limit * random.uniform(0.5, 1.0)
+
+    def reset(self) -> None:
+        """After a success."""
+        self.attempts = 0
+
+
+async def wait_for_brokers(error: Exception, backoff: Backoff, settings: KafkaSettings) -> None:
+    """After a failed attempt to connect: says so and waits.
+
+    Raises:
+        KafkaRefusedError: waiting would not help.
+    """
+    if refused := refusal(error, settings):
+        raise refused from error
+    delay_s = backoff.next_s()
+    _log.warning(
+        "kafka_unreachable", servers=settings.bootstrap_servers, reason=reason(error), attempt=backoff.attempts, wait_s=round(delay_s, 2)
+    )
+    await asyncio.sleep(delay_s)
+
+
+class _Stoppable(Protocol):
+    async def stop(self) -> None: ...
+
+
+async def close(client: _Stoppable) -> None:
+    """Stops a client within a deadline: with brokers away its goodbye would wait for answers."""
+    with contextlib.suppress(KafkaError, TimeoutError, OSError):
+        async with asyncio.timeout(CLOSE_DEADLINE_S):
+            await client.stop()

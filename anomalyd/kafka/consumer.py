@@ -1,0 +1,537 @@
+"""Records from the partitions that the group gives us, in order, from explicit positions.
+
+The client has habits that lose or repeat data silently, or stop it; each is answered where it would bite, and the comment there names it.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple, Protocol
+
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import (
+    CommitFailedError,
+    IllegalStateError,
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    RecordTooLargeError,
+)
+
+from anomalyd.batch import Source
+from anomalyd.errors import DeliveryError, KafkaRefusedError
+from anomalyd.kafka import client
+from anomalyd.kafka.positions import Located, StartFrom, locate
+from anomalyd.kafka.salvage import UNREADABLE, first_readable
+from anomalyd.settings import KafkaSettings
+
+COMMIT_DEADLINE_S: Final = 15.0
+"""The client would repeat a commit for ever."""
+
+PROBE_EVERY_S: Final = 5.0
+"""How soon an idle consumer notices that brokers are gone, or back."""
+
+STALL_S: Final = 60.0
+"""Records are there and none arrives for so long: the client has gone to sleep (aiokafka #625, #1037) and is replaced."""
+
+_POLL_MS: Final = 250
+_POLL_DEADLINE_S: Final = 1.0
+_PROBE_DEADLINE_S: Final = 5.0
+_READS_BEFORE_SALVAGE: Final = 3
+
+_log = structlog.get_logger(__name__)
+
+
+class Record(Protocol):
+    """What we use of the client's records."""
+
+    @property
+    def key(self) -> bytes | None:
+        """As produced."""
+
+    @property
+    def value(self) -> bytes | None:
+        """As produced; None is a tombstone."""
+
+    @property
+    def timestamp(self) -> int:
+        """Of production (or of the append), milliseconds since the epoch."""
+
+    @property
+    def offset(self) -> int:
+        """In its partition."""
+
+
+class Polled(NamedTuple):
+    """Records of one partition."""
+
+    source: Source
+    records: Sequence[Record]
+    next_offset: int
+    """Position behind them; more than one past the last record where control records follow."""
+
+
+Loss = Literal["expired", "corrupt", "too-large"]
+
+
+class Owner(Protocol):
+    """Who works on the partitions; called on the event loop."""
+
+    async def release(self) -> None:
+        """Finish and checkpoint everything: the partitions may go to others. Cancelled when the rebalance can't wait any longer."""
+
+    def take(self, positions: Mapping[Source, int]) -> None:
+        """These partitions are ours and will be read from these positions on.
+
+        Called once after each assignment (with nothing, if the group has nothing for us), and again without a release in between for a
+        partition whose next records are gone.
+        """
+
+
+class Metrics(Protocol):
+    """What is counted here."""
+
+    def rebalanced(self, partitions: int) -> None:
+        """The group gave partitions out anew; we have so many."""
+
+    def fetch_failed(self) -> None:
+        """A fetch failed and will be tried again."""
+
+    def reconnected(self) -> None:
+        """The client was replaced."""
+
+    def lost(self, reason: str, records: int) -> None:
+        """So many records, gaps in the offsets counted, can't be had and are passed over."""
+
+
+class Consumer:
+    """A member of the consumer group.
+
+    Args:
+        settings: how to reach Kafka.
+        start_from: by topic, where a group without a committed position begins.
+        metrics: where to count.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, settings: KafkaSettings, start_from: Mapping[str, StartFrom], metrics: Metrics, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._settings = settings
+        self._start_from = dict(start_from)
+        self._metrics = metrics
+        self._clock = clock
+        self._client: AIOKafkaConsumer | None = None
+        self._owner: Owner | None = None
+        self._assigned: frozenset[Source] | None = None  # None: the group has not decided
+        self._assignment = 0  # what belongs to an older assignment is void
+        self._position: dict[Source, int] = {}  # of located partitions: behind the last record handed over
+        self._end: dict[Source, int] = {}  # log end as far as seen
+        self._locating: set[asyncio.Task[None]] = set()
+        self._failure: Exception | None = None
+        self._missing: frozenset[str] = frozenset()
+        self._held = False
+        self._reachable = False
+        self._stalled = False
+        self._unreadable = 0  # failed reads in a row
+        self._replacing = client.Backoff()
+        self._last_record_s = self._last_probe_s = clock()
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    async def start(self, owner: Owner) -> None:
+        """Connects, however long brokers are away, and joins the group.
+
+        Raises:
+            KafkaRefusedError: waiting would not help.
+        """
+        self._owner = owner
+        await self._connect()
+
+    async def stop(self) -> None:
+        """Leaves the group (a static member stays in it until its session ends) and disconnects, within a deadline."""
+        self._forget_assignment()
+        if self._client is not None:
+            client_, self._client = self._client, None
+            await client.close(client_)
+
+    @property
+    def ready(self) -> bool:
+        """Whether brokers answer and our partitions, if the group has any for us, have their positions."""
+        located = self._assigned is not None and self._assigned <= self._position.keys()
+        return self._reachable and located and len(self._missing) < len(self._start_from)
+
+    async def _connect(self) -> None:
+        backoff = client.Backoff()
+        while True:
+            consumer = AIOKafkaConsumer(
+                **client.options(self._settings),
+                group_id=self._settings.group_id,
+                group_instance_id=self._settings.group_instance_id,
+                session_timeout_ms=self._settings.session_timeout_ms,
+                heartbeat_interval_ms=self._settings.heartbeat_interval_ms,
+                # The default is the session timeout: too short for a last checkpoint.
+                rebalance_timeout_ms=self._settings.rebalance_timeout_ms,
+                max_poll_interval_ms=self._settings.max_poll_interval_ms,
+                fetch_max_bytes=self._settings.fetch_max_bytes,
+                max_partition_fetch_bytes=self._settings.max_partition_fetch_bytes,
+                fetch_max_wait_ms=self._settings.fetch_max_wait_ms,
+                enable_auto_commit=False,
+                # "latest", the default, jumps over everything unread when a position has expired.
+                auto_offset_reset="none",
+                # What an aborted transaction wrote never happened.
+                isolation_level="read_committed",
+            )
+            try:
+                await consumer.start()
+                break
+            except (KafkaError, OSError) as error:
+                await client.close(consumer)
+                await client.wait_for_brokers(error, backoff, self._settings)
+            except BaseException:
+                await client.close(consumer)
+                raise
+        self._client = consumer
+        self._last_record_s = self._last_probe_s = self._clock()
+        self._set_reachable(None)
+        # After start(): topics given to the constructor would make start() wait for those that do not exist yet.
+        consumer.subscribe(list(self._start_from), listener=_Listener(self))
+
+    async def _replace_client(self, why: str) -> None:
+        """A client that went wrong is not repaired. stop() calls no listener, so the partitions are handed over here."""
+        delay_s = self._replacing.next_s()
+        _log.warning("kafka_client_replaced", reason=why, attempt=self._replacing.attempts, wait_s=round(delay_s, 2))
+        self._metrics.reconnected()
+        await self._hand_over()
+        await self.stop()
+        await asyncio.sleep(delay_s)
+        self._stalled = False
+        await self._connect()
+
+    # --- records ----------------------------------------------------------------------------------------------------
+
+    async def poll(self) -> list[Polled]:
+        """The next records of each partition; empty when there are none within a quarter of a second, or during a rebalance.
+
+        Call it again and again, even while the intake is held: a member that does not ask for records leaves the group.
+
+        Raises:
+            KafkaRefusedError: the group or the topics refuse us.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._stalled:
+            await self._replace_client("records are there, none arrives")
+        consumer = self._connected
+        try:
+            # getmany() waits for the end of a rebalance, whatever its timeout says.
+            async with asyncio.timeout(_POLL_DEADLINE_S):
+                got = await consumer.getmany(timeout_ms=_POLL_MS, max_records=self._settings.max_poll_records)
+        except TimeoutError:
+            return []
+        except (KafkaError, OSError, *UNREADABLE) as error:
+            await self._recover(error)
+            return []
+        polled = []
+        for tp, records in got.items():
+            source = Source(*tp)
+            if records and source in self._position:
+                # position() does not suspend where there is one, and nothing has run since getmany() returned.
+                self._position[source] = await consumer.position(tp)
+                polled.append(Polled(source, records, self._position[source]))
+        if polled:
+            self._last_record_s = self._clock()
+            self._unreadable = 0
+            self._replacing.reset()
+            self._set_reachable(None)
+        return polled
+
+    def hold(self) -> None:
+        """Fetches nothing until `resume`. What was fetched ahead is thrown away, so do not flap."""
+        self._held = True
+        for tp in self._partitions():
+            self._connected.pause(tp)
+
+    def resume(self) -> None:
+        """Ends `hold`."""
+        self._held = False
+        self._last_record_s = self._clock()
+        for tp in self._partitions():
+            self._connected.resume(tp)
+
+    async def _recover(self, error: Exception) -> None:
+        """After a failed read."""
+        self._metrics.fetch_failed()
+        if refused := client.refusal(error, self._settings):
+            raise refused from error
+        # What getmany() had collected from other partitions, or from this one before a bad batch, is lost with the exception, while the
+        # client's positions have moved past it. So every partition goes back to where records were last handed over.
+        for tp in self._partitions():
+            self._connected.seek(tp, self._position[Source(*tp)])
+        if isinstance(error, OffsetOutOfRangeError):
+            self._relocate(Source(*tp) for tp in error.args[0])
+        elif isinstance(error, RecordTooLargeError):
+            # Brokers answer so only before 0.10.1; newer ones send the record whatever its size.
+            self._pass_over(Source(*error.args[1]), error.args[2] + 1, "too-large")
+        elif isinstance(error, UNREADABLE):
+            await self._salvage(error)
+        elif not isinstance(error, NoOffsetForPartitionError):  # raised between an assignment and our seek
+            await self._replace_client(client.reason(error))
+
+    async def _salvage(self, error: Exception) -> None:
+        """The client would fetch a corrupt batch for ever. It may be the network's fault, so a few times that is right."""
+        self._unreadable += 1
+        if self._unreadable < _READS_BEFORE_SALVAGE:
+            return
+        self._unreadable = 0
+        _log.error("records_unreadable", reason=client.reason(error))
+        for source, position in list(self._position.items()):
+            try:
+                readable = await first_readable(self._settings, source, position)
+            except (KafkaError, OSError) as failed:
+                _log.warning("salvage_failed", topic=source.topic, partition=source.partition, reason=client.reason(failed))
+                continue
+            if readable > position and self._position.get(source) == position:
+                self._pass_over(source, readable, "corrupt")
+
+    def _pass_over(self, source: Source, position: int, loss: Loss) -> None:
+        if source not in self._position:
+            return
+        records = position - self._position[source]
+        _log.error("records_lost", topic=source.topic, partition=source.partition, first=self._position[source], records=records, loss=loss)
+        self._position[source] = position
+        self._connected.seek(TopicPartition(*source), position)
+        self._metrics.lost(loss, records)
+        self._owned.take({source: position})
+
+    # --- where we are -----------------------------------------------------------------------------------------------
+
+    def positions(self) -> dict[Source, int]:
+        """By partition, the offset behind the last record handed over and behind control records, which nobody is handed."""
+        for source, state in self._states():
+            if state.has_valid_position:
+                self._position[source] = max(self._position[source], state.position)
+        return dict(self._position)
+
+    def ends(self) -> dict[Source, int]:
+        """By partition, the end of the log where it is known."""
+        for source, state in self._states():
+            # Behind the last stable offset nothing can be had yet: an open transaction is no lag of ours.
+            seen = state.lso if state.lso is not None and state.lso >= 0 else state.highwater
+            if seen is not None:
+                self._end[source] = max(self._end.get(source, 0), seen)
+        return {source: end for source, end in self._end.items() if source in self._position}
+
+    async def commit(self, positions: Mapping[Source, int]) -> None:
+        """Commits positions for the group, but for partitions that have gone to another member: it reads those records again.
+
+        Raises:
+            DeliveryError: no answer in time; the commit may have happened or not, and can be repeated.
+            KafkaRefusedError: not allowed.
+        """
+        ours = {TopicPartition(*source): position for source, position in positions.items() if source in self._position}
+        if not ours or self._client is None:
+            return
+        try:
+            async with asyncio.timeout(COMMIT_DEADLINE_S):
+                await self._client.commit(ours)
+        except (CommitFailedError, IllegalStateError) as error:
+            _log.warning("positions_not_committed", partitions=len(ours), reason=client.reason(error))
+        except TimeoutError:
+            raise DeliveryError(f"positions not committed within {COMMIT_DEADLINE_S:g} s") from None
+        except (KafkaError, OSError) as error:
+            raise client.refusal(error, self._settings) or DeliveryError(f"positions not committed: {client.reason(error)}") from error
+
+    async def probe(self) -> None:
+        """Looks after an idle consumer; call it about every second.
+
+        Brokers that go away raise nothing: the client just finds no records. A client that has gone to sleep raises nothing either. So
+        while nothing arrives, the brokers are asked for the ends of the logs.
+        """
+        now = self._clock()
+        if self._client is None or now - max(self._last_record_s, self._last_probe_s) < PROBE_EVERY_S:
+            return
+        self._last_probe_s = now
+        self._look_for_topics()
+        asked = self._partitions() or self._some_partition()
+        try:
+            async with asyncio.timeout(_PROBE_DEADLINE_S):
+                ends = await self._client.end_offsets(asked) if asked else await self._client.topics() and {}
+        except (KafkaError, OSError, TimeoutError) as error:
+            self._set_reachable(client.reason(error) if str(error) else "no answer")
+            return
+        self._set_reachable(None)
+        self._end.update((Source(*tp), end) for tp, end in ends.items())
+        behind = any(self._end.get(source, 0) > position for source, position in self.positions().items())
+        if behind and not self._held and now - self._last_record_s > STALL_S:
+            self._stalled = True
+
+    def _look_for_topics(self) -> None:
+        missing = frozenset(topic for topic in self._start_from if self._connected.partitions_for_topic(topic) is None)
+        if missing - self._missing:
+            _log.warning(
+                "input_topics_missing", topics=sorted(missing), help="waiting for them; producers own them, anomalyd does not create them"
+            )
+        elif self._missing - missing:
+            _log.info("input_topics_found", topics=sorted(self._missing - missing))
+        self._missing = missing
+        refused = missing & self._connected._client.cluster.unauthorized_topics  # noqa: SLF001  metadata refuses without raising
+        if refused:
+            self._failure = KafkaRefusedError(f"Kafka: not authorised to read {', '.join(sorted(refused))}; allow Read and Describe")
+
+    def _set_reachable(self, why_not: str | None) -> None:
+        if why_not is None and not self._reachable:
+            _log.info("kafka_reached", servers=self._settings.bootstrap_servers)
+        elif why_not is not None and self._reachable:
+            _log.warning("kafka_unreachable", servers=self._settings.bootstrap_servers, reason=why_not)
+        self._reachable = why_not is None
+
+    # --- assignment -------------------------------------------------------------------------------------------------
+
+    def on_assigned(self, partitions: Iterable[TopicPartition]) -> None:
+        """Partitions were assigned. Must not wait: no heartbeat is sent meanwhile, so a slow callback ends in endless rebalancing."""
+        given = sorted(partitions)
+        self._assigned = frozenset(Source(*tp) for tp in given)
+        self._assignment += 1
+        for tp in given:
+            # A placeholder: for a partition without a position the client goes and looks for one itself.
+            self._connected.seek(tp, 0)
+            self._connected.pause(tp)
+        _log.info("partitions_assigned", count=len(given), partitions=_names(given))
+        self._metrics.rebalanced(len(given))
+        self._look_for_topics()
+        if given:
+            self._spawn(self._locate(dict.fromkeys(self._assigned)))
+        else:
+            self._owned.take({})
+
+    async def on_revoked(self) -> None:
+        """The group rebalances. The client hands out nothing now and heartbeats go on: this may take time, but the others wait for it."""
+        if self._assigned is not None:
+            _log.info("partitions_revoked", count=len(self._assigned), partitions=_names(self._assigned))
+            await self._hand_over()
+
+    async def _hand_over(self) -> None:
+        deadline_s = self._settings.rebalance_timeout_ms / 2_000
+        for task in self._locating:
+            task.cancel()
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._owned.release()
+        except TimeoutError:
+            _log.warning("handover_late", deadline_s=deadline_s, help="the next owner reads again what was not committed")
+        finally:
+            self._forget_assignment()
+
+    def _forget_assignment(self) -> None:
+        self._assignment += 1
+        self._assigned = None
+        self._position.clear()
+        self._end.clear()
+        for task in self._locating:
+            task.cancel()
+
+    def _relocate(self, sources: Iterable[Source]) -> None:
+        wanted: dict[Source, int | None] = {source: self._position.pop(source) for source in sources if source in self._position}
+        for source in wanted:
+            self._connected.pause(TopicPartition(*source))
+        if wanted:
+            self._spawn(self._locate(wanted))
+
+    def _spawn(self, work: Any) -> None:  # noqa: ANN401  a coroutine
+        task = asyncio.create_task(work)
+        self._locating.add(task)
+        task.add_done_callback(self._locating.discard)
+
+    async def _locate(self, wanted: Mapping[Source, int | None]) -> None:
+        """Finds where to read partitions from, and begins; in the background, however long it takes, unless the group rebalances."""
+        assignment, backoff = self._assignment, client.Backoff()
+        while assignment == self._assignment:
+            try:
+                found = await locate(self._connected, wanted, self._start_from)
+            except (CommitFailedError, IllegalStateError):
+                return  # the group rebalances, and the next assignment starts over
+            except (KafkaError, OSError) as error:
+                self._failure = client.refusal(error, self._settings)
+                if self._failure is not None:
+                    return
+                delay_s = backoff.next_s()
+                _log.warning("positions_unknown", reason=client.reason(error), attempt=backoff.attempts, wait_s=round(delay_s, 2))
+                await asyncio.sleep(delay_s)
+            else:
+                if assignment == self._assignment:
+                    with self.failing_loudly():
+                        self._begin(found)
+                return
+
+    def _begin(self, found: Mapping[Source, Located]) -> None:
+        for source, located in found.items():
+            tp = TopicPartition(*source)
+            self._connected.seek(tp, located.position)
+            self._position[source] = located.position
+            self._end[source] = located.end
+            if located.expired:
+                self._metrics.lost("expired", located.expired)
+            if not self._held:
+                self._connected.resume(tp)
+        self._owned.take({source: located.position for source, located in found.items()})
+        self._last_record_s = self._clock()
+
+    @contextlib.contextmanager
+    def failing_loudly(self) -> Iterator[None]:
+        """Keeps an exception for the next poll(): out of a task or a callback of the client it would at most be logged."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  whatever it is, it has to end the daemon
+            self._failure = error
+
+    # --- the client's side ------------------------------------------------------------------------------------------
+
+    @property
+    def _connected(self) -> AIOKafkaConsumer:
+        if self._client is None:
+            raise RuntimeError("start() comes first")
+        return self._client
+
+    @property
+    def _owned(self) -> Owner:
+        if self._owner is None:
+            raise RuntimeError("start() comes first")
+        return self._owner
+
+    def _partitions(self) -> list[TopicPartition]:
+        """Located partitions that the client, too, holds for ours at this moment."""
+        return [TopicPartition(*source) for source, _ in self._states()]
+
+    def _some_partition(self) -> list[TopicPartition]:
+        """One partition of any input topic, to have something to ask brokers about."""
+        known = ((topic, self._connected.partitions_for_topic(topic)) for topic in self._start_from)
+        return next(([TopicPartition(topic, min(partitions))] for topic, partitions in known if partitions), [])
+
+    def _states(self) -> list[tuple[Source, Any]]:
+        """Located partitions with what the client knows of them. Its public methods raise where a rebalance has just taken a partition."""
+        subscription = self._client._subscription.subscription if self._client is not None else None  # noqa: SLF001
+        if subscription is None or subscription.assignment is None:
+            return []
+        states = ((source, subscription.assignment.state_value(TopicPartition(*source))) for source in self._position)
+        return [(source, state) for source, state in states if state is not None]
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ships no types
+    def __init__(self, consumer: Consumer) -> None:
+        self._consumer = consumer
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        del revoked  # all of them: rebalances are eager
+        with self._consumer.failing_loudly():
+            await self._consumer.on_revoked()
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        with self._consumer.failing_loudly():
+            self._consumer.on_assigned(assigned)
+
+
+def _names(partitions: Iterable[tuple[str, int]]) -> list[str]:
+    return [f"{topic}/{partition}" for topic, partition in sorted(partitions)]

@@ -1,0 +1,375 @@
+"""The run loop: records of the assigned partitions through their shards, what comes out into checkpoints.
+
+The event loop fetches, hands over and commits; one worker thread decodes, scores and judges, most of the time in compiled code that leaves
+the GIL to the loop. At most two batches are under way, so that the worker always finds the next one.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Protocol
+
+import structlog
+
+from anomalyd.batch import Source
+from anomalyd.errors import DeliveryError
+from anomalyd.kafka.checkpoint import AlertNote, Checkpoint, Pending
+from anomalyd.kafka.consumer import Owner, Polled
+from anomalyd.kafka.producer import Message
+from anomalyd.shard import DeadLetter, Outcome, Shard
+from anomalyd.telemetry.metrics import Metrics
+
+IN_FLIGHT: Final = 2
+"""Batches handed to the worker: one that it works on and one that is waiting."""
+
+SMALL_RECORDS: Final = 300
+SMALL_BYTES: Final = 64 << 10
+"""Up to here the way to the worker and back costs more than the work."""
+
+ALERT_SPACING_S: Final = 0.05
+"""Between checkpoints that alerts ask for."""
+
+MOST_PENDING_BYTES: Final = 64 << 20
+"""Of messages that brokers do not take; beyond, nothing more is read."""
+
+STOP_DEADLINE_S: Final = 10.0
+"""For the last checkpoint."""
+
+_TICK_S: Final = 0.5
+_DELIVERY_LATE_S: Final = 10.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Records(Protocol):
+    """The side of the consumer that the loop uses."""
+
+    async def poll(self) -> list[Polled]:
+        """The next records."""
+
+    async def probe(self) -> None:
+        """Looks after an idle consumer."""
+
+    def hold(self) -> None:
+        """Reads nothing more."""
+
+    def resume(self) -> None:
+        """Reads on."""
+
+    def positions(self) -> dict[Source, int]:
+        """Behind the last record handed over."""
+
+    def ends(self) -> dict[Source, int]:
+        """Of the logs."""
+
+
+@dataclass(slots=True)
+class _Job:
+    """What one poll brought, for the worker."""
+
+    parts: list[tuple[Shard, Polled]]
+    assignment: int
+
+    @property
+    def small(self) -> bool:
+        return sum(len(polled.records) for _, polled in self.parts) <= SMALL_RECORDS and (
+            sum(len(record.value or b"") for _, polled in self.parts for record in polled.records) <= SMALL_BYTES
+        )
+
+    def run(self) -> list[Outcome]:
+        return [shard.process(polled.records) for shard, polled in self.parts]
+
+
+class Pipeline(Owner):
+    """Everything between consumer and checkpoint.
+
+    Args:
+        records: where records come from.
+        checkpoint: where results go, with positions.
+        make_shard: a new shard for a partition.
+        worker: runs batches, one after the other (one thread).
+        metrics: where to count.
+        alerts_topic: for alerts.
+        dead_letter_topic: for records that could not be read.
+        interval_s: between checkpoints.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        checkpoint: Checkpoint,
+        make_shard: Callable[[Source], Shard],
+        worker: Executor,
+        metrics: Metrics,
+        *,
+        alerts_topic: str,
+        dead_letter_topic: str,
+        interval_s: float = 1.0,
+    ) -> None:
+        self._records = records
+        self._checkpoint = checkpoint
+        self._make_shard = make_shard
+        self._worker = worker
+        self._metrics = metrics
+        self._alerts_topic = alerts_topic
+        self._dead_letter_topic = dead_letter_topic
+        self._interval_s = interval_s
+        self._shards: dict[Source, Shard] = {}
+        self._parked: dict[Source, tuple[int, Shard]] = {}
+        self._position: dict[Source, int] = {}  # everything in front of it is in `_pending` or durable
+        self._assignment = 0  # what a batch of an older one brings is void
+        self._pending = Pending()
+        self._in_flight = 0
+        self._landed = asyncio.Event()  # a batch came back
+        self._alert_waits = asyncio.Event()
+        self._writing = asyncio.Lock()  # one checkpoint at a time; never held while waiting for records
+        self._writing_since: float | None = None
+        self._unwritten_bytes = 0
+        self._held = False
+        self._stopping = asyncio.Event()
+        self._failure: BaseException | None = None
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Reads until `stop`, then finishes what is under way and writes a last checkpoint.
+
+        Raises:
+            AnomalydError: going on would not help.
+        """
+        async with self._in_background(self._write_checkpoints(), self._look_after()):
+            while not self._stopping.is_set():
+                polled = await self._records.poll()
+                self._hand_over(polled)
+                await self._room_for_another()
+                self._hold_or_resume()
+                self._raise_failure()
+            await self._finish()
+
+    def stop(self) -> None:
+        """Asks `run` to come to an end."""
+        self._stopping.set()
+
+    def _hand_over(self, polled: Sequence[Polled]) -> None:
+        """Gives records to the worker; what is small and alone is done at once."""
+        parts = [(self._shards[part.source], part) for part in polled if part.source in self._shards]
+        if not parts:
+            return
+        job = _Job(parts, self._assignment)
+        if not self._in_flight and job.small:
+            self._take_in(job, job.run())
+            return
+        self._in_flight += 1
+        self._metrics.in_flight(self._in_flight)
+        asyncio.get_running_loop().run_in_executor(self._worker, job.run).add_done_callback(partial(self._land, job))
+
+    def _land(self, job: _Job, done: asyncio.Future[list[Outcome]]) -> None:
+        """A batch came back. Batches land in their order: there is one worker, and it reports through one queue."""
+        self._in_flight -= 1
+        self._metrics.in_flight(self._in_flight)
+        if not done.cancelled():
+            if (error := done.exception()) is not None:
+                self._failure = error
+            elif job.assignment == self._assignment:
+                self._take_in(job, done.result())
+        self._landed.set()
+
+    def _take_in(self, job: _Job, outcomes: Sequence[Outcome]) -> None:
+        """Puts results and the positions behind them into the coming checkpoint, and counts."""
+        for (shard, polled), outcome in zip(job.parts, outcomes, strict=True):
+            for message, produced_ms in outcome.alerts:
+                self._pending.add(Message(self._alerts_topic, polled.source.partition, message.key, message.value))
+                self._pending.alerts.append(AlertNote(message.alert.status, message.alert.severity, produced_ms))
+            for letter in outcome.dead_letters:
+                self._pending.add(_dead_letter(self._dead_letter_topic, polled.source, letter))
+                self._pending.dead_letters += 1
+            self._position[polled.source] = self._pending.positions[polled.source] = polled.next_offset
+            self._count(shard, outcome)
+            if outcome.alerts:
+                self._alert_waits.set()
+
+    async def _room_for_another(self) -> None:
+        while self._in_flight >= IN_FLIGHT:
+            await self._next_landing()
+
+    async def _drained(self) -> None:
+        while self._in_flight:
+            await self._next_landing()
+
+    async def _next_landing(self) -> None:
+        self._landed.clear()
+        await self._landed.wait()
+
+    def _hold_or_resume(self) -> None:
+        """While brokers take no messages, memory must not grow: nothing more is read until half of the room is free again."""
+        waiting = self._pending.bytes + self._unwritten_bytes
+        if not self._held and waiting > MOST_PENDING_BYTES:
+            self._held = True
+            self._records.hold()
+            _log.warning("intake_held", pending_bytes=waiting)
+        elif self._held and waiting < MOST_PENDING_BYTES // 2:
+            self._held = False
+            self._records.resume()
+            _log.info("intake_resumed")
+        self._metrics.paused(len(self._shards) if self._held else 0)
+
+    async def _finish(self) -> None:
+        done = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_DEADLINE_S):
+                await self._drained()
+                done = await self._write_checkpoint()
+        if not done:
+            _log.warning("stopped_uncommitted", help="nothing is lost: the records since the last checkpoint are read again")
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    async def _write_checkpoints(self) -> None:
+        """One each interval, or at once when an alert waits."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._interval_s):
+                    await self._alert_waits.wait()
+            await self._write_checkpoint()
+            await asyncio.sleep(ALERT_SPACING_S)
+
+    async def _write_checkpoint(self) -> bool:
+        """Makes everything up to now durable, while the next batches run; returns whether that worked. What did not, waits for the next."""
+        async with self._writing:
+            self._alert_waits.clear()
+            pending, self._pending = self._pending, Pending()
+            if not pending:
+                return True
+            assignment, began = self._assignment, time.monotonic()
+            self._writing_since, self._unwritten_bytes = began, pending.bytes
+            try:
+                await self._checkpoint.write(pending)
+            except BaseException as error:
+                if assignment == self._assignment:
+                    self._pending = pending.put_before(self._pending)
+                if not isinstance(error, DeliveryError):
+                    raise
+                self._metrics.checkpoint_failed()
+                _log.warning("checkpoint_failed", reason=str(error))
+                return False
+            finally:
+                self._writing_since, self._unwritten_bytes = None, 0
+            now_s = time.time()
+            self._metrics.checkpoint(
+                seconds=time.monotonic() - began,
+                at_s=now_s,
+                alerts=Counter((note.status, note.severity) for note in pending.alerts),
+                dead_letters=pending.dead_letters,
+                latencies_s=[now_s - note.produced_ms / 1000 for note in pending.alerts if note.produced_ms >= 0],
+            )
+            return True
+
+    # --- partitions come and go -------------------------------------------------------------------------------------
+
+    def take(self, positions: Mapping[Source, int]) -> None:
+        """Partitions are ours: with the state they had if nobody has read them since, otherwise with an empty one."""
+        for source, position in positions.items():
+            parked_at, shard = self._parked.pop(source, (None, None))
+            if source not in self._shards:
+                self._shards[source] = shard if shard is not None and parked_at == position else self._make_shard(source)
+            self._position[source] = position
+        self._parked.clear()
+
+    async def release(self) -> None:
+        """The group rebalances: finishes, writes a checkpoint, and parks the state, since what moves is known only afterwards."""
+        try:
+            await self._drained()
+            await self._write_checkpoint()
+            self._parked = {source: (self._position[source], shard) for source, shard in self._shards.items()}
+        finally:
+            self._assignment += 1
+            for source in self._shards:
+                self._metrics.revoked(*source)
+            self._shards.clear()
+            self._position.clear()
+            self._pending = Pending()
+
+    # --- what an operator sees --------------------------------------------------------------------------------------
+
+    async def _look_after(self) -> None:
+        late_told = False
+        while True:
+            asked = time.monotonic()
+            await asyncio.sleep(_TICK_S)
+            self._metrics.loop_lag(time.monotonic() - asked - _TICK_S)
+            self._show_state()
+            late = self._writing_since is not None and asked - self._writing_since > _DELIVERY_LATE_S
+            if late and not late_told:
+                _log.warning("checkpoint_late", waited_s=round(asked - (self._writing_since or asked)), pending_bytes=self._unwritten_bytes)
+            late_told = late
+            await self._records.probe()
+
+    def _show_state(self) -> None:
+        if not self._in_flight:
+            # Control records bring no batch, but a position that must not lag behind for ever.
+            for source, position in self._records.positions().items():
+                if position > self._position.get(source, position):
+                    self._position[source] = self._pending.positions[source] = position
+        for source, end in self._records.ends().items():
+            if source in self._position:
+                self._metrics.lag(*source, end - self._position[source])
+        shards = self._shards.values()
+        self._metrics.state(series=sum(shard.series for shard in shards), open_episodes=sum(shard.open_episodes for shard in shards))
+
+    def _count(self, shard: Shard, outcome: Outcome) -> None:
+        self._metrics.batch(
+            records=outcome.records,
+            samples=outcome.samples,
+            rejected=outcome.rejected,
+            late=outcome.late,
+            repeated=outcome.repeated,
+            evicted=outcome.evicted,
+            decode_s=outcome.decode_s,
+            step_s=outcome.step_s,
+            episodes_s=outcome.episodes_s,
+        )
+        if shard.stream_time_ms is not None:
+            self._metrics.watermark(shard.stream.name, shard.stream_time_ms)
+
+    # --- failures ---------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def _in_background(self, *works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(self._kept(work)) for work in works]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _kept(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001  whatever it is, it has to end the loop and not just a task
+            self._failure = error
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+
+def _dead_letter(topic: str, source: Source, letter: DeadLetter) -> Message:
+    """The record as it came, and in headers where from and why."""
+    return Message(
+        topic,
+        source.partition,
+        letter.record.key,
+        letter.record.value or b"",
+        (
+            ("anomalyd-reason", letter.reason.encode()),
+            ("anomalyd-topic", source.topic.encode()),
+            ("anomalyd-partition", str(source.partition).encode()),
+            ("anomalyd-offset", str(letter.record.offset).encode()),
+        ),
+    )

@@ -6,9 +6,10 @@
 - Machine code is kept on disk between starts. Where (`NUMBA_CACHE_DIR`) and for which processor (`NUMBA_CPU_NAME`, part of the cache's
   key) is numba's own environment and comes from whoever starts Python, for instance the container image; numba reads it when imported.
 
-Numba's own cache has two habits that do not fit a daemon, so ours differs: it refuses to start where no folder can be written (a read-only
-container with a cache filled at build time), and it looks at a function's own file only, so that an edited helper in another file leaves
-stale machine code in its callers.
+Numba's own cache has three habits that do not fit a daemon, so ours differs: it refuses to start where no folder can be written (a
+read-only container with a cache filled at build time); it looks at a function's own file only, so that an edited helper in another file
+leaves stale machine code in its callers; and it keys a kernel that calls others through its closure by names that those have in this
+process only, so that such a kernel is compiled at every start.
 """
 
 import contextlib
@@ -82,10 +83,20 @@ class _KernelCacheImpl(caching.CompileResultCacheImpl):  # type: ignore[misc]  #
 class _KernelCache(caching.FunctionCache):  # type: ignore[misc]  # numba is untyped
     _impl_class = _KernelCacheImpl
 
+    def _index_key(self, sig: object, codegen: Any) -> tuple[object, ...]:  # noqa: ANN401 - numba is untyped
+        # Code is in the source stamp; what is left to tell apart is the constants that a factory gave the kernel.
+        return (sig, codegen.magic_tuple(), _constants(self._py_func))
+
     def save_overload(self, sig: object, data: object) -> None:
         # A folder that cannot be written costs time at the next start, nothing else.
         with contextlib.suppress(OSError):
             super().save_overload(sig, data)
+
+
+def _constants(function: Callable[..., Any]) -> str:
+    """What the closure of `function`, and of the kernels in it, holds (numbers and other kernels): the same text in every process."""
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    return repr([_constants(held.py_func) if hasattr(held, "py_func") else held for held in cells])
 
 
 @cache

@@ -1,0 +1,46 @@
+"""Bring all compiled code into memory before the first record: from numba's cache, or by compiling it into the cache.
+
+The daemon does it before it joins its group, so that no batch waits for a compiler. Building the container image runs this module, which
+fills the cache that the image ships.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from anomalyd.batch import Source
+from anomalyd.detector import Detector
+from anomalyd.formats import make_decoder
+from anomalyd.shard import Shard, StreamPlan
+
+SERIES: Final = 1100
+CAPACITY: Final = 1024
+"""Fewer rows than series, so that eviction runs; enough of them that the table of spellings grows."""
+
+SAMPLE: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "plain-json": '{{"name":"warm","ts":{ms},"value":0.5,"tags":{{"series":"{series}"}}}}',
+        "telegraf-json": '{{"name":"warm","timestamp":{ms},"fields":{{"up":0.5}},"tags":{{"series":"{series}"}}}}',
+        "influx": "warm,series={series} up=0.5 {ms}000000",
+    }
+)
+"""A record of each wire format."""
+
+
+class _Record(NamedTuple):
+    value: bytes
+    offset: int
+    timestamp: int
+    key: bytes | None = None
+
+
+def warm_up(detector: Detector) -> None:
+    """Run a few thousand samples through throw-away shards, once in every format."""
+    for name, template in SAMPLE.items():
+        shard = Shard(StreamPlan("warm-up"), Source("warm-up", 0), detector, make_decoder(name), CAPACITY)
+        first_ms = 1_700_000_000_000
+        shard.process([_Record(template.format(ms=first_ms + i, series=i).encode(), i, first_ms + i) for i in range(SERIES)])
+
+
+if __name__ == "__main__":
+    warm_up(Detector.load(device="cpu"))

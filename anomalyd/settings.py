@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from anomalyd import __version__
 from anomalyd.errors import ConfigError
+from anomalyd.selection import Selection
 
 ENV_PREFIX: Final = "ANOMALYD_"
 ENV_DELIMITER: Final = "__"
@@ -54,6 +55,14 @@ def _existing_file(path: Path) -> Path:
     return path
 
 
+def _selector(text: str) -> str:
+    try:
+        Selection(include=(text,))
+    except ConfigError as error:
+        raise ValueError(str(error).removeprefix("include: ")) from None
+    return text
+
+
 def _label_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise ValueError("must be a label name: letters, digits and _, not starting with a digit")
@@ -66,7 +75,7 @@ Servers = Annotated[str, AfterValidator(_servers)]
 ExistingFile = Annotated[Path, AfterValidator(_existing_file)]
 LabelName = Annotated[str, AfterValidator(_label_name)]
 Text = Annotated[str, Field(min_length=1)]
-Selector = Text
+Selector = Annotated[Text, AfterValidator(_selector)]
 
 Format = Literal["plain-json", "telegraf-json", "influx"]
 Direction = Literal["both", "above", "below"]
@@ -189,7 +198,7 @@ class KafkaSettings(_Section):
             problems.append(("ssl_certfile", "ssl_certfile and ssl_keyfile belong together, give both or neither"))
         for name in sorted(self.model_fields_set):
             idle = (name.startswith("sasl_") and not self.uses_sasl) or (name.startswith("ssl_") and not self.uses_tls)
-            if idle and getattr(self, name) is not None:
+            if idle and getattr(self, name) != type(self).model_fields[name].default:
                 problems.append(
                     (name, f"has no effect with security_protocol {self.security_protocol}; change the one or remove the other")
                 )

@@ -1,9 +1,9 @@
 """Which state row a series has: canonical keys, the choice of series, and the index from series to rows."""
 
+from anomalyd.selection import Selection
 from anomalyd.series.aliases import UNKNOWN, AliasTable
 from anomalyd.series.index import EXCLUDED, FULL, MAX_KEY_CHARACTERS, KeyTooLongError, SeriesIndex
 from anomalyd.series.key import parse_key, series_key
-from anomalyd.series.selection import Selection
 
 __all__ = [
     "EXCLUDED",

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomalyd.jit import njit
+from anomalyd.selection import Selection
 from anomalyd.series.aliases import AliasTable
 from anomalyd.series.key import parse_key, series_key
-from anomalyd.series.selection import Selection
 
 EXCLUDED: Final = -1
 """Answer of `SeriesIndex.row`: the series is not selected."""

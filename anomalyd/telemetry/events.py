@@ -18,9 +18,71 @@ class Event(NamedTuple):
 
 
 EVENTS: Final[Mapping[str, Event]] = {
+    "kafka_reached": Event("info", "Brokers answer again, or for the first time."),
+    "kafka_unreachable": Event(
+        "warning",
+        "No broker answers; attempts go on, with growing pauses. Nothing is lost while the input topics retain it.",
+        "see whether brokers, network and credentials are well",
+    ),
+    "kafka_client": Event("debug", "A line of the Kafka client's own log."),
+    "kafka_client_replaced": Event(
+        "warning",
+        "The Kafka client failed in a way it does not recover from; a new one takes its place and goes on where it was.",
+        "look at `reason` if it keeps coming",
+    ),
+    "input_topics_missing": Event(
+        "warning", "Input topics do not exist (yet); the daemon waits for them.", "create them, or correct `streams[].topics`"
+    ),
+    "input_topics_found": Event("info", "Input topics that were missing exist now."),
+    "partitions_assigned": Event("info", "The group gave this instance partitions."),
+    "partitions_revoked": Event("info", "The group takes partitions back; what was read is committed first."),
+    "partition_begun": Event("info", "A partition without a committed position is read from where `start_from` says."),
+    "handover_late": Event(
+        "warning",
+        "A rebalance did not wait for the last checkpoint; the next owner reads again what was not committed, with equal alert ids.",
+        "raise `kafka.rebalance_timeout_ms` if it keeps coming",
+    ),
+    "positions_unknown": Event("warning", "Committed positions can't be asked for; attempts go on.", "look at `reason`"),
+    "positions_not_committed": Event(
+        "warning", "Positions were not committed; they will be with the next checkpoint.", "look at `reason` if it keeps coming"
+    ),
+    "position_out_of_range": Event(
+        "error",
+        "The committed position is no longer in the topic: records expired before they were read, or the topic was made anew.",
+        "raise the topic's retention, or let the instances catch up",
+    ),
+    "records_unreadable": Event(
+        "error",
+        "A partition holds records that can't be read (a damaged batch); the next readable one is looked for.",
+        "look after that partition's disk or replica",
+    ),
+    "salvage_failed": Event("warning", "The next readable record could not be looked for; it is tried again.", "look at `reason`"),
+    "records_lost": Event(
+        "error",
+        "Records were passed over because Kafka can't hand them out; `loss` says why.",
+        "see `loss`: expired: raise retention; corrupt: look after the brokers' disks; too-large: raise `kafka.max_partition_fetch_bytes`",
+    ),
+    "delivery_retry": Event(
+        "warning",
+        "Alerts or dead letters were not acknowledged and are sent again; positions wait for them.",
+        "look at `reason` if it keeps coming",
+    ),
+    "message_truncated": Event(
+        "warning",
+        "A dead letter is larger than its topic allows; its first 1 KB was written, with the header `anomalyd-truncated`.",
+        "raise `max.message.bytes` of the dead-letter topic to keep such records whole",
+    ),
+    "batch_retried_singly": Event(
+        "warning", "Our own code failed on a batch; its records go through once more, one by one.", "nothing; see record_crashed"
+    ),
+    "record_crashed": Event(
+        "error",
+        "Our own code failed on this record; it went to the dead-letter topic with reason `internal-error`.",
+        "report it with the record and the traceback",
+    ),
     "library_message": Event(
         "warning",
-        "A library below anomalyd (`logger`) warns of something (`message`); lines that repeat are counted, one a minute is shown.",
-        "look at the message; report it if it keeps coming",
+        "A library below anomalyd (`logger`) says something (`message`), at this level or above; repeated lines come once a minute.",
+        "look at it if it keeps coming",
     ),
 }

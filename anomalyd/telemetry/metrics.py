@@ -27,6 +27,7 @@ T = TypeVar("T", Counter, Gauge)
 
 STATUSES: Final = ("firing", "updated", "resolved")
 SEVERITIES: Final = ("warning", "critical")
+LOSSES: Final = ("expired", "corrupt", "too-large")
 STAGES: Final = ("decode", "step", "episodes")
 
 # Buckets sit around what is good and what is not: a batch steps in 0.1-30 ms, an alert is due within a second.
@@ -113,6 +114,8 @@ class Metrics:
         self._paused = gauge("paused_partitions", "Input partitions paused because the detector is busy.")
         self._rebalances = counter("rebalances", "Times the group gave partitions out anew.")
         self._fetch_errors = counter("fetch_errors", "Fetches from Kafka that failed and were tried again.")
+        lost = counter("records_lost", "Records passed over because Kafka can't hand them out, by reason; act, they are gone.", ("reason",))
+        self._lost = _Children(lost, LOSSES)
         self._reconnects = counter("kafka_reconnects", "Times the Kafka clients were built anew after a failure.")
         # what runs
         build = self._info("build", "Which anomalyd on which Python; always 1.", ("version", "python"))
@@ -215,6 +218,10 @@ class Metrics:
     def fetch_failed(self) -> None:
         """A fetch failed and will be tried again."""
         self._fetch_errors.inc()
+
+    def lost(self, reason: str, records: int) -> None:
+        """So many records can't be had and are passed over: one of LOSSES."""
+        self._lost[reason].inc(records)
 
     def reconnected(self) -> None:
         """The Kafka clients were built anew after a failure."""

@@ -1,0 +1,467 @@
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from anomalyd.errors import ConfigError
+from anomalyd.settings import Settings, environment_overrides, load, models_in
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+STREAM = {"name": "hosts", "topics": ["metrics"], "format": "telegraf-json"}
+SMALLEST = {"kafka": {"bootstrap_servers": "127.0.0.1:9092"}, "streams": [STREAM]}
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in environment_overrides():
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes the smallest configuration with sections laid over it; text is written as it is."""
+
+    def writer(text: str | None = None, **sections: object) -> Path:
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(SMALLEST | sections) if text is None else text, "utf-8")
+        return path
+
+    return writer
+
+
+def refusal(path: Path | None) -> list[str]:
+    """Lines of the error without the path of the file."""
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    lines = str(caught.value).splitlines()
+    return [line.strip() for line in lines[1:]] if len(lines) > 1 else [lines[0].removeprefix(f"{path}: ")]
+
+
+# --- what is accepted ---------------------------------------------------------------------------------------------
+
+
+def test_smallest_file_gets_every_default(write: Write) -> None:
+    settings = load(write())
+
+    assert settings.alerts.topic == "anomalyd.alerts"
+    assert settings.alerts.budget == 0.1
+    assert settings.dead_letter_topic == "anomalyd-dead-letters"
+    assert settings.streams[0].start_from == "latest"
+    assert settings.http.port == 9464
+    assert settings.max_series == 1_000_000
+    assert settings.delivery == "at-least-once"
+
+
+def test_settings_are_frozen(write: Write) -> None:
+    settings = load(write())
+
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.http.port = 1  # type: ignore[misc]  # that is the point
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.max_series = 1  # type: ignore[misc]  # that is the point
+
+
+def test_json_is_yaml(write: Write) -> None:
+    assert load(write(json.dumps(SMALLEST))) == load(write())
+
+
+def test_anchors_and_merge_keys_work(write: Write) -> None:
+    text = """
+kafka: {bootstrap_servers: "127.0.0.1:9092"}
+streams:
+  - &first {name: a, topics: [a], format: influx, start_from: earliest}
+  - {<<: *first, name: b, topics: [b]}
+"""
+    assert load(write(text)).streams[1].start_from == "earliest"
+
+
+@pytest.mark.parametrize("servers", ["a:1", "kafka-1.example.com:9092, kafka-2:9093", "[::1]:9092"])
+def test_servers_are_hosts_with_ports(write: Write, servers: str) -> None:
+    assert load(write(kafka={"bootstrap_servers": servers})).kafka.bootstrap_servers == servers.replace(" ", "")
+
+
+def test_heartbeats_fit_three_times_into_the_session(write: Write) -> None:
+    kafka = {"bootstrap_servers": "a:1", "session_timeout_ms": 6000}
+    assert load(write(kafka=kafka)).kafka.heartbeat_interval_ms == 2000
+
+
+# --- policies of streams ------------------------------------------------------------------------------------------
+
+
+def test_stream_overrides_only_what_it_names(write: Write) -> None:
+    """An override of one key must not bring back the defaults of the others."""
+    own = STREAM | {"alerts": {"budget": 0.5, "labels": {"team": "storage"}}}
+    settings = load(write(streams=[own], alerts={"direction": "above", "min_duration_s": 9, "labels": {"team": "all", "env": "prod"}}))
+    policy = settings.policy(settings.streams[0])
+
+    assert (policy.budget, policy.direction, policy.min_duration_s) == (0.5, "above", 9)
+    assert policy.labels == {"team": "storage", "env": "prod"}
+
+
+def test_stream_can_override_back_to_the_default(write: Write) -> None:
+    own = STREAM | {"alerts": {"direction": "both"}}
+    settings = load(write(streams=[own], alerts={"direction": "above"}))
+
+    assert settings.policy(settings.streams[0]).direction == "both"
+
+
+# --- environment --------------------------------------------------------------------------------------------------
+
+
+def test_environment_wins_over_the_file_and_leaves_siblings(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANOMALYD_KAFKA__BOOTSTRAP_SERVERS", "kafka:9093")
+    monkeypatch.setenv("ANOMALYD_MAX_SERIES", "77")
+    monkeypatch.setenv("ANOMALYD_ALERTS__LABELS", '{"env": "prod"}')
+    settings = load(
+        write(kafka={"bootstrap_servers": "127.0.0.1:9092", "group_id": "mine"}, alerts={"budget": 0.5, "labels": {"team": "a"}})
+    )
+
+    assert (settings.kafka.bootstrap_servers, settings.kafka.group_id) == ("kafka:9093", "mine")
+    assert settings.max_series == 77
+    assert settings.alerts.budget == 0.5
+    assert settings.alerts.labels == {"team": "a", "env": "prod"}
+
+
+def test_environment_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANOMALYD_KAFKA__BOOTSTRAP_SERVERS", "kafka:9093")
+    monkeypatch.setenv("ANOMALYD_STREAMS", json.dumps([STREAM]))
+
+    assert load(None).streams[0].name == "hosts"
+
+
+def test_list_from_the_environment_replaces_the_whole_list(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANOMALYD_STREAMS", json.dumps([STREAM | {"name": "other"}]))
+    settings = load(write(streams=[STREAM, STREAM | {"name": "second", "topics": ["b"]}]))
+
+    assert [stream.name for stream in settings.streams] == ["other"]
+
+
+def test_empty_variable_counts_as_not_set(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANOMALYD_KAFKA__GROUP_INSTANCE_ID", "")
+    assert load(write()).kafka.group_instance_id is None
+
+
+def test_variables_that_kubernetes_sets_beside_a_service_are_not_ours(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PORT", "SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT_9464_TCP_ADDR", "KAFKA_PORT", "HTTP_SERVICE_HOST", "TEST_KAFKA"):
+        monkeypatch.setenv(f"ANOMALYD_{name}", "tcp://10.0.0.1:9464")
+
+    assert load(write()) == load(write())
+    assert environment_overrides() == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("ANOMALYD_HTTP__PORT", "99999", 'http.port: got "99999", must be at most 65535 (from ANOMALYD_HTTP__PORT)'),
+        ("ANOMALYD_HTTP__PROT", "1", "http.prot: unknown key (did you mean port?), valid are host, port (from ANOMALYD_HTTP__PROT)"),
+        ("ANOMALYD_KAFK__GROUP_ID", "a", "kafk: unknown key (did you mean kafka?), valid are kafka, streams"),
+        ("ANOMALYD_MAX_SERIE", "5", "max_serie: unknown key (did you mean max_series?), valid are"),
+        ("ANOMALYD_SCORES__TOPIC", "x", "scores.topic: this version"),
+        ("ANOMALYD_STREAMS__0__NAME", "x", "streams: single entries can't be set by the environment"),
+        ("ANOMALYD_STREAMS", "hosts", "streams: ANOMALYD_STREAMS: must be JSON, such as [{"),
+        ("ANOMALYD_ALERTS__LABELS", "team=a", "alerts: ANOMALYD_ALERTS__LABELS: must be JSON"),
+    ],
+)
+def test_wrong_variable_is_refused_by_name(write: Write, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str) -> None:
+    monkeypatch.setenv(variable, value)
+    (line,) = refusal(write())
+
+    assert message in line
+
+
+def test_settings_built_in_code_do_not_read_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a variable meant for the daemon would send the demo to a production cluster."""
+    monkeypatch.setenv("ANOMALYD_KAFKA__BOOTSTRAP_SERVERS", "production:9092")
+    assert Settings.model_validate(SMALLEST).kafka.bootstrap_servers == "127.0.0.1:9092"
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"alerts": {"budget": -1}}, "alerts.budget: got -1, must be greater than 0"),
+        ({"alerts": {"budget": float("inf")}}, "alerts.budget: got Infinity, must be a finite number"),
+        ({"alerts": {"budget": "much"}}, 'alerts.budget: got "much", must be a number'),
+        ({"alerts": {"budget": None}}, "alerts.budget: got nothing, must be a number"),
+        ({"alerts": {"bugdet": 1}}, "alerts.bugdet: unknown key (did you mean budget?), valid are budget, min_duration_s, direction"),
+        ({"alerts": {"labels": {"team": 5}}}, "alerts.labels.team: got 5, must be text; put it in quotes"),
+        ({"alerts": {"labels": {"a-b": "x"}}}, 'alerts.labels.a-b: got "a-b", must be a label name'),
+        ({"alerts": {"labels": {5: "x"}}}, "alerts.labels[5]: got 5, must be text; put it in quotes"),
+        ({"alerts": 5}, "alerts: got 5, must be a mapping"),
+        ({"alerts": {"topic": "a b"}}, 'alerts.topic: got "a b", must be a Kafka topic name'),
+        ({"max_series": "1e6"}, 'max_series: got "1e6", must be a whole number, written with digits only'),
+        ({"max_series": 0}, "max_series: got 0, must be at least 1"),
+        ({"max_series": 1.5}, "max_series: got 1.5, must be a whole number"),
+        ({"http": {"port": 65536}}, "http.port: got 65536, must be at most 65535"),
+        ({"device": "gpu"}, 'device: got "gpu", valid are auto, cpu, cuda'),
+        ({"streams": []}, "streams: got an empty list, must have at least 1 entry"),
+        ({"streams": STREAM}, "streams: got a mapping, must be a list"),
+        ({"streams": [STREAM | {"topics": "metrics"}]}, 'streams[0].topics: got "metrics", must be a list'),
+        ({"streams": [STREAM | {"topics": ["a", "a"]}]}, 'streams[0].topics: "a" is given twice'),
+        ({"streams": [STREAM | {"name": "a b"}]}, 'streams[0].name: got "a b", must be 1 to 100 of the characters'),
+        (
+            {"streams": [STREAM | {"format": "telgraf"}]},
+            'streams[0].format: got "telgraf", valid are plain-json, telegraf-json, influx (did you mean telegraf-json?)',
+        ),
+        ({"streams": [{"name": "a", "topics": ["b"]}]}, "streams[0].format: missing; valid are plain-json, telegraf-json, influx"),
+        ({"streams": [STREAM | {"include": [5]}]}, "streams[0].include[0]: got 5, must be text"),
+        ({"streams": [STREAM | {"include": ["net{host"]}]}, 'streams[0].include[0]: got "net{host", '),
+        ({"streams": [STREAM | {"exclude": ['{host=~"("}']}]}, "streams[0].exclude[0]: got "),
+        ({"kafka": {"bootstrap_servers": "kafka"}}, 'kafka.bootstrap_servers: got "kafka", must be host:port'),
+        ({"kafka": {"bootstrap_servers": "kafka:0"}}, 'kafka.bootstrap_servers: got "kafka:0", must be host:port'),
+        ({"kafka": {}}, "kafka.bootstrap_servers: missing; brokers to ask first"),
+        ({"kafak": {}}, "kafak: unknown key (did you mean kafka?), valid are kafka, streams, alerts"),
+    ],
+)
+def test_wrong_value_is_refused_with_path_value_and_what_is_valid(write: Write, sections: dict[str, Any], message: str) -> None:
+    (line,) = refusal(write(**sections))
+    assert line.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        ({"scores": {"topic": "scores"}}, "scores.topic"),
+        ({"models": {"pin": "1"}}, "models.pin"),
+        ({"state": {"prefix": "a"}}, "state.prefix"),
+        ({"streams": [STREAM | {"silence": {}}]}, "streams[0].silence"),
+    ],
+)
+def test_keys_of_later_versions_are_refused_as_such(write: Write, sections: dict[str, Any], key: str) -> None:
+    (line,) = refusal(write(**sections))
+    assert re.fullmatch(re.escape(key) + r": this version \(\S+\) does not have it yet; remove it", line)
+
+
+@pytest.mark.parametrize(
+    ("sections", "path"),
+    [
+        ({"delivery": "exactly-once"}, "delivery"),
+        ({"kafka": {"bootstrap_servers": "a:1", "sasl_mechanism": "OAUTHBEARER"}}, "kafka.sasl_mechanism"),
+    ],
+)
+def test_values_of_later_versions_are_refused_as_such(write: Write, sections: dict[str, Any], path: str) -> None:
+    (line,) = refusal(write(**sections))
+    assert line.startswith(f"{path}: got ")
+    assert "does not have it yet; valid are" in line
+
+
+def test_all_errors_are_shown_at_once(write: Write) -> None:
+    lines = refusal(write(alerts={"budget": -1}, http={"prot": 5}, streams=[{"name": "x"}], max_series=0))
+    assert [line.split(":")[0] for line in lines] == ["streams[0].topics", "streams[0].format", "alerts.budget", "http.prot", "max_series"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "messages"),
+    [
+        ({"streams": [STREAM, STREAM | {"topics": ["b"]}]}, ['streams[1].name: got "hosts", which streams[0] has already']),
+        ({"streams": [STREAM, STREAM | {"name": "b"}]}, ['streams[1].topics[0]: got "metrics", which streams[0] reads already']),
+        ({"alerts": {"topic": "metrics"}}, ['alerts.topic: got "metrics", which streams[0] reads: alerts would come back as input']),
+        ({"dead_letters": {"topic": "metrics"}}, ['dead_letters.topic: got "metrics", which streams[0] reads']),
+        ({"dead_letters": {"topic": "anomalyd.alerts"}}, ['dead_letters.topic: got "anomalyd.alerts", which is alerts.topic']),
+        (
+            {"kafka": {"bootstrap_servers": "a:1", "group_id": "a b"}},
+            ['dead_letters.topic: missing; kafka.group_id "a b" makes no topic name to take as default'],
+        ),
+        (
+            {"streams": [STREAM, STREAM], "alerts": {"topic": "metrics"}},
+            ["streams[1].name: ", "streams[1].topics[0]: ", "alerts.topic: "],
+        ),
+    ],
+)
+def test_streams_and_topics_must_not_meet(write: Write, sections: dict[str, Any], messages: list[str]) -> None:
+    lines = refusal(write(**sections))
+    assert len(lines) == len(messages)
+    assert all(line.startswith(message) for line, message in zip(lines, messages, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kafka: {a: [}\n", "line 1, column 13: not valid YAML: expected the node content, but found '}'"),
+        ("kafka: {}\nhttp: {}\nkafka: {}\n", 'line 3, column 1: not valid YAML: key "kafka" is given twice'),
+        ("kafka:\n\tgroup_id: a\n", "line 2, column 1: not valid YAML: found character '\\t' that cannot start any token"),
+        ("a: !!python/object:os.system {}\n", "line 1, column 4: not valid YAML: could not determine a constructor"),
+        ("- a\n- b\n", "got a list, must be a mapping with the keys kafka, streams"),
+        ("hello\n", 'got "hello", must be a mapping with the keys kafka, streams'),
+    ],
+)
+def test_yaml_that_cannot_be_read_is_refused_with_its_place(write: Write, text: str, message: str) -> None:
+    (line,) = refusal(write(text))
+    assert message in line
+
+
+def test_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "none.yaml") == ["No such file or directory"]
+    assert refusal(tmp_path) == ["Is a directory"]
+    (tmp_path / "bytes.yaml").write_bytes(b"a: \xff\n")
+    assert "not valid YAML" in refusal(tmp_path / "bytes.yaml")[0]
+
+
+def test_empty_file_says_what_is_needed(write: Write) -> None:
+    assert [line.split(";")[0] for line in refusal(write(""))] == ["kafka: missing", "streams: missing"]
+
+
+# --- secrets ------------------------------------------------------------------------------------------------------
+
+
+def sasl(**more: object) -> dict[str, object]:
+    return {"bootstrap_servers": "a:1", "security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN", "sasl_username": "me"} | more
+
+
+def test_password_comes_from_a_mounted_file_and_follows_its_rotation(write: Write, tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("hunter2\n")
+    kafka = load(write(kafka=sasl(sasl_password_file=str(secret)))).kafka
+
+    assert kafka.read_sasl_password() == "hunter2"
+    secret.write_text("hunter3")
+    assert kafka.read_sasl_password() == "hunter3"
+    secret.unlink()
+    with pytest.raises(ConfigError, match=r"kafka\.sasl_password_file: .*No such file"):
+        kafka.read_sasl_password()
+
+
+def test_secrets_are_masked_wherever_settings_are_shown(write: Write) -> None:
+    settings = load(write(kafka=sasl(sasl_password="hunter2")))
+
+    assert settings.kafka.read_sasl_password() == "hunter2"
+    assert "hunter2" not in str(settings) + repr(settings) + json.dumps(settings.effective()) + "".join(settings.summary())
+
+
+@pytest.mark.parametrize(
+    "kafka",
+    [
+        sasl(sasl_password=["hunter2"]),
+        sasl(sasl_pasword="hunter2"),
+        sasl(sasl_password={"value": "hunter2"}),
+        {"bootstrap_servers": "a:1", "sasl_password": "hunter2"},
+    ],
+)
+def test_secrets_are_not_shown_in_errors(write: Write, kafka: object) -> None:
+    assert "hunter2" not in "\n".join(refusal(write(kafka=kafka)))
+
+
+@pytest.mark.parametrize(
+    ("kafka", "messages"),
+    [
+        (
+            {"bootstrap_servers": "a:1", "security_protocol": "SASL_SSL"},
+            ["kafka.sasl_mechanism: missing", "kafka.sasl_username: missing", "kafka.sasl_password_file: missing"],
+        ),
+        ({"bootstrap_servers": "a:1", "sasl_username": "me"}, ["kafka.sasl_username: has no effect with security_protocol PLAINTEXT"]),
+        (sasl(sasl_password="a", ssl_cafile=__file__), ["kafka.ssl_cafile: has no effect with security_protocol SASL_PLAINTEXT"]),
+        (sasl(sasl_password="a", sasl_password_file=__file__), ["kafka.sasl_password: give either sasl_password or sasl_password_file"]),
+        (
+            {"bootstrap_servers": "a:1", "security_protocol": "SSL", "ssl_certfile": __file__},
+            ["kafka.ssl_certfile: ssl_certfile and ssl_keyfile belong together"],
+        ),
+        (sasl(sasl_password_file="/none"), ['kafka.sasl_password_file: got "/none", must be a file that exists']),
+        (
+            {"bootstrap_servers": "a:1", "fetch_max_bytes": 1024, "max_poll_interval_ms": 5000},
+            ["kafka.fetch_max_bytes: got 1024, must be at least", "kafka.max_poll_interval_ms: got 5000, must be greater than"],
+        ),
+    ],
+)
+def test_kafka_keys_that_do_not_go_together_are_refused(write: Write, kafka: object, messages: list[str]) -> None:
+    lines = refusal(write(kafka=kafka))
+    assert len(lines) == len(messages)
+    assert all(line.startswith(message) for line, message in zip(lines, messages, strict=True))
+
+
+def test_tls_context_follows_the_settings(write: Write, tmp_path: Path) -> None:
+    key, certificate, password = tmp_path / "key.pem", tmp_path / "cert.pem", tmp_path / "password"
+    password.write_text("hunter2\n")
+    subprocess.run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-passout",
+            "pass:hunter2",
+            "-subj",
+            "/CN=a",
+            "-keyout",
+            key,
+            "-out",
+            certificate,
+        ],
+        check=True,
+        capture_output=True,
+    )
+    tls = {"bootstrap_servers": "a:1", "security_protocol": "SSL", "ssl_cafile": str(certificate)}
+    client = tls | {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
+
+    assert load(write()).kafka.ssl_context() is None
+    context = load(write(kafka=tls)).kafka.ssl_context()
+    assert context is not None
+    assert context.check_hostname
+    context = load(write(kafka=client | {"ssl_keyfile_password_file": str(password), "ssl_check_hostname": False})).kafka.ssl_context()
+    assert context is not None
+    assert not context.check_hostname
+    with pytest.raises(ConfigError, match=r"kafka\.ssl_certfile, kafka\.ssl_keyfile: "):
+        load(write(kafka=client)).kafka.ssl_context()
+    with pytest.raises(ConfigError, match=r"kafka\.ssl_cafile: "):
+        load(write(kafka=tls | {"ssl_cafile": str(password)})).kafka.ssl_context()
+
+
+# --- what comes out -----------------------------------------------------------------------------------------------
+
+
+def test_effective_settings_load_again_as_the_same(write: Write) -> None:
+    settings = load(write(streams=[STREAM | {"alerts": {"budget": 0.5}, "include": ["cpu.*"]}], alerts={"labels": {"team": "a"}}))
+    again = load(write(yaml.safe_dump(settings.effective(), sort_keys=False)))
+
+    assert again.effective() == settings.effective()
+    assert again.policy(again.streams[0]) == settings.policy(settings.streams[0])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_shipped_configurations_are_valid(path: Path, write: Write) -> None:
+    """Mounted secrets are not here, so an existing file stands in for each."""
+    text = re.sub(r"/etc/anomalyd/\S+", __file__, path.read_text("utf-8"))
+
+    load(write(text))
+    jsonschema.validate(yaml.safe_load(text), Settings.model_json_schema())
+
+
+def test_annotated_configuration_names_every_key_and_shows_its_default(write: Write) -> None:
+    path = next(path for path in CONFIGS if path.name == "default.yaml")
+
+    assert load(path).effective() == load(write()).effective()
+    words = set(re.findall(r"[a-z_]+(?=:)", path.read_text("utf-8")))
+    assert set(keys(Settings)) <= words
+
+
+def test_schema_refuses_what_settings_refuse() -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(SMALLEST | {"kafak": {}}, Settings.model_json_schema())
+
+
+def test_every_key_is_described() -> None:
+    def undescribed(model: type[BaseModel]) -> list[str]:
+        mine = [f"{model.__name__}.{name}" for name, field in model.model_fields.items() if not field.description]
+        return mine + [
+            text for field in model.model_fields.values() for inner in models_in(field.annotation) for text in undescribed(inner)
+        ]
+
+    assert undescribed(Settings) == []
+
+
+def keys(model: type[BaseModel]) -> list[str]:
+    return [
+        *model.model_fields,
+        *(key for field in model.model_fields.values() for inner in models_in(field.annotation) for key in keys(inner)),
+    ]

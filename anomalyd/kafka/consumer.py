@@ -163,6 +163,21 @@ class Consumer:
         located = self._assigned is not None and self._assigned <= self._position.keys()
         return self._reachable and located and len(self._missing) < len(self._start_from)
 
+    def status(self) -> dict[str, Any]:
+        """Why it is ready or not, for people."""
+        return {
+            "kafka": "reached" if self._reachable else "unreachable",
+            "group": "joined" if self._assigned is not None else "joining",
+            "partitions": len(self._assigned or ()),
+            "partitions_located": len(self._position),
+            "topics_missing": sorted(self._missing),
+        }
+
+    @property
+    def partitions_of_inputs(self) -> int:
+        """Partitions of all input topics together, whoever reads them."""
+        return sum(len(self._connected.partitions_for_topic(topic) or ()) for topic in self._start_from)
+
     async def _connect(self) -> None:
         backoff = client.Backoff()
         while True:

@@ -1,0 +1,305 @@
+"""The daemon: everything wired in one straight function, teardown registered where a thing is made and run in reverse."""
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
+
+import structlog
+
+from anomalyd import __version__
+from anomalyd.alerts.episodes import Policy
+from anomalyd.batch import Source
+from anomalyd.detector import Detector, Options
+from anomalyd.errors import AnomalydError, KafkaUnavailableError
+from anomalyd.formats import REASONS, FormatOptions, make_decoder
+from anomalyd.kafka import topics
+from anomalyd.kafka.checkpoint import AtLeastOnce
+from anomalyd.kafka.client import Backoff
+from anomalyd.kafka.consumer import Consumer
+from anomalyd.kafka.producer import Producer
+from anomalyd.pipeline import Pipeline
+from anomalyd.series import Selection
+from anomalyd.settings import AlertPolicy, Settings, StreamSettings
+from anomalyd.shard import INTERNAL_ERROR, Observer, Shard, StreamPlan
+from anomalyd.telemetry.metrics import Metrics
+from anomalyd.telemetry.server import HttpServer
+
+_SWITCH_S: Final = 0.0005
+"""How long the loop may keep the GIL from the worker, whose compiled steps are shorter than the interpreter's usual five milliseconds."""
+
+_COLLECT_EVERY: Final = (100_000, 50, 100)
+"""Records are made and dropped by the hundred thousand a second, and none is part of a cycle: collecting after every 700 objects costs
+aiokafka a quarter of its speed."""
+
+_log = structlog.get_logger(__name__)
+
+
+class App:
+    """One instance of the daemon.
+
+    For the command: `await App(settings).run()`. Inside another program, such as the demo and tests:
+
+        async with App(settings, observer=look) as app:
+            await app.until_ready()
+            ...
+
+    Args:
+        settings: the configuration.
+        observer: sees every batch with its verdicts and alerts, in the worker thread.
+        on_assembled: called once everything is made and before anything is read.
+    """
+
+    def __init__(self, settings: Settings, *, observer: Observer | None = None, on_assembled: Callable[[], None] = lambda: None) -> None:
+        self.settings = settings
+        self.metrics = Metrics(reasons=(*REASONS, INTERNAL_ERROR))
+        self.port: int | None = None
+        """Of the HTTP server, once it listens."""
+        self._observer = observer
+        self._on_assembled = on_assembled
+        self._consumer: Consumer | None = None
+        self._pipeline: Pipeline | None = None
+        self._running: asyncio.Task[None] | None = None
+        self.stopping = False
+
+    # --- running ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Runs until `stop`; however it ends, everything that was begun is undone in reverse.
+
+        Raises:
+            AnomalydError: what the operator has to change.
+        """
+        self._running = asyncio.current_task()
+        try:
+            async with contextlib.AsyncExitStack() as teardown:
+                pipeline = await self._assemble(teardown)
+                await pipeline.run()
+        except asyncio.CancelledError:
+            # stop() cancels what has not begun to read yet, such as waiting for brokers.
+            if not self.stopping or self._running is None or self._running.uncancel():
+                raise
+        _log.info("stopped")
+
+    async def _assemble(self, teardown: contextlib.AsyncExitStack) -> Pipeline:
+        settings, metrics = self.settings, self.metrics
+        _log.info("starting", version=__version__, group=settings.kafka.group_id, streams=[stream.name for stream in settings.streams])
+
+        server = HttpServer(settings.http, metrics.registry, health=self._health, ready=self._ready)
+        teardown.push_async_callback(server.stop)
+        self.port = await server.start()
+        _log.info("http_listening", host=settings.http.host, port=self.port)
+
+        worker = ThreadPoolExecutor(1, "worker")
+        teardown.callback(worker.shutdown, wait=False, cancel_futures=True)
+        streams = await asyncio.get_running_loop().run_in_executor(worker, load_streams, settings)
+        model = next(iter(streams.values())).detector.model
+        metrics.model(model.name, model.version, model.hash)
+        _log.info("model_loaded", model=model.name, version=model.version, device=next(iter(streams.values())).detector.device)
+
+        producer = Producer(settings.kafka)
+        teardown.push_async_callback(producer.stop)
+        await producer.start()
+        await _verify_topics(settings)
+
+        start_from = {topic: stream.start_from for stream in settings.streams for topic in stream.topics}
+        consumer = self._consumer = Consumer(settings.kafka, start_from, metrics)
+        teardown.push_async_callback(consumer.stop)
+        pipeline = Pipeline(
+            consumer,
+            AtLeastOnce(producer, consumer),
+            lambda source: streams[source.topic].shard(
+                source, max(1, settings.max_series // max(1, consumer.partitions_of_inputs)), self._observer
+            ),
+            worker,
+            metrics,
+            alerts_topic=settings.alerts.topic,
+            dead_letter_topic=settings.dead_letter_topic,
+            interval_s=settings.checkpoint.interval_s,
+        )
+        await consumer.start(pipeline)
+        self._on_assembled()
+        self._pipeline = pipeline
+        return pipeline
+
+    def stop(self) -> None:
+        """Asks `run` to finish the batch, commit, leave the group and return."""
+        self.stopping = True
+        if self._pipeline is not None:
+            self._pipeline.stop()
+        elif self._running is not None:
+            self._running.cancel()
+
+    # --- inside another program -------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        self._running = asyncio.create_task(self.run())
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+        if self._running is not None:
+            await self._running
+
+    async def until_ready(self, timeout_s: float = 60.0) -> None:
+        """Returns once partitions are assigned and their positions known.
+
+        Raises:
+            AnomalydError: the daemon ended instead.
+            TimeoutError: it took longer.
+        """
+        async with asyncio.timeout(timeout_s):
+            while not self._ready()[0]:
+                if self._running is None or self._running.done():
+                    await (self._running or asyncio.sleep(0))
+                    raise RuntimeError("the daemon was stopped before it was ready")
+                await asyncio.sleep(0.02)
+
+    # --- health -----------------------------------------------------------------------------------------------------
+
+    def _health(self) -> tuple[bool, Mapping[str, Any]]:
+        """Answering at all says that the loop turns; brokers have no part in it."""
+        return True, {}
+
+    def _ready(self) -> tuple[bool, Mapping[str, Any]]:
+        if self._consumer is None:
+            return False, {"kafka": "starting"}
+        return self._consumer.ready, self._consumer.status()
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What the shards of a stream share."""
+
+    plan: StreamPlan
+    detector: Detector
+    format: str
+    options: FormatOptions
+
+    def shard(self, source: Source, capacity: int, observer: Observer | None = None) -> Shard:
+        """A shard for one partition."""
+        return Shard(self.plan, source, self.detector, make_decoder(self.format, self.options), capacity, observer=observer)
+
+
+def load_streams(settings: Settings) -> dict[str, Stream]:
+    """The streams by topic, their compiled parts loaded and ready to run.
+
+    Raises:
+        ArtifactError: the model cannot be used.
+        ConfigError: a selector is not valid, or there is no such device.
+    """
+    streams: dict[str, Stream] = {}
+    for configured in settings.streams:
+        policy = settings.policy(configured)
+        detector = Detector.load(device=settings.device, options=Options(budget_per_day=policy.budget))
+        stream = Stream(stream_plan(configured, policy), detector, configured.format, FormatOptions(configured.timestamp_unit))
+        _warm_up(stream)
+        streams |= dict.fromkeys(configured.topics, stream)
+    return streams
+
+
+def stream_plan(stream: StreamSettings, policy: AlertPolicy) -> StreamPlan:
+    """A stream's settings as its shards take them.
+
+    Raises:
+        ConfigError: a selector is not valid.
+    """
+    return StreamPlan(
+        name=stream.name,
+        policy=Policy(
+            min_duration_ms=round(policy.min_duration_s * 1000),
+            resolve_after_samples=policy.resolve_after_samples,
+            critical_score=policy.critical_score,
+            direction=policy.direction,
+        ),
+        select=Selection(stream.include, stream.exclude, stream.drop_labels),
+        labels=policy.labels,
+        annotations=policy.annotations,
+    )
+
+
+class _WarmUpRecord(NamedTuple):
+    key: bytes | None
+    value: bytes | None
+    timestamp: int
+    offset: int
+
+
+_WARM_UP: Final[Mapping[str, bytes]] = {
+    "plain-json": b'{"name":"warm.up","ts":1760000000,"value":1.5,"tags":{"n":"%d"}}',
+    "telegraf-json": b'{"fields":{"value":1.5},"name":"warm.up","tags":{"n":"%d"},"timestamp":1760000000}',
+    "influx": b"warm.up,n=%d value=1.5 1760000000000000000",
+}
+
+
+def _warm_up(stream: Stream) -> None:
+    """Runs every compiled part once, so that it is loaded (compiled, where there is no cache) before the group waits for us."""
+    shard = stream.shard(Source("warm-up", 0), capacity=1)
+    for offset, n in enumerate((0, 0, 1)):  # a new series, the same again, one that evicts it
+        shard.process([_WarmUpRecord(None, _WARM_UP[stream.format] % n, 0, offset)])
+
+
+async def _verify_topics(settings: Settings) -> None:
+    """Is there somewhere to write? Waits for brokers.
+
+    Raises:
+        TopicError: no.
+    """
+    backoff = Backoff()
+    while True:
+        try:
+            await topics.verify(settings)
+            return
+        except KafkaUnavailableError as error:
+            delay_s = backoff.next_s()
+            _log.warning("kafka_unreachable", reason=str(error), attempt=backoff.attempts, wait_s=round(delay_s, 2))
+            await asyncio.sleep(delay_s)
+
+
+# --- the process ----------------------------------------------------------------------------------------------------
+
+
+def run(settings: Settings) -> int:
+    """Runs the daemon until SIGTERM or SIGINT; the second one does not wait. Returns the exit code.
+
+    Raises:
+        AnomalydError: what the operator has to change.
+    """
+    try:
+        asyncio.run(_until_signal(settings))
+    except AnomalydError:
+        raise
+    except Exception:  # noqa: BLE001  the last one who can say what happened
+        _log.exception("crashed")
+        return 1
+    return 0
+
+
+async def _until_signal(settings: Settings) -> None:
+    app = App(settings, on_assembled=_tune_process)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, partial(_stop, app, number))
+    await app.run()
+
+
+def _tune_process() -> None:
+    sys.setswitchinterval(_SWITCH_S)
+    gc.collect()
+    gc.freeze()  # what is here stays: no collection has to look at it again
+    gc.set_threshold(*_COLLECT_EVERY)
+
+
+def _stop(app: App, number: signal.Signals) -> None:
+    if app.stopping:
+        os._exit(1)  # asked twice: whoever waits for us has no time for a last checkpoint
+    _log.info("stopping", signal=number.name)
+    app.stop()

@@ -18,6 +18,21 @@ class Event(NamedTuple):
 
 
 EVENTS: Final[Mapping[str, Event]] = {
+    # the life of the daemon
+    "starting": Event("info", "The daemon begins: version, group and streams."),
+    "http_listening": Event("info", "Metrics and probes are served from here on."),
+    "model_loaded": Event("info", "The model that scores and the device that it runs on."),
+    "stopping": Event("info", "A signal asked the daemon to end; it finishes its batch and commits."),
+    "stopped": Event("info", "The daemon ended in order."),
+    "stopped_uncommitted": Event(
+        "warning",
+        "The last checkpoint failed or took too long; the records since the one before are read again, with equal alert ids.",
+        "see whether brokers are well",
+    ),
+    "crashed": Event(
+        "error", "A fault of our own ended the daemon.", "report it with the traceback; a restart goes on from the last checkpoint"
+    ),
+    # Kafka, coming and going
     "kafka_reached": Event("info", "Brokers answer again, or for the first time."),
     "kafka_unreachable": Event(
         "warning",
@@ -34,6 +49,7 @@ EVENTS: Final[Mapping[str, Event]] = {
         "warning", "Input topics do not exist (yet); the daemon waits for them.", "create them, or correct `streams[].topics`"
     ),
     "input_topics_found": Event("info", "Input topics that were missing exist now."),
+    # partitions and positions
     "partitions_assigned": Event("info", "The group gave this instance partitions."),
     "partitions_revoked": Event("info", "The group takes partitions back; what was read is committed first."),
     "partition_begun": Event("info", "A partition without a committed position is read from where `start_from` says."),
@@ -51,6 +67,7 @@ EVENTS: Final[Mapping[str, Event]] = {
         "The committed position is no longer in the topic: records expired before they were read, or the topic was made anew.",
         "raise the topic's retention, or let the instances catch up",
     ),
+    # records that cannot be had
     "records_unreadable": Event(
         "error",
         "A partition holds records that can't be read (a damaged batch); the next readable one is looked for.",
@@ -62,6 +79,19 @@ EVENTS: Final[Mapping[str, Event]] = {
         "Records were passed over because Kafka can't hand them out; `loss` says why.",
         "see `loss`: expired: raise retention; corrupt: look after the brokers' disks; too-large: raise `kafka.max_partition_fetch_bytes`",
     ),
+    # what goes out
+    "checkpoint_failed": Event(
+        "warning",
+        "Alerts or positions could not be written; the checkpoint is tried again, nothing is skipped.",
+        "see whether brokers are well",
+    ),
+    "checkpoint_late": Event(
+        "warning", "A checkpoint has been waiting for brokers; what was read meanwhile waits with it.", "see whether brokers are well"
+    ),
+    "intake_held": Event(
+        "warning", "Too much waits to be written, so nothing more is read: memory stays bounded, lag grows.", "see whether brokers are well"
+    ),
+    "intake_resumed": Event("info", "What waited is written; reading goes on."),
     "delivery_retry": Event(
         "warning",
         "Alerts or dead letters were not acknowledged and are sent again; positions wait for them.",
@@ -72,6 +102,7 @@ EVENTS: Final[Mapping[str, Event]] = {
         "A dead letter is larger than its topic allows; its first 1 KB was written, with the header `anomalyd-truncated`.",
         "raise `max.message.bytes` of the dead-letter topic to keep such records whole",
     ),
+    # faults of our own
     "batch_retried_singly": Event(
         "warning", "Our own code failed on a batch; its records go through once more, one by one.", "nothing; see record_crashed"
     ),

@@ -1,0 +1,168 @@
+"""What a scrape shows."""
+
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from anomalyd import __version__
+from anomalyd.telemetry.metrics import Metrics
+
+PUBLIC = {
+    "anomalyd_records_consumed_total": (),
+    "anomalyd_samples_scored_total": (),
+    "anomalyd_records_rejected_total": ("reason",),
+    "anomalyd_alerts_total": ("status", "severity"),
+    "anomalyd_series": (),
+    "anomalyd_open_episodes": (),
+    "anomalyd_consumer_lag_records": ("topic", "partition"),
+    "anomalyd_detection_latency_seconds": (),
+    "anomalyd_step_seconds": (),
+    "anomalyd_build_info": None,
+    "anomalyd_model_info": None,
+}
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(reasons=("malformed", "no-name"))
+
+
+def scraped(metrics: Metrics) -> dict[str, float]:
+    """Samples by `name{label="value"}`, labels sorted."""
+    text = generate_latest(metrics.registry).decode()
+    return {
+        sample.name + ("{" + ",".join(f'{k}="{v}"' for k, v in sorted(sample.labels.items())) + "}" if sample.labels else ""): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_names_and_labels_that_rules_rely_on_are_there(metrics: Metrics) -> None:
+    declared = {metric.name: metric.labels for metric in metrics.declared}
+
+    for name, labels in PUBLIC.items():
+        assert labels is None or declared[name] == labels
+    assert PUBLIC.keys() <= declared.keys()
+
+
+def test_every_declared_metric_is_named_by_the_rules_and_explained(metrics: Metrics) -> None:
+    for metric in metrics.declared:
+        assert re.fullmatch(r"anomalyd_[a-z_]+", metric.name)
+        assert metric.name.endswith("_total") == (metric.kind == "counter")
+        assert metric.help.endswith((".", ";"))
+
+
+def test_closed_label_sets_are_preset_to_zero(metrics: Metrics) -> None:
+    seen = scraped(metrics)
+
+    assert seen['anomalyd_records_rejected_total{reason="malformed"}'] == 0
+    assert len([key for key in seen if key.startswith("anomalyd_alerts_total")]) == 6
+    assert seen['anomalyd_worker_busy_seconds_total{stage="step"}'] == 0
+    assert seen['anomalyd_records_lost_total{reason="expired"}'] == 0
+
+
+def test_no_created_series_beside_the_counters(metrics: Metrics) -> None:
+    assert not [key for key in scraped(metrics) if "_created" in key]
+
+
+def test_process_and_build_come_with_it(metrics: Metrics) -> None:
+    seen = scraped(metrics)
+
+    assert seen["process_resident_memory_bytes"] > 1e6
+    assert any(key.startswith("python_gc_collections_total") for key in seen)
+    (build,) = (key for key in seen if key.startswith("anomalyd_build_info"))
+    assert f'version="{__version__}"' in build
+
+
+def test_a_batch_is_counted(metrics: Metrics) -> None:
+    metrics.batch(
+        records=10, samples=9, rejected={"malformed": 2}, late=1, repeated=3, evicted=4, decode_s=0.1, step_s=0.02, episodes_s=0.01
+    )
+    metrics.batch(records=1, samples=0, rejected={"unheard-of": 1})
+    seen = scraped(metrics)
+
+    assert seen["anomalyd_records_consumed_total"] == 11
+    assert seen["anomalyd_samples_scored_total"] == 9
+    assert seen['anomalyd_records_rejected_total{reason="malformed"}'] == 2
+    assert seen['anomalyd_records_rejected_total{reason="unheard-of"}'] == 1
+    assert (seen["anomalyd_samples_late_total"], seen["anomalyd_samples_repeated_total"], seen["anomalyd_series_evicted_total"]) == (
+        1,
+        3,
+        4,
+    )
+    assert seen["anomalyd_step_seconds_count"] == 2
+    assert seen['anomalyd_worker_busy_seconds_total{stage="decode"}'] == 0.1
+
+
+def test_a_checkpoint_counts_what_was_acknowledged(metrics: Metrics) -> None:
+    alerts = {("firing", "warning"): 2, ("resolved", "critical"): 1}
+    metrics.checkpoint(seconds=0.2, at_s=1_760_000_000.5, alerts=alerts, dead_letters=3, latencies_s=[0.3, 0.4, -1.0])
+    metrics.checkpoint_failed()
+    seen = scraped(metrics)
+
+    assert seen['anomalyd_alerts_total{severity="warning",status="firing"}'] == 2
+    assert seen['anomalyd_alerts_total{severity="critical",status="resolved"}'] == 1
+    assert seen["anomalyd_dead_letters_total"] == 3
+    assert seen["anomalyd_last_checkpoint_timestamp_seconds"] == 1_760_000_000.5
+    assert seen["anomalyd_checkpoint_failures_total"] == 1
+    assert seen["anomalyd_detection_latency_seconds_count"] == 3
+    assert seen["anomalyd_detection_latency_seconds_sum"] == pytest.approx(0.7)  # a producer's clock ahead of ours counts as no delay
+
+
+def test_lag_of_a_revoked_partition_disappears(metrics: Metrics) -> None:
+    metrics.lag("metrics", 0, 5)
+    metrics.lag("metrics", 1, -2)
+    metrics.revoked("metrics", 0)
+    metrics.revoked("metrics", 7)  # never known
+    lags = {key: value for key, value in scraped(metrics).items() if "consumer_lag" in key}
+
+    assert lags == {'anomalyd_consumer_lag_records{partition="1",topic="metrics"}': 0}
+
+
+def test_watermark_is_absent_until_known(metrics: Metrics) -> None:
+    assert not [key for key in scraped(metrics) if key.startswith("anomalyd_last_event")]
+    metrics.watermark("hosts", 1_760_000_000_500)
+    assert scraped(metrics)['anomalyd_last_event_timestamp_seconds{stream="hosts"}'] == 1_760_000_000.5
+
+
+def test_gauges_and_the_rest_say_what_they_were_told(metrics: Metrics) -> None:
+    metrics.in_flight(2)
+    metrics.state(series=10, open_episodes=3)
+    metrics.rebalanced(4)
+    metrics.rebalanced(2)
+    metrics.paused(1)
+    metrics.fetch_failed()
+    metrics.reconnected()
+    metrics.lost("corrupt", 7)
+    metrics.loop_lag(0.02)
+    metrics.model("pretrained", "1", "ab")
+    metrics.model("pretrained", "2", "cd")
+    seen = scraped(metrics)
+
+    assert (seen["anomalyd_series"], seen["anomalyd_open_episodes"], seen["anomalyd_batches_in_flight"]) == (10, 3, 2)
+    assert (seen["anomalyd_assigned_partitions"], seen["anomalyd_rebalances_total"], seen["anomalyd_paused_partitions"]) == (2, 2, 1)
+    assert (seen["anomalyd_fetch_errors_total"], seen["anomalyd_kafka_reconnects_total"]) == (1, 1)
+    assert seen['anomalyd_records_lost_total{reason="corrupt"}'] == 7
+    assert seen["anomalyd_event_loop_lag_seconds_count"] == 1
+    assert [key for key in seen if key.startswith("anomalyd_model_info")] == [
+        'anomalyd_model_info{hash="cd",name="pretrained",version="2"}'
+    ]
+
+
+def test_instances_in_one_process_do_not_meet() -> None:
+    registry = CollectorRegistry()
+    first, second = Metrics(registry), Metrics()
+    first.fetch_failed()
+
+    assert first.registry is registry
+    assert scraped(second)["anomalyd_fetch_errors_total"] == 0
+
+
+def test_only_telemetry_knows_the_metrics_library() -> None:
+    package = Path(__file__).parent.parent.parent / "anomalyd"
+    users = {path.parent.name for path in package.rglob("*.py") if "prometheus_client" in path.read_text("utf-8")}
+
+    assert users == {"telemetry"}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from anomalyd.alerts.episodes import Episodes, Policy
 from anomalyd.alerts.machine import ABOVE, BELOW, CRITICAL, EPISODE, FIRING, OPEN_END, RESOLVED, UPDATED, WARNING
 from anomalyd.batch import ARMED, COUNTER, LATE, REPEATED, WARMUP
+from anomalyd.detector.recipe import EPISODE_BYTES
 from anomalyd.errors import ConfigError
 from tests.alerts.columns import Reference, Sample, columns, episodes, play, told
 
@@ -269,6 +270,11 @@ def test_restoring_twice_counts_once() -> None:
     machine.restored([0, 0])
 
     assert machine.open_count == 1
+
+
+def test_the_state_row_has_room_for_exactly_one_episode() -> None:
+    """The detector reserves the bytes, the alerts own them; neither knows the other."""
+    assert EPISODE.itemsize == EPISODE_BYTES
 
 
 def test_an_inactive_row_holds_the_last_opening_and_nothing_else() -> None:

@@ -60,22 +60,22 @@ def multiply_high(_: Any, a: Any, b: Any) -> Any:
 
 @intrinsic
 def trailing_zeros(_: Any, word: Any) -> Any:
-    """trailing_zeros(word): number of zero bits below the lowest one bit of a uint64; 64 for zero."""
+    """trailing_zeros(word): number of zero bits below the lowest one bit of a uint64, as int64; 64 for zero."""
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
         return builder.cttz(arguments[0], ir.IntType(1)(0))
 
-    return types.uint64(types.uint64), generate
+    return types.int64(types.uint64), generate
 
 
 @intrinsic
 def leading_zeros(_: Any, word: Any) -> Any:
-    """leading_zeros(word): number of zero bits above the highest one bit of a uint64; 64 for zero."""
+    """leading_zeros(word): number of zero bits above the highest one bit of a uint64, as int64; 64 for zero."""
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
         return builder.ctlz(arguments[0], ir.IntType(1)(0))
 
-    return types.uint64(types.uint64), generate
+    return types.int64(types.uint64), generate
 
 
 @intrinsic
@@ -86,3 +86,23 @@ def float_of_bits(_: Any, word: Any) -> Any:
         return builder.bitcast(arguments[0], ir.DoubleType())
 
     return types.float64(types.uint64), generate
+
+
+@intrinsic
+def count_ones(_: Any, word: Any) -> Any:
+    """count_ones(word): number of one bits of a uint64."""
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.uint64(types.uint64), generate
+
+
+@intrinsic
+def signed(_: Any, word: Any) -> Any:
+    """signed(word): the int64 with the bits of a uint64; numba turns sums of both kinds into floats, so positions must be int64."""
+
+    def generate(_: Any, __: Any, ___: Any, arguments: Any) -> Any:
+        return arguments[0]
+
+    return types.int64(types.uint64), generate

@@ -7,15 +7,21 @@ from typing import Final
 
 from anomalyd.errors import ConfigError
 from anomalyd.formats import influx, plain, telegraf
-from anomalyd.formats.decoder import BulkDecoder, Decoded, Decoder, scan_nothing
+from anomalyd.formats.decoder import BulkDecoder, Decoded, Decoder, Scan, scan_nothing
 from anomalyd.formats.parsed import Parse
 from anomalyd.formats.rejection import REASONS
 from anomalyd.formats.times import UNITS, TimestampUnit
 
 __all__ = ["FORMATS", "REASONS", "UNITS", "Decoded", "Decoder", "FormatOptions", "TimestampUnit", "make_decoder"]
 
-FORMATS: Final[Mapping[str, Parse]] = MappingProxyType({"plain-json": plain.parse, "telegraf-json": telegraf.parse, "influx": influx.parse})
-"""Format name, as in `streams[].format`, to its reading."""
+FORMATS: Final[Mapping[str, tuple[Parse, Scan]]] = MappingProxyType(
+    {
+        "plain-json": (plain.parse, plain.scan),
+        "telegraf-json": (telegraf.parse, telegraf.scan),
+        "influx": (influx.parse, scan_nothing),
+    }
+)
+"""Format name, as in `streams[].format`, to its exact reading and its scanner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,4 +42,5 @@ def make_decoder(name: str, options: FormatOptions = FormatOptions()) -> Decoder
         raise ConfigError(f"format: got {name!r}, valid are {', '.join(FORMATS)}")
     if options.timestamp_unit not in UNITS:
         raise ConfigError(f"timestamp_unit: got {options.timestamp_unit!r}, valid are {', '.join(UNITS)}")
-    return BulkDecoder(FORMATS[name], scan_nothing, options.timestamp_unit)
+    parse, scan = FORMATS[name]
+    return BulkDecoder(parse, scan, options.timestamp_unit)

@@ -121,6 +121,7 @@ class Shard:
         capacity: most series that are kept.
         observer: sees batches and verdicts.
         now_ms: the clock for `detected_at`, milliseconds since the epoch.
+        feature_names: of samples with several values, for alerts.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class Shard:
         *,
         observer: Observer | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        feature_names: Sequence[str] = (),
     ) -> None:
         self.stream = stream
         self.source = source
@@ -150,6 +152,7 @@ class Shard:
             model=Model(detector.model.name, detector.model.version, detector.model.hash),
             labels=stream.labels,
             annotations=stream.annotations,
+            feature_names=feature_names,
         )
         self._observer = observer
         self._now_ms = now_ms

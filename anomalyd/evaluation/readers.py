@@ -251,9 +251,10 @@ def _epochs(path: Path, numbers: NDArray[np.number[Any]], lines: Sequence[int] |
     largest = float(np.abs(numbers).max(initial=0))
     factor = next((factor for limit, factor in ((1e11, 1e3), (1e14, 1.0), (1e17, 1e-3)) if largest < limit), 1e-6)
     if np.issubdtype(numbers.dtype, np.integer):  # whole numbers stay exact
-        exact = numbers.astype(np.int64)
-        return exact * round(factor) if factor >= 1 else exact // round(1 / factor)
-    return np.rint(numbers * factor).astype(np.int64)
+        exact: NDArray[np.int64] = numbers.astype(np.int64)
+        return exact * np.int64(factor) if factor >= 1 else exact // np.int64(round(1 / factor))
+    milliseconds: NDArray[np.int64] = np.rint(numbers * factor).astype(np.int64)
+    return milliseconds
 
 
 def _read_npz(path: Path) -> Table:

@@ -1,0 +1,267 @@
+"""`anomalyd backtest`: the production engine over files, each from a fresh start."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from anomalyd.app import stream_plan
+from anomalyd.detector import Detector, Options
+from anomalyd.errors import ConfigError
+from anomalyd.evaluation.gallery import Gallery
+from anomalyd.evaluation.readers import InputFile, Table, find, read_table
+from anomalyd.evaluation.replay import Replay, Trace, encode, replay_lines, replay_table
+from anomalyd.formats import FORMATS, FormatOptions, make_decoder
+from anomalyd.settings import KafkaSettings, Settings, StreamSettings
+from anomalyd.shard import StreamPlan
+
+STREAM: Final = "backtest"
+"""Name of the stream where no configuration gives one."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileResult:
+    """What is told about a file."""
+
+    path: str
+    series: int
+    samples: int
+    episodes: int
+
+
+def run(
+    paths: Sequence[Path],
+    settings: Settings | None,
+    out: Path | None,
+    report: Path | None,
+    *,
+    json_output: bool,
+    format: str | None,  # noqa: A002  the name of the command's option
+    no_fit: bool,
+    shared: bool,
+) -> int:
+    """Streams files through the engine, writes what was asked for, prints a summary; returns the exit code.
+
+    With settings, names and policies are those of the first stream with this format (without a format: of the first stream).
+
+    Args:
+        paths: files and directories.
+        settings: a configuration; None: the defaults.
+        out: folder for scores and alerts.
+        report: HTML file.
+        json_output: one JSON object instead of a table.
+        format: of files that are neither CSV nor npz.
+        no_fit: do not fit models on train.
+        shared: one model for all files with train.
+
+    Raises:
+        ConfigError: something cannot be written, or the format is none.
+        InputFileError: a file cannot be used.
+    """
+    stream = _stream(settings, format)
+    files = find(paths, lines=format is not None or settings is not None)
+    engine = _Engine(settings or _settings(stream), stream, fit=not no_fit, shared=shared)
+    results = []
+    began = time.perf_counter()
+    with ExitStack() as stack:
+        writer = stack.enter_context(_Writer(out)) if out is not None else None
+        gallery = Gallery() if report is not None else None
+        bar = stack.enter_context(_Bar(len(files)))
+        for file in files:
+            bar.start(file)
+            table = read_table(file) if file.kind != "lines" else None
+            replay = engine.replay(file, table, bar)
+            results.append(FileResult(str(file.path), len(replay.trace.keys), len(replay.trace), replay.episodes))
+            bar.finish(replay)
+            if writer is not None:
+                writer.write(file, replay)
+            if gallery is not None:
+                gallery.hang(replay, table)
+    took_s = time.perf_counter() - began
+    if report is not None and gallery is not None:
+        _write_text(report, gallery.page([asdict(result) for result in results], took_s))
+    _print(results, took_s, json_output=json_output)
+    return 0
+
+
+# --- what to run --------------------------------------------------------------------------------------------------
+
+
+def _stream(settings: Settings | None, wire_format: str | None) -> StreamSettings:
+    if wire_format is not None and wire_format not in FORMATS:
+        raise ConfigError(f"--format: got {wire_format!r}, valid are {', '.join(FORMATS)}")
+    if settings is None:
+        return StreamSettings.model_validate({"name": STREAM, "topics": (STREAM,), "format": wire_format or "plain-json"})
+    if wire_format is None:
+        return settings.streams[0]
+    found = next((stream for stream in settings.streams if stream.format == wire_format), None)
+    return found or settings.streams[0].model_copy(update={"format": wire_format})
+
+
+def _settings(stream: StreamSettings) -> Settings:
+    return Settings(kafka=KafkaSettings(bootstrap_servers="localhost:9092", group_id=STREAM), streams=(stream,))
+
+
+class _Engine:
+    """Detectors and settings that all files share."""
+
+    def __init__(self, settings: Settings, stream: StreamSettings, *, fit: bool, shared: bool) -> None:
+        policy = settings.policy(stream)
+        self._plan: StreamPlan = stream_plan(stream, policy)
+        self._decoder = make_decoder(stream.format, FormatOptions(stream.timestamp_unit))
+        self._capacity = settings.max_series
+        self._device = settings.device
+        self._pretrained = Detector.load(device=settings.device, options=Options(budget_per_day=policy.budget))
+        self._zero_shot = {1: self._pretrained}
+        self._fit, self._shared = fit, shared
+
+    def replay(self, file: InputFile, table: Table | None, bar: "_Bar") -> Replay:
+        """A file from a fresh start."""
+        if table is None:
+            return replay_lines(file, self._plan, self._pretrained, self._decoder, self._capacity, bar.advance)
+        bar.expect(len(table) + (0 if table.train is None else len(table.train)))
+        return replay_table(file, table, self._plan, self._detector(table), bar.advance)
+
+    def _detector(self, table: Table) -> Detector:
+        features = table.value.shape[1]
+        if features not in self._zero_shot:
+            # The pretrained network looks at one value at a time, so it serves any number of them.
+            artifact = replace(self._pretrained.artifact, shape=replace(self._pretrained.artifact.shape, features=features))
+            self._zero_shot[features] = Detector(artifact, self._device, self._pretrained.options)
+        return self._zero_shot[features]
+
+
+# --- what comes out -----------------------------------------------------------------------------------------------
+
+
+class _Writer:
+    """Writes scores and alerts into a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._alerts: IO[bytes] = (folder / "alerts.jsonl").open("wb")
+        except OSError as error:
+            raise ConfigError(f"--out {folder}: {error.strerror or error}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._alerts.close()
+
+    def write(self, file: InputFile, replay: Replay) -> None:
+        """Adds one input's outputs."""
+        path = self._folder / f"{file.name}.npz"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as opened:
+                np.savez(opened, allow_pickle=False, **columns(replay.trace, lines=file.kind == "lines"))
+            for alert in replay.alerts:
+                self._alerts.write(encode(alert) + b"\n")
+        except OSError as error:
+            raise ConfigError(f"--out {path}: {error.strerror or error}") from None
+
+
+def columns(trace: Trace, *, lines: bool = False) -> dict[str, NDArray[Any]]:
+    """The arrays of an output file.
+
+    row, score, evidence, expected, low, high; for several features share; for files of records `series`, each row's index into `keys`.
+    """
+    verdicts = trace.verdicts
+    several = verdicts.share.shape[1] > 1
+    wide = {"expected": verdicts.expected, "low": verdicts.low, "high": verdicts.high}
+    arrays: dict[str, NDArray[Any]] = {"row": trace.row, "score": verdicts.score, "evidence": verdicts.evidence}
+    arrays |= wide | {"share": verdicts.share} if several else {name: column[:, 0] for name, column in wide.items()}
+    if lines:
+        arrays |= {"series": trace.series, "keys": np.array(trace.keys, dtype=np.str_)}
+    return arrays
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        raise ConfigError(f"--report {path}: {error.strerror or error}") from None
+
+
+def _print(results: Sequence[FileResult], took_s: float, *, json_output: bool) -> None:
+    totals = {
+        "series": sum(result.series for result in results),
+        "samples": sum(result.samples for result in results),
+        "episodes": sum(result.episodes for result in results),
+    }
+    rate = round(totals["samples"] / took_s)
+    if json_output:
+        lines = [json.dumps({**totals, "samples_per_s": rate, "files": [asdict(result) for result in results]})]
+    else:
+        lines = [*_table(results, totals), f"{rate:,} samples/s"]
+    print(*lines, sep="\n")  # noqa: T201  the command's result
+
+
+def _table(results: Sequence[FileResult], totals: dict[str, int]) -> Iterator[str]:
+    width = max(4, *(len(result.path) for result in results))
+    yield f"{'file':<{width}}  {'series':>9}  {'samples':>12}  {'episodes':>9}"
+    for result in results:
+        yield f"{result.path:<{width}}  {result.series:>9,}  {result.samples:>12,}  {result.episodes:>9,}"
+    if len(results) > 1:
+        yield f"{'total':<{width}}  {totals['series']:>9,}  {totals['samples']:>12,}  {totals['episodes']:>9,}"
+
+
+class _Bar:
+    """Progress on a terminal, nothing elsewhere."""
+
+    def __init__(self, files: int) -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[files]}  {task.fields[samples]:,} samples  {task.fields[episodes]:,} episodes"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._files = files
+        self._done = 0
+        self._rows = 0.0
+        self._task: TaskID = self._progress.add_task("", total=files, files="", samples=0, episodes=0)
+        self._samples = self._episodes = 0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def start(self, file: InputFile) -> None:
+        """This is the next file."""
+        self._rows = 0.0
+        self._progress.update(self._task, description=file.path.name, files=f"{self._done + 1}/{self._files}")
+
+    def expect(self, rows: int) -> None:
+        """The file has this many rows."""
+        self._rows = float(rows)
+
+    def advance(self, rows: int) -> None:
+        """Some of them are done."""
+        self._samples += rows
+        part = rows / self._rows if self._rows else 0.0
+        self._progress.update(self._task, advance=part, samples=self._samples)
+
+    def finish(self, replay: Replay) -> None:
+        """The file is done."""
+        self._done += 1
+        self._episodes += replay.episodes
+        self._progress.update(self._task, completed=self._done, episodes=self._episodes)

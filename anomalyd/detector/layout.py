@@ -1,7 +1,7 @@
 """The state row: everything that is carried for one series, in one contiguous row of bytes.
 
 One table says field, type and count; offsets follow from the artifact's shape. Both backends, the pages and (later) the
-changelog read rows through it and nothing else.
+changelog read rows through it and nothing else. The offsets are compiled into the numba kernels.
 """
 
 from dataclasses import dataclass

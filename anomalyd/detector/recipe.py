@@ -1,6 +1,7 @@
 """Constants of the scoring recipe, shared by both backends, by training and by the tests.
 
 They belong to the method, not to a deployment: one set for all data. What an operator may choose is in `Options`.
+numba compiles them into the kernels, which is why naming it here matters: jit.py renews machine code when such a file changes.
 """
 
 from typing import Final
@@ -41,8 +42,8 @@ FIXED_POINT: Final = 2048.0
 
 # --- calibration: tail evidence per channel ----------------------------------------------------------------------------
 BINS: Final = 32
-BIN_LOW: Final = -6.0
-BIN_WIDTH: Final = 0.3125
+BIN_LOW: Final = -3.0
+BIN_WIDTH: Final = 0.2
 """Natural logarithm of the error: 32 bins from e^-6 to e^4."""
 HISTOGRAM_SAMPLES: Final = 8000.0
 HISTOGRAM_HALVING: Final = 5545
@@ -63,6 +64,9 @@ GUARD_EVIDENCE: Final = 4.0
 # --- alerting ---------------------------------------------------------------------------------------------------------
 WARMUP_SAMPLES: Final = 100
 ENVELOPE_SAMPLES: Final = 200.0
+"""Refractory: after an alarm a new one must exceed an envelope that decays over this many samples."""
+TRIAL_MS: Final = 60_000.0
+"""Samples closer together than a minute are no independent tries: the alert budget is shared out over minutes at the finest."""
 LEVEL_SAMPLES: Final = 16.0
 """Smoothing of u that gives the second novelty channel its context."""
 JOINT_SAMPLES: Final = 10.0

@@ -548,7 +548,7 @@ def build_step(layout: Layout) -> Callable[..., None]:
             else:
                 total = guard + joint_evidence(inputs, newest, at, f4, i2, age, share, i)
 
-            log10_rate = min(max(log10_budget + math.log10(max(step_ms, F4(1.0))), -7.5), -2.0)
+            log10_rate = log10_budget + math.log10(max(step_ms, F4(R.TRIAL_MS)))
             threshold = max((intercept - log10_rate) / slope, lowest)
             result = 0.0
             if age < R.WARMUP_SAMPLES:

@@ -295,7 +295,7 @@ def step_rows(s: Rows, time: Tensor, x: Tensor, network: Autoencoder, shape: Sha
         evidence_ = guard + joint
 
     log10_budget, intercept, slope, lowest = (float(t) for t in threshold)
-    log10_rate = (log10_budget + torch.log10(step_ms.clamp(min=1.0).to(_F8))).clamp(-7.5, -2.0)
+    log10_rate = log10_budget + torch.log10(step_ms.clamp(min=R.TRIAL_MS).to(_F8))
     limit = ((intercept - log10_rate) / slope).clamp(min=lowest)
     age = s["age"][:, 0]
     warm = age >= R.WARMUP_SAMPLES

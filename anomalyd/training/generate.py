@@ -2,7 +2,8 @@
 
 Every series has its own sampling interval (1 minute to 1 hour) and is a sum of parts (daily shapes, other periods, trends, level
 changes, noise of several kinds) put through one of the transforms that metrics go through (rates, counts, quantised, clipped).
-None of it is labelled anomalous: bursts and level changes are part of normal life here, as they are in production.
+None of it is labelled anomalous: bursts and level changes are part of normal life here, as they are in production. Calm series, which
+the threshold is calibrated on, are the same without changes of level: those are what an alert is for.
 """
 
 from typing import Final
@@ -15,7 +16,7 @@ Floats = NDArray[np.float64]
 _DAY_S: Final = 86_400.0
 
 
-def series(count: int, samples: int, seed: int) -> tuple[Floats, Floats]:
+def series(count: int, samples: int, seed: int, *, calm: bool = False) -> tuple[Floats, Floats]:
     """`count` series of `samples` values each.
 
     Returns values (count, samples) and sampling intervals in seconds (count,).
@@ -25,15 +26,15 @@ def series(count: int, samples: int, seed: int) -> tuple[Floats, Floats]:
     steps = np.empty(count)
     for i in range(count):
         steps[i] = 10.0 ** rng.uniform(np.log10(60.0), np.log10(3600.0))
-        values[i] = _one(rng, samples, steps[i])
+        values[i] = _one(rng, samples, steps[i], calm=calm)
     return values, steps
 
 
-def _one(rng: Generator, n: int, step_s: float) -> Floats:
+def _one(rng: Generator, n: int, step_s: float, *, calm: bool) -> Floats:
     t = np.arange(n)
     if rng.random() < 0.03:  # constant, now and then with a change of level
         x = np.full(n, rng.normal(0, 10.0))
-        if rng.random() < 0.5:
+        if rng.random() < 0.5 and not calm:
             x[rng.integers(n) :] += rng.normal()
         return x
     x = np.zeros(n)
@@ -43,7 +44,7 @@ def _one(rng: Generator, n: int, step_s: float) -> Floats:
         x += rng.uniform(0.2, 2.0) * _periodic(rng, t / 10.0 ** rng.uniform(np.log10(6), np.log10(600)) + rng.random())
     if rng.random() < 0.3:
         x += rng.normal(0, 2.0) * t / n
-    if rng.random() < 0.3:
+    if rng.random() < 0.3 and not calm:
         for at in rng.integers(0, n, rng.integers(1, 4)):
             x[at:] += rng.normal(0, 1.5)
     if rng.random() < 0.12:
@@ -137,7 +138,7 @@ def _transformed(rng: Generator, x: Floats) -> Floats:
             return np.cumsum(np.abs(x))
         case _:  # the same with restarts
             total = np.cumsum(np.abs(x))
-            restarts = np.sort(rng.integers(0, len(x), rng.integers(1, 4)))
+            restarts = rng.integers(0, len(x), rng.integers(1, 4))
             for at in restarts:
                 total[at:] -= total[at]
             return np.abs(total)

@@ -73,7 +73,7 @@ def fit(
             torch.nn.utils.clip_grad_norm_(network.parameters(), plan.clip)
             optimiser.step()
             schedule.step()
-            losses.append(float(loss))
+            losses.append(loss.item())
             done += 1
             if progress:
                 progress(done, plan.steps, losses[-1])

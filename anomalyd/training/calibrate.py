@@ -1,0 +1,58 @@
+"""How much evidence means how many false alarms: the one number that turns an alert budget into a threshold.
+
+The detector runs over generated calm series that training never saw; openings of episodes are counted at many thresholds, and a straight
+line is laid through log10 of their rate. Rates beyond what was counted are extrapolated along it, as tails of evidence fall exponentially.
+"""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomalyd.batch import ARMED, SampleBatch
+from anomalyd.detector import Artifact, Calibration, Detector
+from anomalyd.errors import ArtifactError
+
+QUIET_SAMPLES: Final = 10
+"""Samples below the threshold that end an episode; the default of the alert policy."""
+RATES: Final = (5e-5, 2e-3)
+"""Openings per sample between which the line is laid: enough events to count, few enough to be alarms."""
+START: Final = 250
+"""Samples of each series that are left out: full confidence comes with age."""
+
+
+def calibrate(artifact: Artifact, values: NDArray[np.float64], step_ms: NDArray[np.float64]) -> Calibration:
+    """Lays the line for an artifact from calm series (N, T, F) sampled every step_ms (N,).
+
+    Raises ArtifactError when the detector hardly alarms or alarms all the time, so that no line can be laid.
+    """
+    neutral = Artifact(artifact.name, artifact.version, artifact.shape, Calibration(0.0, 1.0, 1.0), artifact.tensors)
+    evidence, armed = _run(Detector(neutral, "cpu"), values, step_ms)
+    thresholds = np.arange(3.0, 40.0, 0.5)
+    rates = np.array([openings(evidence, armed, t)[START:].mean() for t in thresholds])
+    usable = (rates >= RATES[0]) & (rates <= RATES[1]) & (thresholds >= thresholds[np.argmax(rates)])
+    if usable.sum() < 3:  # noqa: PLR2004 - a line needs more than two points to be one
+        msg = f"cannot calibrate: episodes open at {rates.min():.1e} to {rates.max():.1e} per sample"
+        raise ArtifactError(msg)
+    slope, intercept = np.polyfit(thresholds[usable], np.log10(rates[usable]), 1)
+    return Calibration(intercept=round(float(intercept), 4), slope=round(float(-slope), 4), lowest=float(thresholds[usable][0]))
+
+
+def openings(evidence: NDArray[np.float64], armed: NDArray[np.bool_], threshold: float) -> NDArray[np.bool_]:
+    """Where episodes open at a threshold: armed, and nothing above it in the QUIET_SAMPLES before. All arrays (T, N)."""
+    above = evidence >= threshold
+    so_far = np.cumsum(above, axis=0)
+    before = np.vstack([np.zeros_like(so_far[:1]), so_far[:-1]])
+    long_ago = np.vstack([np.zeros_like(so_far[: QUIET_SAMPLES + 1]), so_far[: -QUIET_SAMPLES - 1]])
+    return above & armed & (before == long_ago)
+
+
+def _run(detector: Detector, values: NDArray[np.float64], step_ms: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    count, samples, _ = values.shape
+    pages = detector.new_pages(count)
+    rows = np.arange(count, dtype=np.int32)
+    evidence, armed = np.empty((samples, count)), np.empty((samples, count), bool)
+    for t in range(samples):
+        verdicts = detector.step(pages, SampleBatch(rows, (step_ms * t).astype(np.int64), np.ascontiguousarray(values[:, t]), rows))
+        evidence[t], armed[t] = verdicts.evidence, verdicts.flags & ARMED > 0
+    return evidence, armed

@@ -1,3 +1,4 @@
+# ruff: noqa: D301  in help, the character \b keeps a paragraph as it is written
 """The commands. Each one reads its arguments, loads the settings and hands over; what a command does lives elsewhere.
 
 Exit codes: 0 done, 1 failed while running, 2 wrong usage or configuration (130: Ctrl-C, by the shell's convention).
@@ -16,9 +17,8 @@ from anomalyd import __version__
 from anomalyd.errors import AnomalydError
 
 
-def _commands(text: str | None = None) -> typer.Typer:
+def _commands() -> typer.Typer:
     return typer.Typer(
-        help=text,
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,  # a traceback is for a bug report: plain, and without the values of variables
@@ -28,10 +28,10 @@ def _commands(text: str | None = None) -> typer.Typer:
 
 
 app = _commands()
-config_app = _commands("Check, show and describe the configuration.")
-topics_app = _commands("Plan and create the topics that a configuration needs.")
-app.add_typer(config_app, name="config")
-app.add_typer(topics_app, name="topics")
+config_app = _commands()
+topics_app = _commands()
+app.add_typer(config_app, name="config", help="Check, show and describe the configuration.")
+app.add_typer(topics_app, name="topics", help="Plan and create the topics that a configuration needs.")
 
 ConfigOption = Annotated[
     Path | None,
@@ -66,7 +66,7 @@ def _print_version(wanted: bool) -> None:
 def anomalyd(
     _: Annotated[bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)] = False,
 ) -> None:
-    r"""Streaming anomaly detection for metrics on Kafka.
+    """Streaming anomaly detection for metrics on Kafka.
 
     Start by looking:
 
@@ -98,7 +98,7 @@ def anomalyd(
 
 @app.command()
 def run(config: ConfigOption = None) -> None:
-    r"""Read metrics from Kafka, write alerts to Kafka: the daemon.
+    """Read metrics from Kafka, write alerts to Kafka: the daemon.
 
     Works from the first record with the model that ships; needs no training. SIGTERM or Ctrl-C: it finishes the batch,
     commits, leaves the group (unless kafka.group_instance_id is set) and exits 0. With Kafka away it waits and says so.
@@ -132,7 +132,7 @@ def demo(
     report: ReportOption = None,
     seed: Annotated[int, typer.Option(help="Equal seeds make equal fleets and incidents.")] = 0,
 ) -> None:
-    r"""Watch it work: the same daemon on an embedded broker.
+    """Watch it work: the same daemon on an embedded broker.
 
     Two topics flow: this host's real metrics each second, and a generated fleet in fast motion with injected incidents
     whose truth is known. At the end: how many of them were detected, how many alerts were false, how long it took.
@@ -167,7 +167,7 @@ def backtest(
         bool, typer.Option("--shared", help="Files with train and test: one model for all files instead of one for each.")
     ] = False,
 ) -> None:
-    r"""Run the production engine over history: would it have told you?
+    """Run the production engine over history: would it have told you?
 
     CSV needs a header, a `timestamp` column (ISO 8601 or epoch) and one or more value columns. What comes out is what
     the daemon would have sent for the same samples. With -c, alerts follow the policy of that configuration.
@@ -194,7 +194,7 @@ def pretrain(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write the artifact: weights (safetensors) and manifest.")],
     seed: Annotated[int, typer.Option(help="Equal seeds make equal training series.")] = 0,
 ) -> None:
-    r"""Train the model that ships again, from generated series. Takes about two minutes on two cores.
+    """Train the model that ships again, from generated series. Takes about two minutes on two cores.
 
     You do not need this to use anomalyd.
 
@@ -210,7 +210,7 @@ def pretrain(
 
 @config_app.command("check")
 def config_check(config: ConfigOption = None) -> None:
-    r"""Validate the configuration: says what is wrong, field by field, or what was found.
+    """Validate the configuration: says what is wrong, field by field, or what was found.
 
     \b
     Examples:
@@ -229,7 +229,7 @@ def config_check(config: ConfigOption = None) -> None:
 
 @config_app.command("show")
 def config_show(config: ConfigOption = None) -> None:
-    r"""Print the effective settings as YAML: file, environment and defaults together, secrets masked.
+    """Print the effective settings as YAML: file, environment and defaults together, secrets masked.
 
     \b
     Example:
@@ -248,7 +248,7 @@ def config_schema(
         Path | None, typer.Option("--config", "-c", hidden=True, help="Taken like by the other commands; the schema is the same.")
     ] = None,
 ) -> None:
-    r"""Print the JSON Schema of the configuration, for editors and CI.
+    """Print the JSON Schema of the configuration, for editors and CI.
 
     \b
     Example:
@@ -262,7 +262,7 @@ def config_schema(
 
 @topics_app.command("plan")
 def topics_plan(config: ConfigOption = None) -> None:
-    r"""Show which topics are needed, with partitions and policies, what exists and what differs. Changes nothing.
+    """Show which topics are needed, with partitions and policies, what exists and what differs. Changes nothing.
 
     Exit code 0: all is as needed, or can be created; 1: something differs or cannot be asked.
 
@@ -281,7 +281,7 @@ def topics_plan(config: ConfigOption = None) -> None:
 
 @topics_app.command("create")
 def topics_create(config: ConfigOption = None) -> None:
-    r"""Create the topics that are missing. May be repeated; never alters a topic that exists.
+    """Create the topics that are missing. May be repeated; never alters a topic that exists.
 
     Input topics belong to their producers and are not created. Exit code 1 on any error or mismatch.
 

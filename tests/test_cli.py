@@ -1,0 +1,297 @@
+"""The command line: what scripts rely on (exit codes, stdout, stderr) and what people read."""
+
+import json
+import logging
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jsonschema
+import pytest
+import structlog
+import yaml
+
+from anomalyd import __version__
+from anomalyd.cli import main
+from anomalyd.errors import AnomalydError, ArtifactError, ConfigError, KafkaUnavailableError
+from anomalyd.settings import environment_overrides, load
+
+COMMANDS = [
+    ["run"],
+    ["demo"],
+    ["backtest"],
+    ["pretrain"],
+    ["config", "check"],
+    ["config", "show"],
+    ["config", "schema"],
+    ["topics", "plan"],
+    ["topics", "create"],
+]
+GOOD = """
+kafka: {bootstrap_servers: "127.0.0.1:9092", group_id: g, security_protocol: SASL_PLAINTEXT, sasl_mechanism: PLAIN,
+        sasl_username: me, sasl_password: hunter2}
+streams: [{name: hosts, topics: [metrics], format: telegraf-json}]
+log: {level: error}
+"""
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Result]
+Handed = Callable[[str, str, object], dict[str, Any]]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
+    """Runs a command in this process; afterwards logging is as it was."""
+    for name in environment_overrides():
+        monkeypatch.delenv(name)
+    root = logging.getLogger()
+    before = (list(root.handlers), root.level)
+
+    def run(*arguments: object) -> Result:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Result(int(ended.value.code or 0), captured.out, captured.err)
+
+    yield run
+    root.handlers, root.level = before
+    logging.captureWarnings(capture=False)
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    path = tmp_path / "good.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+@pytest.fixture
+def handed(monkeypatch: pytest.MonkeyPatch) -> Handed:
+    """Puts a function that records what it is called with in place of a command's work."""
+
+    def replace(module: str, function: str, outcome: object) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+
+        def stand_in(*positional: object, **named: object) -> int:
+            seen.update(named, positional=positional)
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return int(str(outcome))
+
+        fake = ModuleType(module)
+        setattr(fake, function, stand_in)
+        monkeypatch.setitem(sys.modules, module, fake)
+        return seen
+
+    return replace
+
+
+# --- help ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COMMANDS, ids=" ".join)
+def test_every_command_explains_itself_with_an_example(command: Command, name: list[str]) -> None:
+    result = command(*name, "--help")
+
+    assert result.code == 0
+    assert re.search(r"Examples?:\n +.*anomalyd " + " ".join(name), result.out)
+
+
+def test_help_shows_a_first_configuration_that_is_valid(command: Command, tmp_path: Path) -> None:
+    """People copy what they see."""
+    text = command("--help").out
+    block = re.search(r"^ +kafka:\n(?: +.*\n)+?(?=\n)", text, re.MULTILINE)
+    assert block is not None
+    path = tmp_path / "copied.yaml"
+    path.write_text(block[0])
+
+    assert command("config", "check", "-c", path).code == 0
+
+
+def test_version(command: Command) -> None:
+    assert command("--version") == Result(0, f"anomalyd {__version__}\n", "")
+
+
+@pytest.mark.parametrize("arguments", [(), ("config",), ("run", "--colour"), ("runn",), ("demo", "--series", "0"), ("backtest",)])
+def test_wrong_usage_is_2(command: Command, arguments: tuple[str, ...]) -> None:
+    result = command(*arguments)
+
+    assert result.code == 2
+    assert result.out == "" or "Usage:" in result.out
+
+
+def test_help_and_configuration_commands_do_not_wait_for_the_engine(good: Path) -> None:
+    heavy = ["numba", "torch", "aiokafka", "numpy", "aiohttp"]
+    for arguments in (["--help"], ["config", "check", "-c", str(good)], ["config", "schema"]):
+        script = f"""
+import sys
+from anomalyd.cli import main
+try:
+    main({arguments!r})
+except SystemExit as end:
+    assert not end.code, end.code
+print([name for name in {heavy!r} if name in sys.modules], file=sys.stderr)
+"""
+        assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stderr == "[]\n"
+
+
+def test_module_is_the_command() -> None:
+    result = subprocess.run([sys.executable, "-m", "anomalyd", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == f"anomalyd {__version__}\n"
+
+
+# --- config -------------------------------------------------------------------------------------------------------
+
+
+def test_config_check_says_what_it_found(command: Command, good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANOMALYD_ALERTS__TOPIC", "elsewhere")
+    result = command("config", "check", "-c", good)
+
+    assert (result.code, result.err) == (0, "")
+    for found in (
+        "valid",
+        "127.0.0.1:9092",
+        "group g",
+        "telegraf-json from metrics",
+        "elsewhere",
+        "g-dead-letters",
+        "ANOMALYD_ALERTS__TOPIC",
+    ):
+        assert found in result.out
+    assert "hunter2" not in result.out
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in (["demo"], ["pretrain"], ["config", "schema"])], ids=" ".join)
+def test_wrong_configuration_is_2_and_names_the_field(command: Command, tmp_path: Path, name: list[str]) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(GOOD + "alerts: {budget: -1}\n")
+    result = command(*name, *(["x.csv"] if name == ["backtest"] else []), "-c", path)
+
+    assert result == Result(2, "", f"anomalyd: {path}: alerts.budget: got -1, must be greater than 0\n")
+
+
+def test_missing_file_is_2(command: Command, tmp_path: Path) -> None:
+    assert command("run", "-c", tmp_path / "none") == Result(2, "", f"anomalyd: {tmp_path / 'none'}: No such file or directory\n")
+
+
+def test_no_configuration_at_all_says_where_one_could_come_from(command: Command) -> None:
+    result = command("run")
+
+    assert result.code == 2
+    assert "no file given (-c)" in result.err
+    assert "kafka: missing" in result.err
+
+
+def test_config_show_prints_what_is_effective_with_secrets_masked(command: Command, good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANOMALYD_HTTP__PORT", "1234")
+    result = command("config", "show", "-c", good)
+    shown = yaml.safe_load(result.out)
+
+    assert (result.code, result.err) == (0, "")
+    assert shown == load(good).effective()
+    assert shown["http"]["port"] == 1234
+    assert "hunter2" not in result.out
+
+
+def test_config_schema_is_a_schema_that_configurations_meet(command: Command, good: Path) -> None:
+    schema = json.loads(command("config", "schema").out)
+
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(yaml.safe_load(GOOD), schema)
+    assert json.loads(command("config", "schema", "-c", good).out) == schema
+
+
+# --- handing over -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_run_hands_settings_to_the_daemon_and_returns_its_code(command: Command, good: Path, handed: Handed, code: int) -> None:
+    seen = handed("anomalyd.app", "run", code)
+
+    assert command("run", "-c", good).code == code
+    assert seen["positional"] == (load(good),)
+
+
+def test_demo_hands_over_its_options(command: Command, handed: Handed) -> None:
+    seen = handed("anomalyd.demo.main", "run", 0)
+
+    assert command("demo", "--seconds", 45, "--series", 10, "--json", "--kafka", "a:1", "--report", "r.html", "--seed", 3).code == 0
+    assert seen["seconds"] == 45
+    assert (seen["series"], seen["seed"], seen["json_output"], seen["kafka"], seen["report"]) == (10, 3, True, "a:1", Path("r.html"))
+
+
+def test_backtest_hands_over_its_options(command: Command, good: Path, handed: Handed) -> None:
+    seen = handed("anomalyd.evaluation.backtest", "run", 0)
+    options = ["--out", "o", "--report", "r.html", "--json", "--format", "influx", "--no-fit", "--shared"]
+
+    assert command("backtest", "a.csv", "b", "-c", good, *options).code == 0
+    seen.pop("positional")
+    assert seen == {
+        "paths": [Path("a.csv"), Path("b")],
+        "settings": load(good),
+        "out": Path("o"),
+        "report": Path("r.html"),
+        "json_output": True,
+        "format": "influx",
+        "no_fit": True,
+        "shared": True,
+    }
+    assert command("backtest", "a.csv").code == 0
+    assert seen["settings"] is None
+
+
+def test_pretrain_hands_over_its_options(command: Command, handed: Handed) -> None:
+    seen = handed("anomalyd.training.pretrain", "run", 0)
+
+    assert command("pretrain", "--out", "o", "--seed", 7).code == 0
+    assert (seen["out"], seen["seed"]) == (Path("o"), 7)
+
+
+@pytest.mark.parametrize("name", ["plan", "create"])
+@pytest.mark.parametrize("code", [0, 1])
+def test_topics_return_the_code_of_what_they_found(command: Command, good: Path, handed: Handed, name: str, code: int) -> None:
+    seen = handed("anomalyd.kafka.topics", name, code)
+
+    assert command("topics", name, "-c", good).code == code
+    assert seen["positional"] == (load(good),)
+
+
+# --- failing ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(KafkaUnavailableError("no broker answers"), 1), (ArtifactError("damaged"), 1), (ConfigError("http.port: taken"), 2)],
+)
+def test_failure_on_purpose_is_its_message_and_its_code(
+    command: Command, good: Path, handed: Handed, error: AnomalydError, code: int
+) -> None:
+    handed("anomalyd.app", "run", error)
+
+    assert command("run", "-c", good) == Result(code, "", f"anomalyd: {error}\n")
+
+
+def test_interrupt_is_quiet(command: Command, handed: Handed) -> None:
+    handed("anomalyd.demo.main", "run", KeyboardInterrupt())
+    result = command("demo")
+
+    assert result.code == 130
+    assert "Traceback" not in result.err
+
+
+def test_fault_of_our_own_shows_a_traceback(handed: Handed) -> None:
+    handed("anomalyd.demo.main", "run", ZeroDivisionError())
+
+    with pytest.raises(ZeroDivisionError):
+        main(["demo"])

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, Self
 
 import structlog
 
@@ -32,6 +32,7 @@ from anomalyd.settings import AlertPolicy, Settings, StreamSettings
 from anomalyd.shard import INTERNAL_ERROR, Observer, Shard, StreamPlan
 from anomalyd.telemetry.metrics import Metrics
 from anomalyd.telemetry.server import HttpServer
+from anomalyd.warmup import warm_up
 
 _SWITCH_S: Final = 0.0005
 """How long the loop may keep the GIL from the worker, whose compiled steps are shorter than the interpreter's usual five milliseconds."""
@@ -201,7 +202,7 @@ def load_streams(settings: Settings) -> dict[str, Stream]:
         policy = settings.policy(configured)
         detector = Detector.load(device=settings.device, options=Options(budget_per_day=policy.budget))
         stream = Stream(stream_plan(configured, policy), detector, configured.format, FormatOptions(configured.timestamp_unit))
-        _warm_up(stream)
+        warm_up(stream.detector, [stream.format])
         streams |= dict.fromkeys(configured.topics, stream)
     return streams
 
@@ -224,27 +225,6 @@ def stream_plan(stream: StreamSettings, policy: AlertPolicy) -> StreamPlan:
         labels=policy.labels,
         annotations=policy.annotations,
     )
-
-
-class _WarmUpRecord(NamedTuple):
-    key: bytes | None
-    value: bytes | None
-    timestamp: int
-    offset: int
-
-
-_WARM_UP: Final[Mapping[str, bytes]] = {
-    "plain-json": b'{"name":"warm.up","ts":1760000000,"value":1.5,"tags":{"n":"%d"}}',
-    "telegraf-json": b'{"fields":{"value":1.5},"name":"warm.up","tags":{"n":"%d"},"timestamp":1760000000}',
-    "influx": b"warm.up,n=%d value=1.5 1760000000000000000",
-}
-
-
-def _warm_up(stream: Stream) -> None:
-    """Runs every compiled part once, so that it is loaded (compiled, where there is no cache) before the group waits for us."""
-    shard = stream.shard(Source("warm-up", 0), capacity=1)
-    for offset, n in enumerate((0, 0, 1)):  # a new series, the same again, one that evicts it
-        shard.process([_WarmUpRecord(None, _WARM_UP[stream.format] % n, 0, offset)])
 
 
 async def _verify_topics(settings: Settings) -> None:

@@ -38,14 +38,15 @@ class Strength(NamedTuple):
 
 
 # In units of the series' own noise, the standard deviation of its values around its daily shape; drop: part of the value that is left;
-# burst: the noise is multiplied. Daily swings are 3 to 12 of these units, so most incidents stay within the range that a series has seen.
+# burst: the noise is multiplied. Daily swings are 3 to 12 of these units and the noise is mostly 2 to 8 % of the level, so these are incidents
+# as operators know them (traffic half as high again, a third of it left, a queue that doubles), many within the range of an ordinary day.
 STRENGTHS: Final[dict[Kind, Strength]] = {
-    "spike": Strength((8, 14), (2, 5)),
-    "shift": Strength((6, 10), (30, 90)),
+    "spike": Strength((10, 20), (2, 5)),
+    "shift": Strength((9, 18), (30, 90)),
     "drop": Strength((0.0, 0.3), (15, 60)),
-    "burst": Strength((5, 8), (20, 60)),
+    "burst": Strength((6, 10), (20, 60)),
     "flatline": Strength((0, 0), (90, 180)),
-    "ramp": Strength((9, 14), (40, 100)),
+    "ramp": Strength((15, 30), (30, 90)),
 }
 
 
@@ -78,7 +79,7 @@ _ROLES: Final[dict[str, tuple[Profile, ...]]] = {
         Profile("latency_ms", (0, 2.5), noise=(0.05, 0.12), swing=(2, 6), tail="skewed", incidents=("spike", "shift", "burst", "ramp")),
         Profile("cpu_percent", (1.2, 1.6), noise=(0.03, 0.08), tail="laplace", drift=0.5),
         Profile("bytes_total", (4, 8), noise=(0.03, 0.08), counter=True, incidents=("spike", "shift", "drop", "burst", "ramp")),
-        # Hardly ever anything but 0: the noise is one count.
+        # Mostly 0: the noise is one count.
         Profile("errors", (0, 0), noise=(1, 1), swing=(0, 0), quantum=1, incidents=("shift",)),
     ),
     "db": (
@@ -160,9 +161,9 @@ class Fleet:
         self._counter = np.array([profile.counter for profile in self.profiles])
         self._noise = level * uniform(lambda p: p.noise)  # (S,)
         swing = self._noise * uniform(lambda p: p.swing)
-        # A host with nothing to do still answers: what is idle lies near 0, not on it.
+        # An error or two in most hours, none in most minutes.
         idle = np.array([profile.field == "errors" for profile in self.profiles])
-        self._level = np.where(idle, -2.6 * self._noise, np.maximum(level, 1.5 * swing + 4 * self._noise) * ~idle)
+        self._level = np.where(idle, -1.6 * self._noise, np.maximum(level, 1.5 * swing + 4 * self._noise) * ~idle)
         self._level = np.where(self._noise == 0, level, self._level)
         self._swing = swing
         self._drift = self._noise * np.array([p.drift for p in self.profiles]) * draw.choice([-1.0, 1.0], series) / DAY

@@ -61,7 +61,7 @@ class Selection:
         """Whether the series is watched."""
         if self._include and not any(selector.holds(name, labels) for selector in self._include):
             return False
-        return not any(selector.holds(name, labels) for selector in self._exclude)
+        return not (self._exclude and any(selector.holds(name, labels) for selector in self._exclude))
 
     def keep(self, labels: Mapping[str, str]) -> dict[str, str]:
         """The labels that form the series: not dropped and, as in Prometheus, not empty."""

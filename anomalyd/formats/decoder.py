@@ -104,25 +104,32 @@ class BulkDecoder:
         """Settle what the scanner declined and what it found unknown, in the order of the records; returns how many were consumed."""
         unsettled = ~scanned.done
         unsettled[scanned.record[rows == UNKNOWN]] = True
+        learned: dict[tuple[int, int], int] = {}
+        consumed = len(values)
         for record in np.flatnonzero(unsettled).tolist():
             own = slice(scanned.first[record], scanned.first[record + 1])
-            if scanned.done[record]:
-                index.aliases.find(scanned.hashes[own], rows[own])  # an earlier record of this call may have made it known
-                if UNKNOWN not in rows[own]:
+            spellings = [(first, second) for first, second in scanned.hashes[own].tolist()]
+            if spellings:
+                known = [learned.get(hashes, row) for hashes, row in zip(spellings, rows[own].tolist(), strict=True)]
+                if UNKNOWN not in known:
+                    rows[own] = known
                     continue
             parsed = parse_safely(self._parse, values[record], self._unit, partial(timestamp_ms, record))
             resolved = _rows_of(parsed, index)
             if resolved is None:
-                return int(record)
+                consumed = record
+                break
             if parsed.reason is not None:
                 exact.rejected.append((record, parsed.reason))
-            if scanned.done[record] and parsed.reason is None and len(resolved) == own.stop - own.start:
+            if spellings and parsed.reason is None and len(resolved) == len(spellings):
                 rows[own] = resolved
-                index.aliases.add(scanned.hashes[own], rows[own])
+                learned.update(zip(spellings, resolved, strict=True))
             else:
                 rows[own] = EXCLUDED
                 exact.append(record, parsed, resolved)
-        return len(values)
+        if learned:
+            index.aliases.add(np.array(list(learned), np.uint64), np.array(list(learned.values()), np.int32))
+        return consumed
 
 
 class _Exact:
@@ -153,7 +160,7 @@ def _rows_of(parsed: Parsed, index: SeriesIndex) -> list[int] | None:
     fresh: list[int] = []
     kept = []
     for sample in parsed.samples:
-        series = len(index)
+        allocations = index.allocations
         try:
             row = index.row(sample.name, sample.labels)
         except KeyTooLongError:
@@ -169,7 +176,7 @@ def _rows_of(parsed: Parsed, index: SeriesIndex) -> list[int] | None:
                 parsed.reject(TOO_LARGE)
                 return []
             return None
-        if len(index) > series:
+        if index.allocations > allocations:
             fresh.append(row)
         rows.append(row)
         kept.append(sample)

@@ -43,6 +43,8 @@ class SeriesIndex:
         """Canonical key of each row that was ever used; None for a free one."""
         # One spelling for a series is the rule; the rest is room for excluded series and for churning labels that are dropped.
         self.aliases = AliasTable(limit=3 * capacity + 1024)
+        self.allocations = 0
+        """How many rows were ever given to a series."""
         self._select = select or Selection()
         self._rows: dict[str, int] = {}
         self._free: list[int] = []
@@ -86,6 +88,7 @@ class SeriesIndex:
                 self._last_use = grown
         else:
             return FULL
+        self.allocations += 1
         self._rows[key] = row
         self._last_use[row] = self._next_sequence
         return row

@@ -7,12 +7,12 @@ key can be taken apart again: `{"odd{name",host="a"}`, `name{"odd=label"="a"}`.
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 _ODD_NAME: Final = re.compile(r'[{}"\\\n]')
 _ODD_LABEL: Final = re.compile(r'[{}"\\\n=,]')
 _ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
-_TO_ESCAPE: Final = re.compile(r'[\\"\n]')
 _ESCAPED: Final = re.compile(r"\\(.)")
 _QUOTED: Final = r'"((?:[^"\\]|\\.)*)"'
 _LABEL: Final = re.compile(rf"(?:{_QUOTED}|([^=\"]*))={_QUOTED},?")
@@ -21,10 +21,10 @@ _ODD_START: Final = re.compile(rf"\{{{_QUOTED},?")
 
 def series_key(name: str, labels: Mapping[str, str]) -> str:
     """The canonical key of a series; `name` is not empty."""
-    text = [f'{_label_name(label)}="{_escape(labels[label])}"' for label in sorted(labels)]
+    text = ",".join([f'{_label_name(label)}="{_escape(labels[label])}"' for label in sorted(labels)])
     if _ODD_NAME.search(name):
-        return "{" + ",".join([f'"{_escape(name)}"', *text]) + "}"
-    return f"{name}{{{','.join(text)}}}" if text else name
+        return f'{{"{_escape(name)}",{text}}}' if text else f'{{"{_escape(name)}"}}'
+    return f"{name}{{{text}}}" if text else name
 
 
 def parse_key(key: str) -> tuple[str, dict[str, str]]:
@@ -46,12 +46,13 @@ def parse_key(key: str) -> tuple[str, dict[str, str]]:
     return name, labels
 
 
+@lru_cache(4096)  # label names are few; if they are not, this is a bounded loss
 def _label_name(label: str) -> str:
     return f'"{_escape(label)}"' if not label or _ODD_LABEL.search(label) else label
 
 
 def _escape(text: str) -> str:
-    return text.translate(_ESCAPES) if _TO_ESCAPE.search(text) else text
+    return text.translate(_ESCAPES) if "\\" in text or '"' in text or "\n" in text else text
 
 
 def _unescape(text: str) -> str:

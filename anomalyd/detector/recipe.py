@@ -18,6 +18,10 @@ RELATIVE_FLOOR: Final = 1e-4
 ABSOLUTE_FLOOR: Final = 1e-9
 INPUT_LIMIT: Final = 8.0
 """Network inputs are clamped to ± this (asinh units: ± 1490 standard deviations)."""
+VALUE_LIMIT: Final = 1e150
+"""Larger magnitudes are judged as this one, so that squares stay finite."""
+BAND_LIMIT: Final = 12.0
+"""Largest |u| of the expected band."""
 
 # --- order, gaps, counters --------------------------------------------------------------------------------------------
 LATE_RUN: Final = 8

@@ -60,6 +60,11 @@ def scaled(x: Tensor, mean: Tensor | float, sd: Tensor) -> Tensor:
     return torch.asinh((x - mean) / sd).clamp(-R.INPUT_LIMIT, R.INPUT_LIMIT).to(_F4)
 
 
+def unscaled(u: Tensor, mean: Tensor, sd: Tensor) -> Tensor:
+    """The value whose scaled form is u."""
+    return mean + sd * torch.sinh(u.clamp(-R.BAND_LIMIT, R.BAND_LIMIT).to(_F8))
+
+
 def restart(s: Rows, which: Tensor) -> None:
     """Forgets what was learned about the values in the rows `which` (B,), but neither time, step, kind nor the open episode."""
     for name, field in s.items():
@@ -87,7 +92,7 @@ def judged(s: Rows, x: Tensor, dt: Tensor, *, single: bool) -> Tensor:
     s["born"] = torch.where(anew, 0, s["born"]).int()
     increase = torch.where(increase < 0, x, increase)
     ms = torch.where(dt > 0, dt.to(_F8), s["step_ms"][:, 0].clamp(min=1.0).to(_F8))
-    return torch.where(s["kind"] == 2, increase / (ms[:, None] / 1000.0), x)
+    return torch.where(s["kind"] == 2, (increase / (ms[:, None] / 1000.0)).clamp(max=R.VALUE_LIMIT), x)
 
 
 def front(s: Rows, y: Tensor, gap: Tensor, *, scaler: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -105,7 +110,7 @@ def front(s: Rows, y: Tensor, gap: Tensor, *, scaler: float) -> tuple[Tensor, Te
 
     forecast, error = s["forecast"], s["error"]
     band = R.BAND_ERRORS * error
-    expected, low, high = (torch.where(first, y, mean + sd * torch.sinh(e.to(_F8))) for e in (forecast, forecast - band, forecast + band))
+    expected, low, high = (torch.where(first, y, unscaled(e, mean, sd)) for e in (forecast, forecast - band, forecast + band))
     rate = torch.maximum(1.0 / n.clamp(min=1), torch.tensor(1.0 / R.ERROR_SAMPLES))
     s["error"] = torch.where(first, 0.0, error + rate * ((u - forecast).abs() - error))
     s["forecast"] = torch.where(first, 0.0, forecast)
@@ -282,6 +287,7 @@ def step_rows(s: Rows, time: Tensor, x: Tensor, network: Autoencoder, shape: Sha
     gap = (dt.to(_F4) > R.GAP_STEPS * step_ms) & (age > 1)
 
     single = shape.features == 1
+    x = x.clamp(-R.VALUE_LIMIT, R.VALUE_LIMIT)
     y = judged(s, x, dt, single=single)
     u, d, expected, low, high, guard = front(s, y, gap, scaler=R.SCALER_SAMPLES if single else R.JOINT_SCALER_SAMPLES)
     s["last"] = x

@@ -231,7 +231,7 @@ class Shard:
         newest = int(batch.time_ms.max())
         self.stream_time_ms = newest if self.stream_time_ms is None else max(self.stream_time_ms, newest)
         if self._observer is not None:
-            self._observer(self, batch, verdicts, [msgspec.to_builtins(alert.message.alert) for alert in outcome.alerts])
+            self._observer(self, batch, verdicts, [msgspec.json.decode(alert.message.value) for alert in outcome.alerts])
         return outcome
 
     def _process(self, records: Sequence[RecordLike]) -> Outcome:

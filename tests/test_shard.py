@@ -1,0 +1,191 @@
+"""One partition's engine: records in, alerts and dead letters out."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from anomalyd.alerts.episodes import Policy
+from anomalyd.batch import SampleBatch, Source, Verdicts
+from anomalyd.detector import Detector
+from anomalyd.formats import Decoded, Decoder, make_decoder
+from anomalyd.series import Selection, SeriesIndex
+from anomalyd.shard import INTERNAL_ERROR, Outcome, Shard, StreamPlan
+
+START_S = 1_760_000_000
+STEP_S = 10
+
+
+class Record(NamedTuple):
+    value: bytes | None
+    offset: int
+    timestamp: int = 1_760_000_000_000
+    key: bytes | None = None
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return Detector.load(device="cpu")
+
+
+def shard(detector: Detector, capacity: int = 100, decoder: Decoder | None = None, **plan: Any) -> Shard:  # noqa: ANN401  a plan's fields
+    chosen = decoder or make_decoder("plain-json")
+    return Shard(StreamPlan("hosts", **plan), Source("metrics", 3), detector, chosen, capacity, now_ms=lambda: 1_760_000_000_500)
+
+
+def sample(name: str, i: int, value: float) -> bytes:
+    return json.dumps({"name": name, "ts": START_S + STEP_S * i, "value": value}).encode()
+
+
+def records(values: Sequence[bytes | None], first: int = 0) -> list[Record]:
+    return [Record(value, first + i) for i, value in enumerate(values)]
+
+
+def incident(samples: int = 600, spike: Callable[[int], bool] = lambda i: 500 <= i < 506) -> list[bytes]:
+    """A noisy series that leaves its range once."""
+    noise = np.random.default_rng(1).standard_normal(samples)
+    return [sample("load", i, 100 + noise[i] + (60 if spike(i) else 0)) for i in range(samples)]
+
+
+def values_of(outcome: Outcome) -> list[dict[str, Any]]:
+    return [json.loads(alert.message.value) for alert in outcome.alerts]
+
+
+def test_an_incident_fires_and_resolves_with_its_source(detector: Detector) -> None:
+    outcome = shard(detector, labels={"team": "storage"}).process(records(incident(), first=1000))
+
+    firing, *_, resolved = values_of(outcome)
+    assert (firing["status"], resolved["status"]) == ("firing", "resolved")
+    assert firing["source"] == {"topic": "metrics", "partition": 3, "offset": 1500}
+    assert firing["alert_id"] == resolved["alert_id"] == outcome.alerts[0].message.key.decode()
+    assert firing["labels"] == {"team": "storage"}
+    assert firing["model"]["hash"] == detector.model.hash
+    assert outcome.alerts[0].produced_ms == 1_760_000_000_000
+    assert (outcome.records, outcome.samples, outcome.next_offset) == (600, 600, 1600)
+    assert outcome.dead_letters == []
+
+
+@settings(max_examples=15, deadline=None)
+@given(cuts=st.lists(st.integers(1, 599), max_size=8))
+def test_how_records_are_cut_into_batches_changes_nothing(detector: Detector, cuts: list[int]) -> None:
+    whole, cut = shard(detector), shard(detector)
+    all_records = records(incident())
+
+    together = whole.process(all_records)
+    apart: list[dict[str, Any]] = []
+    for begin, end in zip([0, *sorted(cuts)], [*sorted(cuts), 600], strict=True):
+        if begin < end:
+            apart += values_of(cut.process(all_records[begin:end]))
+
+    assert apart == values_of(together)
+    assert bytes(cut.pages.buffer[:1]) == bytes(whole.pages.buffer[:1])
+
+
+def test_bad_records_become_dead_letters_and_the_others_are_scored(detector: Detector) -> None:
+    good = sample("load", 1, 1.0)
+
+    outcome = shard(detector).process(records([good, b"{", None, b'{"name":5}', good]))
+
+    assert [(letter.record.offset, letter.reason) for letter in outcome.dead_letters] == [(1, "malformed"), (2, "empty"), (3, "no-name")]
+    assert outcome.rejected == {"malformed": 1, "empty": 1, "no-name": 1}
+    assert (outcome.records, outcome.samples, outcome.repeated) == (5, 2, 1)
+
+
+def test_the_selection_of_the_stream_holds(detector: Detector) -> None:
+    chosen = shard(detector, select=Selection(include=["cpu.*"]))
+
+    outcome = chosen.process(records([sample("cpu.user", 0, 1.0), sample("disk", 0, 1.0)]))
+
+    assert (outcome.samples, chosen.index.keys) == (1, ["cpu.user"])
+
+
+def test_a_full_shard_forgets_the_longest_idle_and_goes_on(detector: Detector) -> None:
+    full = shard(detector, capacity=4)
+
+    first = full.process(records([sample(name, 0, 1.0) for name in "abcd"]))
+    outcome = full.process(records([sample("a", 1, 1.0), sample("e", 0, 1.0)]))
+
+    assert (first.evicted, outcome.evicted, outcome.samples) == (0, 1, 2)
+    assert sorted(key for key in full.index.keys if key) == ["a", "c", "d", "e"]
+
+
+def test_a_row_given_to_another_series_starts_empty(detector: Detector) -> None:
+    """The next owner of a state row must not inherit what the last one learned."""
+    reused, fresh = shard(detector, capacity=1), shard(detector, capacity=1)
+    newcomer = records([sample("new", i, 50.0 + i % 3) for i in range(100)])
+
+    reused.process(records(incident()[:503]))
+    assert reused.open_episodes == 1
+    reused.process(newcomer)
+    fresh.process(newcomer)
+
+    assert reused.open_episodes == 0
+    assert bytes(reused.pages.buffer) == bytes(fresh.pages.buffer)
+
+
+def test_series_that_come_and_go_by_the_thousand_cost_linear_time(detector: Detector) -> None:
+    """Each eviction makes little room; decoding the rest of the batch anew for each would take minutes."""
+    calls: list[int] = []
+
+    class Counting:
+        def __init__(self) -> None:
+            self.decoder = make_decoder("plain-json")
+
+        def decode(self, values: Sequence[bytes | None], timestamp_ms: Callable[[int], int], index: SeriesIndex) -> Decoded:
+            calls.append(len(values))
+            return self.decoder.decode(values, timestamp_ms, index)
+
+    churning = shard(detector, capacity=256, decoder=Counting())
+
+    outcome = churning.process(records([sample(f"s{i}", 0, 1.0) for i in range(5_000)]))
+
+    assert outcome.samples == 5_000
+    assert outcome.evicted == 5_000 - 256
+    assert sum(calls) < 100 * 5_000
+
+
+def test_a_record_that_crashes_our_own_code_ends_alone_as_a_dead_letter(detector: Detector) -> None:
+    class Crashing:
+        def __init__(self) -> None:
+            self.decoder = make_decoder("plain-json")
+
+        def decode(self, values: Sequence[bytes | None], timestamp_ms: Callable[[int], int], index: SeriesIndex) -> Decoded:
+            if b"crash" in values:
+                raise ZeroDivisionError
+            return self.decoder.decode(values, timestamp_ms, index)
+
+    outcome = shard(detector, decoder=Crashing()).process(records([sample("a", 0, 1.0), b"crash", sample("b", 0, 1.0)], first=7))
+
+    assert [(letter.record.offset, letter.reason) for letter in outcome.dead_letters] == [(8, INTERNAL_ERROR)]
+    assert (outcome.records, outcome.samples, outcome.next_offset) == (3, 2, 10)
+
+
+def test_observers_see_scores_and_alerts(detector: Detector) -> None:
+    scores: list[NDArray[np.float64]] = []
+    alerts: list[dict[str, Any]] = []
+
+    def look(_: Shard, batch: SampleBatch, verdicts: Verdicts, told: list[dict[str, Any]]) -> None:
+        assert len(batch) == len(verdicts)
+        scores.append(verdicts.score)
+        alerts.extend(told)
+
+    observed = Shard(
+        StreamPlan("hosts", Policy(resolve_after_samples=3)), Source("m", 0), detector, make_decoder("plain-json"), 10, observer=look
+    )
+    outcome = observed.process(records(incident()))
+
+    assert sum(map(len, scores)) == 600
+    assert alerts == values_of(outcome)
+
+
+def test_stream_time_is_the_newest_event_time(detector: Detector) -> None:
+    clock = shard(detector)
+
+    assert clock.stream_time_ms is None
+    clock.process(records([sample("a", 5, 1.0), sample("a", 2, 1.0)]))
+    assert clock.stream_time_ms == (START_S + 5 * STEP_S) * 1000

@@ -38,8 +38,9 @@ class Strength(NamedTuple):
 
 
 # In units of the series' own noise, the standard deviation of its values around its daily shape; drop: part of the value that is left;
-# burst: the noise is multiplied. Daily swings are 3 to 12 of these units and the noise is mostly 2 to 8 % of the level, so these are incidents
-# as operators know them (traffic half as high again, a third of it left, a queue that doubles), many within the range of an ordinary day.
+# burst: the noise is multiplied. Daily swings are 3 to 12 of these units and the noise is mostly 2 to 8 % of the level, so these are
+# incidents as operators know them (traffic half as high again, a third of it left, a queue that doubles), many of them within the range of
+# an ordinary day.
 STRENGTHS: Final[dict[Kind, Strength]] = {
     "spike": Strength((10, 20), (2, 5)),
     "shift": Strength((9, 18), (30, 90)),

@@ -130,13 +130,13 @@ class Detector:
 def _backend(detector: Detector, device: Device) -> tuple[str, Backend]:
     """The CPU's compiled step, or torch on a GPU where one is wanted or, for "auto", where the driver shows one."""
     if device == "cuda" or (device == "auto" and Path("/dev/nvidiactl").exists()):
-        from anomalyd.detector import step_torch  # noqa: PLC0415 - half a gigabyte and two seconds that a CPU-only daemon never pays
+        from anomalyd.detector import step_torch
 
         if step_torch.cuda_available():
             return "cuda", step_torch.TorchBackend(detector.layout, detector.artifact, detector.threshold, "cuda")
         if device == "cuda":
             msg = "device: cuda, but torch sees no GPU; use device: cpu or auto"
             raise ArtifactError(msg)
-    from anomalyd.detector import step_cpu  # noqa: PLC0415 - numba takes a second to import: only where it is used
+    from anomalyd.detector import step_cpu
 
     return "cpu", step_cpu.CpuBackend(detector.layout, detector.artifact, detector.threshold)

@@ -7,15 +7,16 @@ Every function works on `row`, a flat view of all rows per element type, and on 
 The factory `build_step` turns the artifact's shape into constants, which is what lets the compiler unroll the inner loops.
 """
 
+# ruff: noqa: ANN001, ANN201, ANN202 - numba types kernels by their arguments; they take columns, not objects
+
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anomalyd.batch import ARMED, COUNTER, LATE, REPEATED, WARMUP, SampleBatch, Verdicts
-from anomalyd.detector import recipe as R
+from anomalyd.detector import recipe as R  # noqa: N812 - constants, named on every other line
 from anomalyd.detector.artifact import Artifact
 from anomalyd.detector.layout import ALIGNMENT, Layout
 from anomalyd.detector.pages import Pages
@@ -59,7 +60,7 @@ def tanh(x):
 
 @njit(forceinline=True)
 def scaled(x, mean, sd):
-    """asinh of the standardised value, within ± INPUT_LIMIT: linear near zero, logarithmic far out."""
+    """Asinh of the standardised value, within ± INPUT_LIMIT: linear near zero, logarithmic far out."""
     r = abs(x - mean) / sd
     u = min(F4(math.log(F4(r + math.sqrt(r * r + 1.0)))), F4(R.INPUT_LIMIT))
     return u if x >= mean else -u
@@ -129,7 +130,7 @@ def evidence(i2, at, error, age, length_term):
 
 @njit(forceinline=True)
 def length_term(age):
-    """What evidence must exceed beyond a fixed probability: half a decade for every decade of history, so that long series do not alarm more."""
+    """What evidence must exceed beyond a fixed probability: half a decade for every decade of history."""
     length = min(F4(age + R.EVIDENCE_AGE), F4(R.HISTOGRAM_SAMPLES))
     return F4(R.LENGTH_COEFFICIENT) * (F4(math.log(length)) * _LOG10 - F4(3.0))
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anomalyd.batch import ARMED, COUNTER, LATE, REPEATED, WARMUP, SampleBatch, Verdicts
-from anomalyd.detector import recipe as R
+from anomalyd.detector import recipe as R  # noqa: N812 - constants, named on every other line
 from anomalyd.detector.artifact import Artifact
 from anomalyd.detector.layout import Layout, Shape
 from anomalyd.detector.network import Autoencoder
@@ -56,7 +56,7 @@ def floored(value: Tensor, mean: Tensor) -> Tensor:
 
 
 def scaled(x: Tensor, mean: Tensor | float, sd: Tensor) -> Tensor:
-    """asinh of the standardised value, within ± INPUT_LIMIT."""
+    """Asinh of the standardised value, within ± INPUT_LIMIT."""
     return torch.asinh((x - mean) / sd).clamp(-R.INPUT_LIMIT, R.INPUT_LIMIT).to(_F4)
 
 

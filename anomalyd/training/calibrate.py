@@ -31,7 +31,7 @@ def calibrate(artifact: Artifact, values: NDArray[np.float64], step_ms: NDArray[
     thresholds = np.arange(3.0, 40.0, 0.5)
     rates = np.array([openings(evidence, armed, t)[START:].mean() for t in thresholds])
     usable = (rates >= RATES[0]) & (rates <= RATES[1]) & (thresholds >= thresholds[np.argmax(rates)])
-    if usable.sum() < 3:  # noqa: PLR2004 - a line needs more than two points to be one
+    if usable.sum() < 3:
         msg = f"cannot calibrate: episodes open at {rates.min():.1e} to {rates.max():.1e} per sample"
         raise ArtifactError(msg)
     slope, intercept = np.polyfit(thresholds[usable], np.log10(rates[usable]), 1)
@@ -44,7 +44,8 @@ def openings(evidence: NDArray[np.float64], armed: NDArray[np.bool_], threshold:
     so_far = np.cumsum(above, axis=0)
     before = np.vstack([np.zeros_like(so_far[:1]), so_far[:-1]])
     long_ago = np.vstack([np.zeros_like(so_far[: QUIET_SAMPLES + 1]), so_far[: -QUIET_SAMPLES - 1]])
-    return above & armed & (before == long_ago)
+    opened: NDArray[np.bool_] = above & armed & (before == long_ago)
+    return opened
 
 
 def _run(detector: Detector, values: NDArray[np.float64], step_ms: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

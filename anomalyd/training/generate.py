@@ -30,7 +30,7 @@ def series(count: int, samples: int, seed: int, *, calm: bool = False) -> tuple[
     return values, steps
 
 
-def _one(rng: Generator, n: int, step_s: float, *, calm: bool) -> Floats:
+def _one(rng: Generator, n: int, step_s: float, *, calm: bool) -> Floats:  # noqa: C901 - a list of independent dice, one line each
     t = np.arange(n)
     if rng.random() < 0.03:  # constant, now and then with a change of level
         x = np.full(n, rng.normal(0, 10.0))
@@ -117,7 +117,7 @@ def _bursts(rng: Generator, n: int) -> Floats:
     return np.asarray(np.convolve(impulses, kernel)[:n])
 
 
-def _transformed(rng: Generator, x: Floats) -> Floats:
+def _transformed(rng: Generator, x: Floats) -> Floats:  # noqa: PLR0911 - a table of transforms
     match int(rng.choice(9, p=[0.5, 0.1, 0.08, 0.06, 0.08, 0.06, 0.06, 0.03, 0.03])):
         case 0:
             return x
@@ -138,7 +138,7 @@ def _transformed(rng: Generator, x: Floats) -> Floats:
             return np.cumsum(np.abs(x))
         case _:  # the same with restarts
             total = np.cumsum(np.abs(x))
-            restarts = rng.integers(0, len(x), rng.integers(1, 4))
+            restarts = np.sort(rng.integers(0, len(x), rng.integers(1, 4)))
             for at in restarts:
                 total[at:] -= total[at]
-            return np.abs(total)
+            return np.asarray(np.abs(total))

@@ -7,7 +7,7 @@ from typing import Final
 
 from anomalyd.errors import ConfigError
 from anomalyd.formats import influx, plain, telegraf
-from anomalyd.formats.decoder import BulkDecoder, Decoded, Decoder, Scan, scan_nothing
+from anomalyd.formats.decoder import BulkDecoder, Decoded, Decoder, Scan
 from anomalyd.formats.parsed import Parse
 from anomalyd.formats.rejection import REASONS
 from anomalyd.formats.times import UNITS, TimestampUnit
@@ -18,7 +18,7 @@ FORMATS: Final[Mapping[str, tuple[Parse, Scan]]] = MappingProxyType(
     {
         "plain-json": (plain.parse, plain.scan),
         "telegraf-json": (telegraf.parse, telegraf.scan),
-        "influx": (influx.parse, scan_nothing),
+        "influx": (influx.parse, influx.scan),
     }
 )
 """Format name, as in `streams[].format`, to its exact reading and its scanner."""

@@ -8,12 +8,41 @@ that begin with # are comments. A malformed line costs the line, a value that is
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
+from anomalyd.formats.decoder import Scanned
 from anomalyd.formats.parsed import Parsed, ParsedSample
 from anomalyd.formats.rejection import EMPTY, MALFORMED, NON_FINITE, RejectedError
+from anomalyd.formats.scan import (
+    BACKSLASH,
+    BEHIND_SPACES,
+    COMMA,
+    COMMAS,
+    DECLINED,
+    EQUALS,
+    MINUS,
+    QUOTE,
+    SPACE,
+    SPACES,
+    Columns,
+    base_of,
+    comes_twice,
+    hash_bytes,
+    identity_of,
+    join,
+    read_number,
+    read_token,
+    time_of_integer,
+    unit_code,
+    word_of,
+)
 from anomalyd.formats.times import TimestampUnit, in_bounds, milliseconds
+from anomalyd.intrinsics import load_word
+from anomalyd.jit import njit
 
 _MEASUREMENT: Final = re.compile(rb"(?:[^, \r\n\\]++|\\[^\r\n])++")
 _TAG: Final = re.compile(rb",((?:[^,= \r\n\\]++|\\[^\r\n])++)=((?:[^,= \r\n\\]++|\\[^\r\n])*+)")
@@ -121,3 +150,210 @@ def _number(raw: bytes) -> float | None:
     if _NOT_FINITE.fullmatch(raw):
         return float(raw)
     raise RejectedError(MALFORMED)
+
+
+# The shortest sample, `,a=1`, takes 4 bytes.
+_SHORTEST: Final = 4
+# Names of fields that are no samples, remembered to notice one that comes twice.
+_MOST_SKIPPED: Final = 64
+
+_CARRIAGE_RETURN: Final = ord("\r")
+_LINE_END: Final = ord("\n")
+_TAB: Final = ord("\t")
+_COMMENT: Final = ord("#")
+_LETTER_I: Final = ord("i")
+_LETTER_U: Final = ord("u")
+_LETTER_T: Final = ord("t")
+_LETTER_F: Final = ord("f")
+_TRUE, _MASK_4 = word_of("true")
+_TRUE_TITLE, _ = word_of("True")
+_TRUE_UPPER, _ = word_of("TRUE")
+_FALSE, _MASK_5 = word_of("false")
+_FALSE_TITLE, _ = word_of("False")
+_FALSE_UPPER, _ = word_of("FALSE")
+
+
+def scan(values: Sequence[bytes | None], unit: TimestampUnit) -> Scanned:
+    """Read what is plain, which here includes a timestamp in every line: see `Scan`."""
+    data, starts = join(values)
+    found = Columns(len(values), len(data) // _SHORTEST)
+    _scan(data, starts, unit_code(unit), found.done, found.first, found.record, found.time_ms, found.value, found.hashes)
+    return found.scanned()
+
+
+@njit
+def _scan(
+    data: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    unit: int,
+    done: NDArray[np.bool_],
+    first: NDArray[np.int64],
+    record: NDArray[np.int32],
+    time_ms: NDArray[np.int64],
+    value: NDArray[np.float64],
+    hashes: NDArray[np.uint64],
+) -> None:
+    skipped = np.empty((_MOST_SKIPPED, 2), np.uint64)
+    n = 0
+    for i in range(len(done)):
+        first[i] = n
+        p, m, end = starts[i], n, starts[i + 1] - 1
+        while True:
+            p = _skip_to_line(data, p, end)
+            if p == end:
+                break
+            p, m = _scan_line(data, p, unit, m, time_ms, value, hashes, skipped)
+            if p < 0:
+                break
+        if p == end and m > n:
+            done[i] = True
+            for k in range(n, m):
+                record[k] = i
+            n = m
+    first[len(done)] = n
+
+
+@njit(forceinline=True)
+def _skip_to_line(data: NDArray[np.uint8], p: int, end: int) -> int:
+    """Where the next line begins that is neither blank nor a comment, else the end of the record."""
+    while True:
+        while data[p] <= SPACE and (data[p] == SPACE or data[p] == _LINE_END or data[p] == _CARRIAGE_RETURN or data[p] == _TAB):
+            p += 1
+        if p == end or data[p] != _COMMENT:
+            return p
+        while p < end and data[p] != _LINE_END:
+            p += 1
+
+
+@njit(forceinline=True)
+def _scan_line(
+    data: NDArray[np.uint8],
+    p: int,
+    unit: int,
+    n: int,
+    time_ms: NDArray[np.int64],
+    value: NDArray[np.float64],
+    hashes: NDArray[np.uint64],
+    skipped: NDArray[np.uint64],
+) -> tuple[int, int]:
+    """One line: (behind its end or DECLINED, number of samples so far)."""
+    start = p
+    p, a, b = read_token(data, p, SPACES, SPACES, SPACES)
+    if p < 0:
+        p, a, b = _read_escaped_series(data, start)
+        if p < 0:
+            return DECLINED, n
+    base_a, base_b = base_of(a, a), base_of(b, b)
+    while data[p] == SPACE:
+        p += 1
+    p, m = _scan_fields(data, p, n, value, hashes, skipped)
+    if p < 0 or m == n or data[p] != SPACE:
+        # A line without samples is left to the exact reading: nobody else would notice tags that are no valid UTF-8.
+        return DECLINED, n
+    while data[p] == SPACE:
+        p += 1
+    if data[p] == MINUS:
+        return DECLINED, n
+    p, _, integer, whole = read_number(data, p)
+    time = time_of_integer(integer, unit)
+    if p < 0 or not whole or time < 0:
+        return DECLINED, n
+    while data[p] == SPACE:
+        p += 1
+    if data[p] == _CARRIAGE_RETURN:
+        p += 1
+    if data[p] == _LINE_END:
+        p += 1
+    elif data[p] != 0:
+        return DECLINED, n
+    for k in range(n, m):
+        time_ms[k] = time
+        hashes[k, 0] = identity_of(base_a, hashes[k, 0])
+        hashes[k, 1] = identity_of(base_b, hashes[k, 1])
+    return p, m
+
+
+@njit
+def _read_escaped_series(data: NDArray[np.uint8], p: int) -> tuple[int, np.uint64, np.uint64]:
+    """Measurement and tags with escapes, left raw: (position of the space behind them, hash, second hash)."""
+    start = p
+    while data[p] != SPACE:
+        p += data[p] == BACKSLASH
+        if data[p] < SPACE:
+            return DECLINED, np.uint64(0), np.uint64(0)
+        p += 1
+    a, b = hash_bytes(data, start, p)
+    return p, a, b
+
+
+@njit(forceinline=True)
+def _scan_fields(
+    data: NDArray[np.uint8], p: int, n: int, value: NDArray[np.float64], hashes: NDArray[np.uint64], skipped: NDArray[np.uint64]
+) -> tuple[int, int]:
+    """The fields of a line: (behind them, number of samples so far); hashes get those of the fields' names alone."""
+    m, others, seen = n, 0, np.uint64(0)
+    while True:
+        name = p
+        p, a, b = read_token(data, p, EQUALS, COMMAS, BEHIND_SPACES)
+        if p <= name:
+            return DECLINED, n
+        bit = np.uint64(1) << (a & np.uint64(63))
+        if seen & bit != np.uint64(0) and comes_twice(a, hashes[n:m], skipped[:others]):
+            return DECLINED, n
+        seen |= bit
+        p += 1
+        if data[p] == QUOTE:
+            p = _skip_text(data, p + 1)
+            if p < 0 or others == len(skipped):
+                return DECLINED, n
+            skipped[others, 0] = a
+            others += 1
+        else:
+            p, value[m] = _read_value(data, p)
+            if p < 0:
+                return DECLINED, n
+            hashes[m, 0], hashes[m, 1] = a, b
+            m += 1
+        if data[p] != COMMA:
+            return p, m
+        p += 1
+
+
+@njit
+def _skip_text(data: NDArray[np.uint8], p: int) -> int:
+    """Behind the closing quote of a text, from behind its opening one."""
+    while data[p] != QUOTE:
+        p += data[p] == BACKSLASH
+        if data[p] == 0:
+            return DECLINED
+        p += 1
+    return p + 1
+
+
+@njit(forceinline=True)
+def _read_value(data: NDArray[np.uint8], p: int) -> tuple[int, float]:
+    """A number or a boolean: (behind it, value)."""
+    letter = data[p] | 32
+    if letter in (_LETTER_T, _LETTER_F):
+        return _read_boolean(data, p)
+    negative = data[p] == MINUS
+    p, value, integer, whole = read_number(data, p)
+    if p < 0:
+        return DECLINED, 0.0
+    if data[p] == _LETTER_I and whole and integer < np.uint64(1 << 63):
+        return p + 1, value
+    if data[p] == _LETTER_U and whole and not negative:
+        return p + 1, value
+    # Without a suffix it is a float, and -0 the negative zero that JSON's integer is not.
+    return (DECLINED if negative and value == 0.0 else p), value
+
+
+@njit
+def _read_boolean(data: NDArray[np.uint8], p: int) -> tuple[int, float]:
+    word = load_word(data, p)
+    four, five = word & _MASK_4, word & _MASK_5
+    if four in (_TRUE, _TRUE_TITLE, _TRUE_UPPER):
+        return p + 4, 1.0
+    if five in (_FALSE, _FALSE_TITLE, _FALSE_UPPER):
+        return p + 5, 0.0
+    return p + 1, 1.0 if data[p] | 32 == _LETTER_T else 0.0

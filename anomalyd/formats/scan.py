@@ -34,7 +34,10 @@ _QUOTES: Final = _U(0x2222222222222222)
 _BACKSLASHES: Final = _U(0x5C5C5C5C5C5C5C5C)
 _OPENING: Final = _U(0x7B7B7B7B7B7B7B7B)
 _CLOSING: Final = _U(0x7D7D7D7D7D7D7D7D)
-_SPACES: Final = _U(0x2020202020202020)
+SPACES: Final = _U(0x2020202020202020)
+BEHIND_SPACES: Final = _U(0x2121212121212121)
+EQUALS: Final = _U(0x3D3D3D3D3D3D3D3D)
+COMMAS: Final = _U(0x2C2C2C2C2C2C2C2C)
 
 QUOTE: Final = ord('"')
 BACKSLASH: Final = ord("\\")
@@ -122,9 +125,9 @@ def _zero_bytes_exactly(word: np.uint64) -> np.uint64:
 
 
 @njit(forceinline=True)
-def _below_space(word: np.uint64) -> np.uint64:
-    """High bits of the control characters; exact up to the first one."""
-    return (word - _SPACES) & ~word & _HIGHS
+def _below(word: np.uint64, lowest: np.uint64) -> np.uint64:
+    """High bits of the bytes below the one that `lowest` repeats, which is ASCII; exact up to the first one."""
+    return (word - lowest) & ~word & _HIGHS
 
 
 @njit(forceinline=True)
@@ -154,7 +157,7 @@ def read_string(data: NDArray[np.uint8], p: int) -> tuple[int, np.uint64, np.uin
     a, b, seen = _K1, _K2, _ZERO
     while True:
         word = load_word(data, p)
-        stop = _zero_bytes(word ^ _QUOTES) | _zero_bytes(word ^ _BACKSLASHES) | _below_space(word)
+        stop = _zero_bytes(word ^ _QUOTES) | _zero_bytes(word ^ _BACKSLASHES) | _below(word, SPACES)
         if stop == _ZERO:
             a, b = _fold(a ^ word, _K3), _fold(b ^ word, _K4)
             seen |= word
@@ -181,7 +184,7 @@ def read_tags(data: NDArray[np.uint8], p: int) -> tuple[int, np.uint64, np.uint6
     a, b, quotes = _K5, _K6, _ZERO
     while True:
         word = load_word(data, p)
-        odd = _zero_bytes(word ^ _BACKSLASHES) | _zero_bytes(word ^ _OPENING) | _below_space(word)
+        odd = _zero_bytes(word ^ _BACKSLASHES) | _zero_bytes(word ^ _OPENING) | _below(word, SPACES)
         closing = _zero_bytes_exactly(word ^ _CLOSING)
         if closing == _ZERO and odd == _ZERO:
             quotes += count_ones(_zero_bytes_exactly(word ^ _QUOTES))
@@ -239,6 +242,29 @@ def hash_bytes(data: NDArray[np.uint8], p: int, end: int) -> tuple[np.uint64, np
 
 
 @njit(forceinline=True)
+def read_token(data: NDArray[np.uint8], p: int, last: np.uint64, other: np.uint64, lowest: np.uint64) -> tuple[int, np.uint64, np.uint64]:
+    """Bytes up to one that is `last`: (its position, hash, second hash); each byte is given as a word of eight of them.
+
+    Declines `other`, backslashes and bytes below `lowest` before it. What is not valid UTF-8 passes, see `read_string`.
+    """
+    start = p
+    a, b = _K1, _K2
+    while True:
+        word = load_word(data, p)
+        stop = _zero_bytes(word ^ last) | _zero_bytes(word ^ other) | _zero_bytes(word ^ _BACKSLASHES) | _below(word, lowest)
+        if stop == _ZERO:
+            a, b = _fold(a ^ word, _K3), _fold(b ^ word, _K4)
+            p += 8
+            continue
+        n = trailing_zeros(stop) >> 3
+        word &= (_ONE << _U(8 * n)) - _ONE
+        p += n
+        length = _U(p - start)
+        a, b = _fold(a ^ word, _K3 ^ length), _fold(b ^ word, _K4 ^ length)
+        return (p if data[p] == last & _U(0xFF) else DECLINED), a, b
+
+
+@njit(forceinline=True)
 def base_of(name: np.uint64, tags: np.uint64) -> np.uint64:
     """One half of the hash of what the samples of a metric have in common."""
     return _fold(name ^ _K2, tags ^ _K6)
@@ -255,7 +281,7 @@ def identity_of(base: np.uint64, field: np.uint64) -> np.uint64:
 
 @njit(forceinline=True)
 def read_number(data: NDArray[np.uint8], p: int) -> tuple[int, float, np.uint64, bool]:
-    """A JSON number: (behind it, correctly rounded value, absolute value if it is a non-negative integer, whether it is one).
+    """A JSON number: (behind it, correctly rounded value, absolute value if it is an integer, whether it is one).
 
     Declines more than 19 digits, and magnitudes that no metric has.
     """
@@ -305,8 +331,8 @@ def read_number(data: NDArray[np.uint8], p: int) -> tuple[int, float, np.uint64,
             return DECLINED, 0.0, _ZERO, False
     if negative and not (whole and mantissa == _ZERO):
         # The integer -0 is 0, the float -0.0 is not.
-        return p, -value, _ZERO, False
-    return p, value, mantissa, whole and not negative
+        value = -value
+    return p, value, mantissa, whole
 
 
 @njit
@@ -386,11 +412,15 @@ def scale(mantissa: np.uint64, exponent: int) -> float:
 def read_time(data: NDArray[np.uint8], p: int, unit: int) -> tuple[int, int]:
     """A numeric timestamp: (behind it, event time in ms); see times.milliseconds."""
     p, value, integer, whole = read_number(data, p)
-    if p < 0:
+    if p < 0 or value < 0.0:
         return DECLINED, 0
-    if not whole:
-        time_ms = _time_of_float(value, unit)
-        return (p if time_ms >= 0 else DECLINED), time_ms
+    time_ms = time_of_integer(integer, unit) if whole else _time_of_float(value, unit)
+    return (p if time_ms >= 0 else DECLINED), time_ms
+
+
+@njit(forceinline=True)
+def time_of_integer(integer: np.uint64, unit: int) -> int:
+    """Event time in ms of a timestamp without a fraction; negative if out of bounds."""
     if unit == 0:
         unit = 1 if integer < _U(BELOW_MS) else 2 if integer < _U(BELOW_US) else 3 if integer < _U(BELOW_NS) else 4
     if unit == 1:
@@ -399,16 +429,13 @@ def read_time(data: NDArray[np.uint8], p: int, unit: int) -> tuple[int, int]:
         integer //= _U(1000)
     elif unit == 4:
         integer //= _U(1_000_000)
-    if integer >= _U(END_MS):
-        return DECLINED, 0
-    return p, signed(integer)
+    time_ms: int = signed(integer) if integer < _U(END_MS) else -1
+    return time_ms
 
 
 @njit
 def _time_of_float(value: float, unit: int) -> int:
-    """Event time in ms of a timestamp with a fraction or an exponent; negative if out of bounds."""
-    if not value >= 0.0:
-        return -1
+    """Event time in ms of a timestamp with a fraction or an exponent, which is not negative; negative if out of bounds."""
     if unit == 0:
         unit = 1 if value < BELOW_MS else 2 if value < BELOW_US else 3 if value < BELOW_NS else 4
     if unit == 1:
@@ -460,3 +487,13 @@ def skip_colon(data: NDArray[np.uint8], p: int) -> int:
     if data[p] != COLON:
         return DECLINED
     return skip_space(data, p + 1)
+
+
+@njit
+def comes_twice(name: np.uint64, samples: NDArray[np.uint64], skipped: NDArray[np.uint64]) -> bool:
+    """Whether a field's name, given by its hash, is among those of this record's samples or of its other fields, both (n, 2)."""
+    for names in (samples, skipped):
+        for k in range(len(names)):
+            if names[k, 0] == name:
+                return True
+    return False

@@ -25,6 +25,7 @@ from anomalyd.formats.scan import (
     QUOTE,
     Columns,
     base_of,
+    comes_twice,
     identity_of,
     join,
     read_literal,
@@ -199,7 +200,7 @@ def _scan_fields(
         if p < 0:
             return DECLINED, n
         bit = np.uint64(1) << (a & np.uint64(63))
-        if seen & bit != np.uint64(0) and _comes_twice(a, hashes[n:m], skipped[:others]):
+        if seen & bit != np.uint64(0) and comes_twice(a, hashes[n:m], skipped[:others]):
             return DECLINED, n
         seen |= bit
         p = skip_colon(data, p)
@@ -231,12 +232,3 @@ def _scan_fields(
         if data[p] != COMMA and data[p] != CLOSE:
             return DECLINED, n
     return p + 1, m
-
-
-@njit
-def _comes_twice(name: np.uint64, samples: NDArray[np.uint64], skipped: NDArray[np.uint64]) -> bool:
-    for names in (samples, skipped):
-        for k in range(len(names)):
-            if names[k, 0] == name:
-                return True
-    return False

@@ -1,0 +1,122 @@
+"""The producer keeps the promises of every sink, and those that only Kafka asks of it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import aiokafka
+import pytest
+from aiokafka.errors import OutOfOrderSequenceNumber, TopicAuthorizationFailedError
+
+from anomalyd.alerts.messages import Message as Alert
+from anomalyd.errors import KafkaRefusedError
+from anomalyd.kafka.producer import TRUNCATED_BYTES, Message, Producer, truncated
+from anomalyd.settings import KafkaSettings
+from tests.support.sinks import SinkContract, SinkKit
+from tests.support.topics import create_topic, read_committed
+
+
+@pytest.fixture
+async def producer(kafka: str) -> AsyncIterator[Producer]:
+    made = Producer(KafkaSettings(bootstrap_servers=kafka))
+    await made.start()
+    yield made
+    await made.stop()
+
+
+async def values(kafka: str, topic: str) -> list[bytes | None]:
+    return [record.value for record in await asyncio.to_thread(read_committed, kafka, topic)]
+
+
+class TestProducer(SinkContract):
+    """The promises of every sink."""
+
+    @pytest.fixture
+    async def kit(self, kafka: str, producer: Producer) -> SinkKit:
+        topic = await asyncio.to_thread(create_topic, kafka, partitions=2)
+
+        async def deliver(alerts: Any) -> None:  # noqa: ANN401  a sequence of alerts
+            await producer.deliver([Message(topic, _partition(alert), alert.key, alert.value) for alert in alerts])
+
+        async def delivered() -> list[tuple[bytes, bytes]]:
+            return [(r.key or b"", r.value or b"") for r in await asyncio.to_thread(read_committed, kafka, topic)]
+
+        return SinkKit(deliver, delivered)
+
+
+def _partition(alert: Alert) -> int:
+    return int(json.loads(alert.value)["series"]["labels"]["host"][1:]) + 2
+
+
+async def test_what_one_input_partition_causes_stays_in_one_partition(kafka: str, producer: Producer) -> None:
+    topic = await asyncio.to_thread(create_topic, kafka, partitions=4)
+
+    await producer.deliver([Message(topic, partition, b"k%d" % partition, b"v") for partition in range(8)])
+
+    records = await asyncio.to_thread(read_committed, kafka, topic)
+    assert sorted((record.partition, record.key) for record in records) == sorted((p % 4, b"k%d" % p) for p in range(8))
+
+
+@pytest.mark.real_kafka
+async def test_a_message_that_its_topic_refuses_for_its_size_is_cut_and_holds_up_nothing(kafka: str, producer: Producer) -> None:
+    topic = await asyncio.to_thread(create_topic, kafka, config={"max.message.bytes": "5000"})
+    headers = (("anomalyd-reason", b"malformed"),)
+
+    await producer.deliver([Message(topic, 0, None, value, headers) for value in (b"before", b"x" * 100_000, b"behind")])
+
+    records = {record.value: record.headers for record in await asyncio.to_thread(read_committed, kafka, topic)}
+    assert records.keys() == {b"before", b"x" * TRUNCATED_BYTES, b"behind"}
+    assert records[b"before"] == {"anomalyd-reason": b"malformed"}
+    assert records[b"x" * TRUNCATED_BYTES]["anomalyd-truncated"].startswith(b"100000 bytes")
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+async def test_what_failed_is_sent_again_by_a_new_client(
+    kafka: str, producer: Producer, failures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A send that failed leaves a gap in the sequence numbers, so the old client would fail for ever."""
+    topic = await asyncio.to_thread(create_topic, kafka)
+    clients = _failing_sends(monkeypatch, failures, OutOfOrderSequenceNumber)
+    messages = [Message(topic, 0, b"k", b"%d" % i) for i in range(5)]
+
+    await producer.deliver(messages)
+
+    assert set(await values(kafka, topic)) == {message.value for message in messages}
+    assert len(clients) == failures + 1
+
+
+async def test_a_refusal_ends_the_attempts(kafka: str, producer: Producer, monkeypatch: pytest.MonkeyPatch) -> None:
+    topic = await asyncio.to_thread(create_topic, kafka)
+    _failing_sends(monkeypatch, 1, lambda: TopicAuthorizationFailedError(topic))
+
+    with pytest.raises(KafkaRefusedError, match="allow"):
+        await producer.deliver([Message(topic, 0, b"k", b"v")])
+
+
+def _failing_sends(monkeypatch: pytest.MonkeyPatch, failures: int, error: Callable[[], Exception]) -> set[int]:
+    """The third message (or the only one) of the first sends fails as the broker would have it; returns the clients that were used."""
+    send, clients, left = aiokafka.AIOKafkaProducer.send, set[int](), [failures]
+
+    async def failing(self: Any, topic: str, value: bytes, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  the client's signature
+        clients.add(id(self))
+        future = await send(self, topic, value, *args, **kwargs)
+        if left[0] and value in {b"2", b"v"}:
+            left[0] -= 1
+            await future
+            future = asyncio.get_running_loop().create_future()
+            future.set_exception(error())
+        return future
+
+    monkeypatch.setattr(aiokafka.AIOKafkaProducer, "send", failing)
+    return clients
+
+
+def test_a_cut_message_says_what_it_was() -> None:
+    cut = truncated(Message("t", 0, b"key", b"abc" * 1_000, (("a", b"b"),)))
+
+    assert cut.value == (b"abc" * 1_000)[:TRUNCATED_BYTES]
+    assert cut.key == b"key"
+    assert cut.headers[0] == ("a", b"b")
+    assert cut.headers[1][0] == "anomalyd-truncated"
+    assert cut.headers[1][1].startswith(b"3000 bytes, crc32 ")

@@ -118,10 +118,13 @@ def _folder(sources: Path) -> Path:
 
 @cache
 def _kernels_stamp() -> bytes:
-    """Digest of every source file of the package that has to do with compiled code."""
+    """Digest of every source file of the package that has to do with compiled code, constants that its neighbours define included."""
+    root = Path(__file__).parent
+    sources = {file: file.read_bytes() for file in sorted(root.rglob("*.py"))}
+    kernels = {file for file, source in sources.items() if b"njit" in source or b"numba" in source}
+    folders = {file.parent for file in kernels} - {root}
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
-        source = file.read_bytes()
-        if b"njit" in source or b"numba" in source:
+    for file, source in sources.items():
+        if file in kernels or file.parent in folders:
             digest.update(source)
     return digest.digest()

@@ -82,6 +82,7 @@ def run(
             replay = engine.replay(file, table, bar)
             results.append(FileResult(str(file.path), len(replay.trace.keys), len(replay.trace), replay.episodes))
             bar.finish(replay)
+            bar.complain(file, replay)
             if writer is not None:
                 writer.write(file, replay)
             if gallery is not None:
@@ -265,3 +266,12 @@ class _Bar:
         self._done += 1
         self._episodes += replay.episodes
         self._progress.update(self._task, completed=self._done, episodes=self._episodes)
+
+    def complain(self, file: InputFile, replay: Replay) -> None:
+        """Says what could not be read."""
+        if count := sum(replay.rejected.values()):
+            reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(replay.rejected.items()))
+            noun = "record" if count == 1 else "records"
+            self._progress.console.print(
+                f"{file.path}: {count:,} {noun} not used, wholly or in part: {reasons}", highlight=False, soft_wrap=True
+            )

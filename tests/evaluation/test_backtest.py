@@ -1,0 +1,282 @@
+"""Backtest: what production would have said about files."""
+
+import asyncio
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from anomalyd.alerts.messages import load_schema
+from anomalyd.app import App
+from anomalyd.batch import SampleBatch, Verdicts
+from anomalyd.demo.fleet import Fleet
+from anomalyd.detector import Detector
+from anomalyd.errors import ConfigError, InputFileError
+from anomalyd.evaluation.backtest import run
+from anomalyd.evaluation.readers import FIRST_MS, STEP_MS
+from anomalyd.settings import Settings
+from anomalyd.shard import Shard
+from tests.support.poll import until
+from tests.support.topics import create_topic, produce, read_until, unique
+
+DATA = Path(os.environ.get("ANOMALYD_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+SPIKES = [(700, 706, 60), (1100, 1103, 900)]
+
+
+def series(rows: int = 1500, seed: int = 0, level: float = 100.0) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Noise with two spikes that nobody can miss."""
+    values = level + np.random.default_rng(seed).standard_normal(rows)
+    for start, end, height in SPIKES:
+        values[start:end] += height
+    return values
+
+
+def write_csv(path: Path, values: Iterable[float]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = (f"{1_760_000_000 + 60 * i},{value}" for i, value in enumerate(values))
+    path.write_text("timestamp,value\n" + "\n".join(rows) + "\n")
+
+
+def backtest(*paths: Path, out: Path | None = None, config: Settings | None = None, wire_format: str | None = None, **options: Any) -> int:  # noqa: ANN401  of run
+    defaults = {"report": None, "json_output": False, "no_fit": False, "shared": False}
+    return run(paths=list(paths), settings=config, out=out, format=wire_format, **(defaults | options))
+
+
+def scores(path: Path) -> dict[str, Any]:
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def alerts(out: Path) -> list[dict[str, Any]]:
+    messages = [json.loads(line) for line in (out / "alerts.jsonl").read_text().splitlines()]
+    for message in messages:
+        jsonschema.validate(message, load_schema())
+    return messages
+
+
+def test_a_csv_gives_a_score_for_each_row_and_the_alerts_of_production(tmp_path: Path) -> None:
+    write_csv(tmp_path / "in/web/load.csv", series())
+
+    assert backtest(tmp_path / "in", out=tmp_path / "out") == 0
+
+    columns = scores(tmp_path / "out/web/load.npz")
+    assert {name: (column.shape, str(column.dtype)) for name, column in columns.items()} == {
+        "row": ((1500,), "int64"),
+        **dict.fromkeys(("score", "evidence", "expected", "low", "high"), ((1500,), "float64")),
+    }
+    assert columns["row"].tolist() == list(range(1500))
+    assert all(np.isfinite(column).all() for column in columns.values())
+    assert columns["score"][700] >= 1
+    assert columns["evidence"][700] > np.median(columns["evidence"])
+
+    fired = [message for message in alerts(tmp_path / "out") if message["status"] == "firing"]
+    assert {message["source"]["offset"] for message in fired} >= {700}
+    first = next(message for message in fired if message["source"]["offset"] == 700)
+    assert first["series"] == {"key": "web/load", "name": "web/load", "labels": {}}
+    assert first["source"]["topic"] == str(tmp_path / "in/web/load.csv")
+    assert first["detected_at"] == first["event_time"]
+    assert first["stream"] == "backtest"
+
+
+def test_rows_without_a_value_are_not_scored_and_the_others_keep_their_numbers(tmp_path: Path) -> None:
+    values = series().tolist()
+    values[10] = values[699] = float("nan")
+    write_csv(tmp_path / "a.csv", values)
+
+    backtest(tmp_path / "a.csv", out=tmp_path / "out")
+
+    rows = scores(tmp_path / "out/a.npz")["row"].tolist()
+    assert rows == [row for row in range(1500) if row not in (10, 699)]
+    assert 700 in {message["source"]["offset"] for message in alerts(tmp_path / "out")}
+
+
+def test_every_file_starts_afresh(tmp_path: Path) -> None:
+    write_csv(tmp_path / "in/a.csv", series())
+    write_csv(tmp_path / "in/b.csv", series())
+    write_csv(tmp_path / "alone/a.csv", series())
+
+    backtest(tmp_path / "in", out=tmp_path / "together")
+    backtest(tmp_path / "alone", out=tmp_path / "single")
+
+    together, single = scores(tmp_path / "together/b.npz"), scores(tmp_path / "single/a.npz")
+    assert all(np.array_equal(together[name], single[name]) for name in single)
+
+
+def test_train_is_learned_and_only_test_is_reported(tmp_path: Path) -> None:
+    values = series()
+    np.savez(tmp_path / "a.npz", train=values[:650], test=values[650:], label=np.zeros(850))
+    write_csv(tmp_path / "b.csv", values)
+
+    backtest(tmp_path / "a.npz", tmp_path / "b.csv", out=tmp_path / "out")
+
+    split, whole = scores(tmp_path / "out/a.npz"), scores(tmp_path / "out/b.npz")
+    assert split["row"].tolist() == list(range(850))
+    assert np.array_equal(split["score"], whole["score"][650:])
+    own = [message for message in alerts(tmp_path / "out") if message["series"]["key"] == "a"]
+    assert own[0]["source"]["offset"] == 50
+    assert own[0]["starts_at"].startswith("2000-01-01T")
+    assert np.datetime64(own[0]["starts_at"][:-1]) == np.datetime64(FIRST_MS + 700 * STEP_MS, "ms")
+
+
+def test_an_episode_that_began_in_train_is_not_told_of_again(tmp_path: Path) -> None:
+    values = series()
+    np.savez(tmp_path / "a.npz", train=values[:703], test=values[703:])
+
+    backtest(tmp_path / "a.npz", out=tmp_path / "out")
+
+    messages = alerts(tmp_path / "out")
+    assert messages[0]["status"] == "firing"
+    assert {message["alert_id"] for message in messages} == {m["alert_id"] for m in messages if m["status"] == "firing"}
+
+
+def test_several_values_give_shares_and_names(tmp_path: Path) -> None:
+    values = np.column_stack([series(seed=1), 5 + 0.1 * np.random.default_rng(2).standard_normal(1500)])
+    rows = [f"{1_760_000_000 + 60 * i},{a},{b}" for i, (a, b) in enumerate(values)]
+    (tmp_path / "host.csv").write_text("timestamp,cpu,mem\n" + "\n".join(rows))
+
+    config = settings("unused:9092", unique("topic"), "anomalyd.alerts", budget=1000)
+
+    backtest(tmp_path / "host.csv", out=tmp_path / "out", config=config, no_fit=True)
+
+    columns = scores(tmp_path / "out/host.npz")
+    assert columns["expected"].shape == columns["low"].shape == columns["high"].shape == columns["share"].shape == (1500, 2)
+    assert columns["share"].dtype == np.float32
+    assert columns["share"][700].argmax() == 0
+    fired = [message for message in alerts(tmp_path / "out") if message["status"] == "firing" and message["source"]["offset"] == 700]
+    assert [feature["name"] for feature in fired[0]["features"]] == ["cpu", "mem"]
+
+
+def test_the_json_object_is_the_last_line_and_adds_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_csv(tmp_path / "a.csv", series())
+    write_csv(tmp_path / "b.csv", series(seed=3)[:50])
+
+    backtest(tmp_path, json_output=True)
+
+    captured = capsys.readouterr()
+    told = json.loads(captured.out.splitlines()[-1])
+    assert set(told) == {"series", "samples", "episodes", "samples_per_s", "files"}
+    assert [set(file) for file in told["files"]] == [{"path", "series", "samples", "episodes"}] * 2
+    assert (told["series"], told["samples"]) == (2, 1550)
+    assert told["episodes"] == sum(file["episodes"] for file in told["files"]) >= 1
+    assert captured.err == ""  # progress is for terminals
+
+
+def test_lines_are_records_bad_ones_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = []
+    for i, value in enumerate(series()):
+        lines += [json.dumps({"name": "load", "ts": 1_760_000_000 + 60 * i, "value": value, "tags": {"host": "a"}}), ""]
+    lines[0] = "not json"
+    (tmp_path / "dump.txt").write_text("\n".join(lines))
+
+    backtest(tmp_path / "dump.txt", out=tmp_path / "out", wire_format="plain-json")
+
+    columns = scores(tmp_path / "out/dump.npz")
+    assert columns["row"].tolist() == list(range(2, 3000, 2))
+    assert columns["keys"].tolist() == ['load{host="a"}']
+    assert not columns["series"].any()
+    assert alerts(tmp_path / "out")[0]["source"]["offset"] == 1400
+    assert "1 record" in capsys.readouterr().err
+
+
+def test_the_policy_of_a_configuration_applies(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", series())
+    config = settings("unused:9092", unique("topic"), "anomalyd.alerts", direction="below")
+
+    backtest(tmp_path / "a.csv", out=tmp_path / "out", config=config)
+
+    assert "above" not in {message["direction"] for message in alerts(tmp_path / "out")}
+
+
+def test_the_report_shows_the_series(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", series())
+
+    backtest(tmp_path / "a.csv", report=tmp_path / "a.html")
+
+    page = (tmp_path / "a.html").read_text()
+    assert "<svg" in page
+    assert "a.csv" in page
+
+
+def test_wrong_usage_is_refused(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", [1, 2])
+    (tmp_path / "file").touch()
+
+    with pytest.raises(ConfigError, match=r"--format: got 'xml', valid are plain-json"):
+        backtest(tmp_path / "a.csv", wire_format="xml")
+    with pytest.raises(InputFileError, match="no such file"):
+        backtest(tmp_path / "b.csv")
+    with pytest.raises(ConfigError, match="--out"):
+        backtest(tmp_path / "a.csv", out=tmp_path / "file")
+    with pytest.raises(ConfigError, match="--report"):
+        backtest(tmp_path / "a.csv", report=tmp_path / "absent" / "a.html")
+
+
+def settings(bootstrap: str, topic: str, alerts_topic: str, **policy: Any) -> Settings:  # noqa: ANN401  a policy's fields
+    return Settings.model_validate(
+        {
+            "kafka": {"bootstrap_servers": bootstrap, "group_id": unique("group")},
+            "streams": [{"name": "hosts", "topics": [topic], "format": "telegraf-json", "start_from": "earliest"}],
+            "alerts": {"topic": alerts_topic, **policy},
+            "dead_letters": {"topic": f"{alerts_topic}-dead"},
+            "http": {"host": "127.0.0.1", "port": 0},
+        }
+    )
+
+
+async def test_backtest_and_daemon_give_the_same_alerts(kafka: str, tmp_path: Path) -> None:
+    """The same records through a file and through Kafka: equal messages but for the clock's `detected_at` and the name of the source."""
+    fleet = Fleet(20, seed=1)
+    lines = [
+        text.encode()
+        for _ in range(25)
+        for block in [fleet.block()]
+        for tick in range(len(block))
+        for _, text in fleet.records(block, tick)
+    ]
+    lines[500] = b'{"bad": 1}'
+    path = tmp_path / "dump.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    topic, alerts_topic = [await asyncio.to_thread(create_topic, kafka) for _ in range(2)]
+    await asyncio.to_thread(create_topic, kafka, f"{alerts_topic}-dead")
+    config = settings(kafka, topic, alerts_topic)
+    await asyncio.to_thread(produce, kafka, topic, lines)
+    seen = 0
+
+    def count(_: Shard, batch: SampleBatch, __: Verdicts, ___: list[dict[str, Any]]) -> None:
+        nonlocal seen
+        seen += len(batch)
+
+    async with App(config, observer=count):
+        await until(lambda: seen >= 5 * (len(lines) - 1), "the daemon to score every sample", timeout_s=60)
+    backtest(path, config=config, out=tmp_path)
+    expected = alerts(tmp_path)
+
+    records = await asyncio.to_thread(read_until, kafka, alerts_topic, lambda got: len(got) >= len(expected), "all alerts")
+
+    got = [json.loads(record.value or b"") for record in records]
+    assert len(expected) > 4
+    for message in (*expected, *got):
+        assert message.pop("detected_at")
+        message["source"].pop("topic")
+    assert got == expected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no labelled data at {DATA} (set ANOMALYD_TEST_DATA)")
+def test_all_streams_of_nab_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    backtest(DATA / "nab" / "data", out=tmp_path, json_output=True)
+
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (told["series"], told["samples"]) == (58, 365_558)
+    assert len(list(tmp_path.rglob("*.npz"))) == 58
+    assert (tmp_path / "realTweets" / "Twitter_volume_AAPL.npz").is_file()
+
+
+def test_a_pretrained_detector_serves_any_number_of_values() -> None:
+    """What a file with several value columns relies on when no model is fitted."""
+    assert not Detector.load(device="cpu").artifact.shape.joint

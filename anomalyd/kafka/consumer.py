@@ -39,7 +39,9 @@ STALL_S: Final = 60.0
 _POLL_MS: Final = 250
 _POLL_DEADLINE_S: Final = 1.0
 _PROBE_DEADLINE_S: Final = 5.0
-_READS_BEFORE_SALVAGE: Final = 3
+_READS_BEFORE_SALVAGE: Final = 4
+_READ_AGAIN_S: Final = 0.2
+_CAREFUL_S: Final = 10.0
 
 _log = structlog.get_logger(__name__)
 
@@ -136,6 +138,7 @@ class Consumer:
         self._reachable = False
         self._stalled = False
         self._unreadable = 0  # failed reads in a row
+        self._careful_until_s = 0.0
         self._replacing = client.Backoff()
         self._last_record_s = self._last_probe_s = clock()
 
@@ -243,7 +246,7 @@ class Consumer:
         try:
             # getmany() waits for the end of a rebalance, whatever its timeout says.
             async with asyncio.timeout(_POLL_DEADLINE_S):
-                got = await consumer.getmany(timeout_ms=_POLL_MS, max_records=self._settings.max_poll_records)
+                got = await consumer.getmany(timeout_ms=_POLL_MS, max_records=self._most_records())
         except TimeoutError:
             return []
         except (KafkaError, OSError, *UNREADABLE) as error:
@@ -262,6 +265,10 @@ class Consumer:
             self._replacing.reset()
             self._set_reachable(None)
         return polled
+
+    def _most_records(self) -> int:
+        """One by one after a batch that could not be read: what is good in front of it comes out, and the client stands right before it."""
+        return 1 if self._clock() < self._careful_until_s else self._settings.max_poll_records
 
     def hold(self) -> None:
         """Fetches nothing until `resume`. What was fetched ahead is thrown away, so do not flap."""
@@ -297,10 +304,13 @@ class Consumer:
 
     async def _salvage(self, error: Exception) -> None:
         """The client would fetch a corrupt batch for ever. It may be the network's fault, so a few times that is right."""
+        self._careful_until_s = self._clock() + _CAREFUL_S
         self._unreadable += 1
         if self._unreadable < _READS_BEFORE_SALVAGE:
+            await asyncio.sleep(_READ_AGAIN_S)
             return
         self._unreadable = 0
+        self._careful_until_s = 0.0
         _log.error("records_unreadable", reason=client.reason(error))
         for source, position in list(self._position.items()):
             try:

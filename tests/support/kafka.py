@@ -77,6 +77,7 @@ class Broker:
         self.node = node
         self.address = f"127.0.0.1:{ports[node][0]}"
         self._home = home
+        self.data = home / "data"
         self._process: subprocess.Popen[bytes] | None = None
         nodes = len(ports)
         properties = {
@@ -88,7 +89,7 @@ class Broker:
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
             "inter.broker.listener.name": "PLAINTEXT",
             "controller.listener.names": "CONTROLLER",
-            "log.dirs": home / "data",
+            "log.dirs": self.data,
             # A topic that nobody created is a mistake of the code under test.
             "auto.create.topics.enable": "false",
             "default.replication.factor": nodes,

@@ -1,0 +1,157 @@
+"""The daemon as a user runs it: `anomalyd run` in a process of its own, seen through its log and its HTTP server only."""
+
+import json
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from confluent_kafka import Consumer, TopicPartition
+
+from tests.support.poll import poll_until
+from tests.support.topics import create_topic, unique
+
+START_S: Final = 1_760_000_000
+
+
+def sample(host: str, i: int, value: float) -> bytes:
+    """A record with one sample: ten seconds of event time after another."""
+    return json.dumps({"name": "load", "ts": START_S + 10 * i, "value": value, "tags": {"host": host}}).encode()
+
+
+def poison(n: int) -> bytes:
+    """A bad record that no other is equal to: it comes back as a dead letter, so it proves what became of its offset."""
+    return b'{"bad": %d' % n
+
+
+class Daemon:
+    """A configuration with topics of its own, and at most one process that runs it."""
+
+    def __init__(
+        self,
+        bootstrap: str,
+        folder: Path,
+        *,
+        partitions: int = 1,
+        source: str | None = None,
+        group: str | None = None,
+        make_topics: bool = True,
+        kafka: dict[str, Any] | None = None,
+    ) -> None:
+        self.bootstrap = bootstrap
+        self.group = group or unique("group")
+        self.source = source or (create_topic(bootstrap, partitions=partitions) if make_topics else unique("input"))
+        self.alerts = f"{self.group}.alerts"
+        self.dead = f"{self.group}-dead-letters"
+        if make_topics and group is None:
+            create_topic(bootstrap, self.alerts, partitions)
+            create_topic(bootstrap, self.dead, partitions)
+        name = unique("daemon")
+        self._config = folder / f"{name}.json"
+        self._log = folder / f"{name}.log"
+        self._config.write_text(
+            json.dumps(
+                {
+                    "kafka": {"bootstrap_servers": bootstrap, "group_id": self.group, "session_timeout_ms": 6_000, **(kafka or {})},
+                    "streams": [{"name": "hosts", "topics": [self.source], "format": "plain-json", "start_from": "earliest"}],
+                    "alerts": {"topic": self.alerts},
+                    "checkpoint": {"interval_s": 0.2},
+                    "http": {"host": "127.0.0.1", "port": 0},
+                    "log": {"format": "json"},
+                }
+            )
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.kill()
+
+    def start(self) -> Self:
+        """Starts the process."""
+        self._log.write_bytes(b"")
+        with self._log.open("ab") as log:
+            command = [sys.executable, "-m", "anomalyd", "run", "-c", str(self._config)]
+            self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+        return self
+
+    @property
+    def process(self) -> "subprocess.Popen[bytes]":
+        """The process that runs."""
+        assert self._process is not None
+        return self._process
+
+    def stop(self, timeout_s: float = 20.0) -> int:
+        """SIGTERM; returns the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout_s)
+
+    def kill(self) -> None:
+        """SIGKILL, also of a process that has ended."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(20)
+
+    def log(self) -> str:
+        """Everything it wrote."""
+        return self._log.read_text()
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Lines of the log with this event."""
+        lines: Sequence[dict[str, Any]] = [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+        return [line for line in lines if line["event"] == name]
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and body of an HTTP answer; status 0 while it does not listen."""
+        listening = self.events("http_listening")
+        if not listening:
+            return 0, ""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{listening[-1]['port']}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def metric(self, name: str) -> float | None:
+        """The sum of a metric over its labels; None while there is none."""
+        rows = [line for line in self.get("/metrics")[1].splitlines() if line.partition("{")[0].partition(" ")[0] == name]
+        return sum(float(row.rpartition(" ")[2]) for row in rows) if rows else None
+
+    def until_ready(self, timeout_s: float = 60.0) -> None:
+        """Waits for /readyz."""
+        poll_until(lambda: self._alive() and self.get("/readyz")[0] == 200, f"readiness; its log: {self.log()[-2000:]}", timeout_s, 0.05)
+
+    def until_read(self, records: int, timeout_s: float = 60.0) -> None:
+        """Waits until so many records were read and none is left."""
+        poll_until(
+            lambda: (
+                self._alive()
+                and (self.metric("anomalyd_records_consumed_total") or 0) >= records
+                and self.metric("anomalyd_consumer_lag_records") == 0
+            ),
+            f"{records} records; its log: {self.log()[-2000:]}",
+            timeout_s,
+            0.05,
+        )
+
+    def committed(self, partition: int = 0) -> int:
+        """The group's position in the input; negative while there is none."""
+        consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": self.group})
+        try:
+            return int(consumer.committed([TopicPartition(self.source, partition)], timeout=10)[0].offset)
+        finally:
+            consumer.close()
+
+    def _alive(self) -> bool:
+        assert self.process.poll() is None, f"the daemon ended with {self.process.returncode}: {self.log()[-3000:]}"
+        return True

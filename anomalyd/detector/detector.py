@@ -107,9 +107,15 @@ class Detector:
     def update(self, series_keys: Sequence[str], times_ms: Sequence[int], values: NDArray[np.float64] | Sequence[float]) -> Verdicts:
         """The same for use as a library: keys of any text, state kept inside, at most a million series.
 
-        `values` has shape (n,) or (n, F). Raises ValueError for values that are not finite or of another width.
+        `values` has shape (n,) or (n, F). Raises ValueError for columns of different lengths, values of another width or not finite,
+        and too many series; nothing is learned then.
         """
-        column = np.asarray(values, np.float64).reshape(len(series_keys), -1)
+        # copies: the compiled step is one for contiguous arrays that can be written, and would be compiled again for others
+        time_ms, column = np.array(times_ms, np.int64), np.array(values, np.float64, order="C")
+        column = column[:, None] if column.ndim == 1 else column
+        if not len(series_keys) == len(time_ms) == len(column):
+            msg = f"{len(series_keys)} keys, {len(time_ms)} times and {len(column)} values: there must be as many of each"
+            raise ValueError(msg)
         if column.shape[1] != self.features:
             msg = f"samples have {column.shape[1]} values, the model wants {self.features}"
             raise ValueError(msg)
@@ -118,12 +124,12 @@ class Detector:
             raise ValueError(msg)
         if self._own is None:
             self._own = self.new_pages(1_000_000)
-        rows = self._rows
-        row = np.array([rows.setdefault(key, len(rows)) for key in series_keys], np.int32)
-        if len(rows) > self._own.capacity:
+        rows, capacity = self._rows, self._own.capacity
+        if len(rows) + len(series_keys) > capacity and len(rows.keys() | set(series_keys)) > capacity:
             msg = "more than a million series; use new_pages and step"
             raise ValueError(msg)
-        batch = SampleBatch(row, np.asarray(times_ms, np.int64), column, np.arange(len(row), dtype=np.int32))
+        row = np.array([rows.setdefault(key, len(rows)) for key in series_keys], np.int32)
+        batch = SampleBatch(row, time_ms, column, np.arange(len(row), dtype=np.int32))
         return self.step(self._own, batch)
 
 

@@ -7,9 +7,9 @@ of the threshold, and the SHA-256 of the weights; its own hash (of its canonical
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,10 +45,24 @@ class Artifact:
     shape: Shape
     calibration: Calibration
     tensors: Mapping[str, NDArray[np.float32]]
+    several: Calibration | None = None
+    """The calibration for several features, where a univariate network may be applied to each of them."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """How it was made: seed, data, losses, library versions. For people, not for the daemon."""
     hash: str = ""
     """SHA-256 over the manifest, which holds that of the weights; empty until saved or loaded."""
+
+    def for_features(self, features: int) -> Self:
+        """The same network for samples of `features` values, each of which it looks at by itself.
+
+        Raises ArtifactError when it was made for another number of values.
+        """
+        if features == self.shape.features:
+            return self
+        if self.shape.features != 1 or self.several is None:
+            msg = f"the model {self.name} is for samples of {self.shape.features} values, not {features}"
+            raise ArtifactError(msg)
+        return replace(self, shape=replace(self.shape, features=features), calibration=self.several)
 
     def packed(self) -> NDArray[np.float32]:
         """The weights as the compiled step wants them."""
@@ -57,21 +71,16 @@ class Artifact:
 
 def save(artifact: Artifact, folder: Path) -> Artifact:
     """Writes the artifact into `folder` (made if need be) and returns it with its hash."""
-    weights = save_tensors({name: np.ascontiguousarray(t, np.float32) for name, t in sorted(artifact.tensors.items())})
-    manifest = {
-        "format": FORMAT,
-        "name": artifact.name,
-        "version": artifact.version,
-        "shape": asdict(artifact.shape),
-        "calibration": asdict(artifact.calibration),
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "training": dict(artifact.training),
-    }
-    manifest["hash"] = _hash(manifest)
+    manifest, weights = _written(artifact)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WEIGHTS_FILE).write_bytes(weights)
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
     return load(folder)
+
+
+def sealed(artifact: Artifact) -> Artifact:
+    """The artifact with the hash that it would have on disk."""
+    return replace(artifact, hash=_written(artifact)[0]["hash"])
 
 
 def load(folder: Path) -> Artifact:
@@ -106,6 +115,7 @@ def load(folder: Path) -> Artifact:
             version=str(manifest["version"]),
             shape=Shape(**manifest["shape"]),
             calibration=Calibration(**manifest["calibration"]),
+            several=Calibration(**manifest["calibration_several"]) if manifest["calibration_several"] else None,
             tensors=load_tensors(weights),
             training=manifest["training"],
             hash=manifest["hash"],
@@ -115,6 +125,22 @@ def load(folder: Path) -> Artifact:
         raise ArtifactError(msg) from error
     artifact.packed()
     return artifact
+
+
+def _written(artifact: Artifact) -> tuple[dict[str, Any], bytes]:
+    weights = save_tensors({name: np.ascontiguousarray(t, np.float32) for name, t in sorted(artifact.tensors.items())})
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "name": artifact.name,
+        "version": artifact.version,
+        "shape": asdict(artifact.shape),
+        "calibration": asdict(artifact.calibration),
+        "calibration_several": asdict(artifact.several) if artifact.several else None,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "training": dict(artifact.training),
+    }
+    manifest["hash"] = _hash(manifest)
+    return manifest, weights
 
 
 def _hash(manifest: Mapping[str, Any]) -> str:

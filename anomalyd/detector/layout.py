@@ -42,8 +42,8 @@ class Shape:
 
     @property
     def channels(self) -> int:
-        """Calibrated channels: four for a single feature, the smoothed joint error otherwise."""
-        return 4 if self.features == 1 else 1
+        """Calibrated channels: four for a single feature, the joint error now and smoothed otherwise."""
+        return 4 if self.features == 1 else 2
 
 
 @dataclass(frozen=True)

@@ -481,7 +481,7 @@ def build_step(layout: Layout) -> Callable[..., None]:
 
     @njit
     def joint_evidence(inputs, newest, at, f4, i2, age, share, i):
-        """F > 1: evidence of the error, standardised per feature, averaged over features and smoothed; writes the shares."""
+        """F > 1: summed evidence of the error, standardised per feature and averaged over features, now and smoothed; writes the shares."""
         a4 = at // 4
         total = _ZERO
         weight = F4(1.0 / min(age + 1.0, R.JOINT_SCALER_SAMPLES))
@@ -506,9 +506,14 @@ def build_step(layout: Layout) -> Callable[..., None]:
             parts += part * part
         for k in range(F):
             share[i, k] /= parts
-        smooth = f4[a4 + SMOOTH] + (total / F4(F) - f4[a4 + SMOOTH]) * F4(2.0 / (R.JOINT_SAMPLES + 1.0))
+        now = total / F4(F)
+        smooth = f4[a4 + SMOOTH] + (now - f4[a4 + SMOOTH]) * F4(2.0 / (R.JOINT_SAMPLES + 1.0))
         f4[a4 + SMOOTH] = smooth
-        return evidence(i2, at // 2 + HISTOGRAM, max(smooth + _ONE, F4(1e-3)), age, length_term(age))
+        first = at // 2 + HISTOGRAM
+        term = length_term(age)
+        return evidence(i2, first, max(smooth + _ONE, F4(1e-3)), age, term) + evidence(
+            i2, first + R.BINS, max(now + _ONE, F4(1e-3)), age, term
+        )
 
     @njit
     def step(u1, f8, i8, f4, i4, i2, rows, times, values, w, budget, score, raw, observed, expected, low, high, share, flags):
@@ -574,7 +579,7 @@ def build_step(layout: Layout) -> Callable[..., None]:
                 share[i, 0] = _ONE
                 total = guard + single_evidence(inputs, newest, z, at, f4, i2, age, v, distances)
             else:
-                total = guard + joint_evidence(inputs, newest, at, f4, i2, age, share, i)
+                total = joint_evidence(inputs, newest, at, f4, i2, age, share, i)
 
             log10_rate = log10_budget + F4(math.log(max(step_ms, F4(R.TRIAL_MS)))) * _LOG10
             threshold = max((intercept - log10_rate) / slope, lowest)

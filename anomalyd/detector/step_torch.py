@@ -249,7 +249,7 @@ def single_evidence(s: Rows, u: Tensor, d: Tensor, newest: Tensor, code: Tensor)
 
 
 def joint_evidence(s: Rows, u: Tensor, newest: Tensor) -> tuple[Tensor, Tensor]:
-    """F > 1: evidence (B,) of the error, standardised per feature, averaged over features and smoothed; and the shares (B, F)."""
+    """F > 1: summed evidence (B,) of the error, standardised per feature and averaged, now and smoothed; and the shares (B, F)."""
     age = s["age"]
     error = (u - newest).abs()
     mean, sd = s["error_mean"], s["error_variance"].sqrt() + 1e-3
@@ -260,8 +260,11 @@ def joint_evidence(s: Rows, u: Tensor, newest: Tensor) -> tuple[Tensor, Tensor]:
     s["error_mean"] = mean + weight * delta
     s["error_variance"] = (1.0 - weight) * (s["error_variance"] + weight * delta * delta)
     part = standard.clamp(min=0.0) ** 2 + 1e-6
-    s["smooth"] = s["smooth"] + (standard.mean(dim=1, keepdim=True) - s["smooth"]) * (2.0 / (R.JOINT_SAMPLES + 1.0))
-    return evidence(s, 0, (s["smooth"][:, 0] + 1.0).clamp(min=1e-3)), part / part.sum(dim=1, keepdim=True)
+    now = standard.mean(dim=1, keepdim=True)
+    s["smooth"] = s["smooth"] + (now - s["smooth"]) * (2.0 / (R.JOINT_SAMPLES + 1.0))
+    smooth_now = torch.cat([s["smooth"], now], dim=1)
+    both = [evidence(s, channel, (smooth_now[:, channel] + 1.0).clamp(min=1e-3)) for channel in (0, 1)]
+    return both[0] + both[1], part / part.sum(dim=1, keepdim=True)
 
 
 def step_rows(s: Rows, time: Tensor, x: Tensor, network: Autoencoder, shape: Shape, threshold: NDArray[np.float64]) -> dict[str, Tensor]:
@@ -297,8 +300,7 @@ def step_rows(s: Rows, time: Tensor, x: Tensor, network: Autoencoder, shape: Sha
         share = torch.ones_like(u)
         evidence_ = guard + single_evidence(s, u, d, newest, code)
     else:
-        joint, share = joint_evidence(s, u, newest)
-        evidence_ = guard + joint
+        evidence_, share = joint_evidence(s, u, newest)
 
     log10_budget, intercept, slope, lowest = (float(t) for t in threshold)
     log10_rate = log10_budget + torch.log10(step_ms.clamp(min=R.TRIAL_MS).to(_F8))

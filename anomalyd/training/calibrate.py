@@ -4,6 +4,7 @@ The detector runs over generated calm series that training never saw; openings o
 line is laid through log10 of their rate. Rates beyond what was counted are extrapolated along it, as tails of evidence fall exponentially.
 """
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -26,9 +27,9 @@ def calibrate(artifact: Artifact, values: NDArray[np.float64], step_ms: NDArray[
 
     Raises ArtifactError when the detector hardly alarms or alarms all the time, so that no line can be laid.
     """
-    neutral = Artifact(artifact.name, artifact.version, artifact.shape, Calibration(0.0, 1.0, 1.0), artifact.tensors)
+    neutral = replace(artifact, calibration=Calibration(0.0, 1.0, 1.0))
     evidence, armed = _run(Detector(neutral, "cpu"), values, step_ms)
-    thresholds = np.arange(3.0, 40.0, 0.5)
+    thresholds = np.arange(1.0, 40.0, 0.25)
     rates = np.array([openings(evidence, armed, t)[START:].mean() for t in thresholds])
     usable = (rates >= RATES[0]) & (rates <= RATES[1]) & (thresholds >= thresholds[np.argmax(rates)])
     if usable.sum() < 3:

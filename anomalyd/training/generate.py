@@ -30,6 +30,26 @@ def series(count: int, samples: int, seed: int, *, calm: bool = False) -> tuple[
     return values, steps
 
 
+def entities(count: int, samples: int, features: int, seed: int) -> tuple[Floats, Floats]:
+    """`count` calm entities with `features` values each, of which about half follow a common driver.
+
+    Returns values (count, samples, features) and sampling intervals in seconds (count,).
+    """
+    rng = np.random.default_rng(seed)
+    values = np.empty((count, samples, features))
+    steps = 10.0 ** rng.uniform(np.log10(60.0), np.log10(3600.0), count)
+    for i in range(count):
+        driver = _standard(_one(rng, samples, steps[i], calm=True))
+        for k in range(features):
+            x = _one(rng, samples, steps[i], calm=True)
+            values[i, :, k] = x if rng.random() < 0.5 else rng.normal() * driver + rng.uniform(0.05, 0.5) * _standard(x)
+    return values, steps
+
+
+def _standard(x: Floats) -> Floats:
+    return np.asarray((x - x.mean()) / (x.std() + 1e-9))
+
+
 def _one(rng: Generator, n: int, step_s: float, *, calm: bool) -> Floats:  # noqa: C901 - a list of independent dice, one line each
     t = np.arange(n)
     if rng.random() < 0.03:  # constant, now and then with a change of level

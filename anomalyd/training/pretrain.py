@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,7 @@ from anomalyd.training.trainer import Plan, fit
 SHAPE: Final = Shape(features=1, units=32, layers=1, latent=4, joint=False)
 TRAINING_SERIES: Final = (3072, 2048)
 CALM_SERIES: Final = (512, 3000)
+CALM_ENTITIES: Final = (96, 3000, 8)
 
 
 def run(out: Path, seed: int = 0, plan: Plan | None = None) -> int:
@@ -43,7 +45,7 @@ def run(out: Path, seed: int = 0, plan: Plan | None = None) -> int:
         tensors={name: state[name].numpy() for name in tensor_shapes(SHAPE)},
         training={
             "data": f"{TRAINING_SERIES[0]} generated series of {TRAINING_SERIES[1]} samples, seed {seed + 1}",
-            "calibrated_on": f"{CALM_SERIES[0]} generated calm series of {CALM_SERIES[1]} samples, seed {seed + 2}",
+            "calibrated_on": f"generated calm series {CALM_SERIES}, seed {seed + 2}; calm entities {CALM_ENTITIES}, seed {seed + 3}",
             "seed": seed,
             "steps": plan.steps,
             "loss": round(loss, 4),
@@ -51,8 +53,16 @@ def run(out: Path, seed: int = 0, plan: Plan | None = None) -> int:
             "numpy": np.__version__,
         },
     )
-    values, step_s = generate.series(*CALM_SERIES, seed=seed + 2, calm=True)
-    calibration = calibrate(artifact, values[:, :, None], step_s * 1000.0)
-    saved = artifacts.save(Artifact(artifact.name, artifact.version, SHAPE, calibration, artifact.tensors, artifact.training), out)
+    saved = artifacts.save(calibrated(artifact, seed), out)
     print(f"{out}: {saved.name} {saved.version} {saved.hash} (loss {loss:.3f}, {time.monotonic() - began:.0f} s)")  # noqa: T201 - the result
     return 0
+
+
+def calibrated(artifact: Artifact, seed: int) -> Artifact:
+    """The artifact with its lines from evidence to false alarms, for single and for several features."""
+    calm, step_s = generate.series(*CALM_SERIES, seed=seed + 2, calm=True)
+    single = calibrate(artifact, calm[:, :, None], step_s * 1000.0)
+    entities, step_s = generate.entities(*CALM_ENTITIES, seed=seed + 3)
+    features = entities.shape[2]
+    several = calibrate(replace(artifact, several=single).for_features(features), entities, step_s * 1000.0)
+    return replace(artifact, calibration=single, several=several)

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from anomalyd.app import stream_plan
-from anomalyd.detector import Detector, Options
+from anomalyd.detector import Artifact, Detector, Options
 from anomalyd.errors import ConfigError
 from anomalyd.evaluation.gallery import Gallery
+from anomalyd.evaluation.models import Models
 from anomalyd.evaluation.readers import InputFile, Table, find, read_table
 from anomalyd.evaluation.replay import Replay, Trace, encode, replay_lines, replay_table
 from anomalyd.formats import FORMATS, FormatOptions, make_decoder
@@ -69,9 +70,8 @@ def run(
     """
     stream = _stream(settings, format)
     files = find(paths, lines=format is not None or settings is not None)
-    engine = _Engine(settings or _settings(stream), stream, fit=not no_fit, shared=shared)
+    engine = _Engine(settings or _settings(stream), stream, Models(files, fit=not no_fit, shared=shared))
     results = []
-    began = time.perf_counter()
     with ExitStack() as stack:
         writer = stack.enter_context(_Writer(out)) if out is not None else None
         gallery = Gallery() if report is not None else None
@@ -87,7 +87,7 @@ def run(
                 writer.write(file, replay)
             if gallery is not None:
                 gallery.hang(replay, table)
-    took_s = time.perf_counter() - began
+    took_s = engine.busy_s
     if report is not None and gallery is not None:
         _write_text(report, gallery.page([asdict(result) for result in results], took_s))
     _print(results, took_s, json_output=json_output)
@@ -115,30 +115,37 @@ def _settings(stream: StreamSettings) -> Settings:
 class _Engine:
     """Detectors and settings that all files share."""
 
-    def __init__(self, settings: Settings, stream: StreamSettings, *, fit: bool, shared: bool) -> None:
+    def __init__(self, settings: Settings, stream: StreamSettings, models: Models) -> None:
         policy = settings.policy(stream)
         self._plan: StreamPlan = stream_plan(stream, policy)
         self._decoder = make_decoder(stream.format, FormatOptions(stream.timestamp_unit))
         self._capacity = settings.max_series
+        self._models = models
         self._device = settings.device
-        self._pretrained = Detector.load(device=settings.device, options=Options(budget_per_day=policy.budget))
-        self._zero_shot = {1: self._pretrained}
-        self._fit, self._shared = fit, shared
+        self._options = Options(budget_per_day=policy.budget)
+        self._detectors: dict[str, Detector] = {}
+        self.busy_s = 0.0
+        """Time spent on streaming, without reading tables and fitting models."""
 
     def replay(self, file: InputFile, table: Table | None, bar: "_Bar") -> Replay:
         """A file from a fresh start."""
+        artifact = self._models.pretrained if table is None else self._models.for_table(file, table)
+        detector = self._detector(artifact)
+        began = time.perf_counter()
         if table is None:
-            return replay_lines(file, self._plan, self._pretrained, self._decoder, self._capacity, bar.advance)
-        bar.expect(len(table) + (0 if table.train is None else len(table.train)))
-        return replay_table(file, table, self._plan, self._detector(table), bar.advance)
+            replay = replay_lines(file, self._plan, detector, self._decoder, self._capacity, bar.advance)
+        else:
+            bar.expect(len(table) + (0 if table.train is None else len(table.train)))
+            replay = replay_table(file, table, self._plan, detector, bar.advance)
+        self.busy_s += time.perf_counter() - began
+        return replay
 
-    def _detector(self, table: Table) -> Detector:
-        features = table.value.shape[1]
-        if features not in self._zero_shot:
-            # The pretrained network looks at one value at a time, so it serves any number of them.
-            artifact = replace(self._pretrained.artifact, shape=replace(self._pretrained.artifact.shape, features=features))
-            self._zero_shot[features] = Detector(artifact, self._device, self._pretrained.options)
-        return self._zero_shot[features]
+    def _detector(self, artifact: Artifact) -> Detector:
+        # State lies in the shards; a detector may serve any number of files.
+        name = f"{artifact.hash} {artifact.shape.features}"
+        if name not in self._detectors:
+            self._detectors = {name: Detector(artifact, self._device, self._options)}
+        return self._detectors[name]
 
 
 # --- what comes out -----------------------------------------------------------------------------------------------
@@ -202,7 +209,7 @@ def _print(results: Sequence[FileResult], took_s: float, *, json_output: bool) -
         "samples": sum(result.samples for result in results),
         "episodes": sum(result.episodes for result in results),
     }
-    rate = round(totals["samples"] / took_s)
+    rate = round(totals["samples"] / max(took_s, 1e-9))
     if json_output:
         lines = [json.dumps({**totals, "samples_per_s": rate, "files": [asdict(result) for result in results]})]
     else:

@@ -4,6 +4,8 @@ import asyncio
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,12 @@ from anomalyd.alerts.messages import load_schema
 from anomalyd.app import App
 from anomalyd.batch import SampleBatch, Verdicts
 from anomalyd.demo.fleet import Fleet
-from anomalyd.detector import Detector
 from anomalyd.errors import ConfigError, InputFileError
 from anomalyd.evaluation.backtest import run
 from anomalyd.evaluation.readers import FIRST_MS, STEP_MS
 from anomalyd.settings import Settings
 from anomalyd.shard import Shard
+from anomalyd.training.joint import PLAN, fit_joint
 from tests.support.poll import until
 from tests.support.topics import create_topic, produce, read_until, unique
 
@@ -147,7 +149,9 @@ def test_several_values_give_shares_and_names(tmp_path: Path) -> None:
     assert columns["expected"].shape == columns["low"].shape == columns["high"].shape == columns["share"].shape == (1500, 2)
     assert columns["share"].dtype == np.float32
     assert columns["share"][700].argmax() == 0
-    fired = [message for message in alerts(tmp_path / "out") if message["status"] == "firing" and message["source"]["offset"] == 700]
+    fired = [
+        message for message in alerts(tmp_path / "out") if message["status"] == "firing" and message["source"]["offset"] in (700, 1100)
+    ]
     assert [feature["name"] for feature in fired[0]["features"]] == ["cpu", "mem"]
 
 
@@ -277,6 +281,32 @@ def test_all_streams_of_nab_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (tmp_path / "realTweets" / "Twitter_volume_AAPL.npz").is_file()
 
 
-def test_a_pretrained_detector_serves_any_number_of_values() -> None:
-    """What a file with several value columns relies on when no model is fitted."""
-    assert not Detector.load(device="cpu").artifact.shape.joint
+def test_a_joint_model_is_fitted_on_train_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anomalyd.training.joint.fit_joint", partial(fit_joint, plan=replace(PLAN, steps=5)))
+    rng = np.random.default_rng(4)
+    load = np.cumsum(rng.standard_normal(900)) * 0.1
+    both = np.column_stack([load + 0.1 * rng.standard_normal(900), 50 - load + 0.1 * rng.standard_normal(900)])
+    for name in ("in/a.npz", "in/b.npz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        np.savez(tmp_path / name, train=both[:400], test=both[400:], label=np.zeros(500))
+    config = settings("unused:9092", unique("topic"), "anomalyd.alerts", budget=1000)
+
+    backtest(tmp_path / "in/a.npz", out=tmp_path / "fitted", config=config)
+    backtest(tmp_path / "in/a.npz", out=tmp_path / "again", config=config)
+    backtest(tmp_path / "in", out=tmp_path / "shared", config=config, shared=True)
+    backtest(tmp_path / "in/a.npz", out=tmp_path / "zero-shot", config=config, no_fit=True)
+
+    fitted, again, zero = (scores(tmp_path / name / "a.npz") for name in ("fitted", "again", "zero-shot"))
+    assert all(np.array_equal(fitted[name], again[name]) for name in fitted)
+    assert not np.array_equal(fitted["evidence"], zero["evidence"])
+    one, other = (scores(tmp_path / "shared" / name) for name in ("a.npz", "b.npz"))
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+    assert fitted["row"].tolist() == list(range(500))
+
+
+def test_a_train_part_too_short_to_fit_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", train=np.ones((20, 2)), test=np.ones((20, 2)))
+
+    with pytest.raises(InputFileError, match=r"train has 20 rows, a model needs 256; use --no-fit"):
+        backtest(tmp_path / "a.npz")
+    assert backtest(tmp_path / "a.npz", no_fit=True) == 0

@@ -2,7 +2,7 @@
 
     python benchmarks/series_memory.py                   from 100,000 to 200,000 series
 
-Runs the engine of one partition on plain records, as the daemon's worker does: decoding, index, state rows, episodes. Prints one JSON object.
+Runs the engine of one partition on plain records, as the daemon does: decoding, index, state rows, episodes. Prints one JSON object.
 """
 
 import argparse

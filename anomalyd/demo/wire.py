@@ -59,6 +59,7 @@ def lay(kafka: str | None) -> Iterator[Wire]:
         else:
             # A cluster may be shared, also with other demos.
             wire = _wire(kafka, f"anomalyd-demo-{secrets.token_hex(4)}")
+            _reach(wire)
             stack.callback(_remove, wire)
             _create(wire)
         yield wire
@@ -84,16 +85,25 @@ def _touch(wire: Wire) -> None:
         admin.list_topics(topic, timeout=10)
 
 
+def _reach(wire: Wire) -> None:
+    with _explained(wire):
+        _client("AdminClient")({"bootstrap.servers": wire.bootstrap_servers, **_QUIET}).list_topics(timeout=5)
+
+
 def _create(wire: Wire) -> None:
-    admin = _client("AdminClient")({"bootstrap.servers": wire.bootstrap_servers, **_QUIET})
-    failure: type[KafkaException] = _client("KafkaException")
-    new_topic = _client("NewTopic")
-    try:
-        admin.list_topics(timeout=10)
+    admin, new_topic = _client("AdminClient")({"bootstrap.servers": wire.bootstrap_servers, **_QUIET}), _client("NewTopic")
+    with _explained(wire):
         # -1: as many copies as the cluster makes by default.
         made = admin.create_topics([new_topic(topic, PARTITIONS, -1) for topic in wire.topics], operation_timeout=20, request_timeout=30)
         for future in made.values():
             future.result()
+
+
+@contextlib.contextmanager
+def _explained(wire: Wire) -> Iterator[None]:
+    failure: type[KafkaException] = _client("KafkaException")
+    try:
+        yield
     except failure as error:
         raise KafkaUnavailableError(f"--kafka {wire.bootstrap_servers}: {error.args[0].str()}") from None
 

@@ -60,6 +60,8 @@ def test_incidents_change_the_samples_inside_their_window_and_nothing_else(monke
 
     assert disturbed.incidents
     for incident in disturbed.incidents:
+        if incident.end_ms > START_MS + 2 * DAY * STEP_MS:
+            continue  # it goes on after the last sample
         profile = disturbed.profiles[incident.series]
         with_it, without = seen[:, incident.series].copy(), normal[:, incident.series].copy()
         for other in disturbed.incidents:

@@ -37,7 +37,7 @@ ALERT_SPACING_S: Final = 0.05
 MOST_PENDING_BYTES: Final = 64 << 20
 """Of messages that brokers do not take; beyond, nothing more is read."""
 
-STOP_DEADLINE_S: Final = 10.0
+STOP_DEADLINE_S: Final = 6.0
 """For the last checkpoint."""
 
 _TICK_S: Final = 0.5

@@ -16,7 +16,7 @@ from anomalyd.settings import KafkaSettings
 METADATA_MAX_AGE_MS: Final = 15_000
 """So soon does a topic that was missing get noticed; the client's own five minutes would look like a hang."""
 
-CLOSE_DEADLINE_S: Final = 5.0
+CLOSE_DEADLINE_S: Final = 3.0
 
 _log = structlog.get_logger(__name__)
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any
 
+import confluent_kafka
 import jsonschema
 import numpy as np
 import pytest
@@ -242,6 +243,23 @@ class TestGroup:
                 left[kind] = members(daemon.group)
 
         assert left == {"dynamic": 0, "static": 1}
+
+    def test_aborted_records_never_happened_and_leave_no_lag(self, kafka: str, tmp_path: Path) -> None:
+        """Control records bring nothing, but take offsets; the position has to get past them."""
+        with Daemon(kafka, tmp_path) as daemon:
+            producer = confluent_kafka.Producer({"bootstrap.servers": kafka, "transactional.id": unique("tx")})
+            producer.init_transactions(30)
+            for commit in (True, False):
+                producer.begin_transaction()
+                producer.produce(daemon.source, poison(int(commit)), partition=0)
+                producer.flush(30)  # an abort would drop what has not been sent
+                producer.commit_transaction(30) if commit else producer.abort_transaction(30)
+            daemon.until_read(1)
+            poll_until(lambda: daemon.committed() == 4, "the position behind two records and two markers")
+
+            assert daemon.metric("anomalyd_records_consumed_total") == 1
+            assert daemon.stop() == 0
+        assert [letter.value for letter in read_committed(kafka, daemon.dead)] == [poison(1)]
 
     def test_expired_records_are_passed_over_loudly(self, kafka: str, tmp_path: Path) -> None:
         with Daemon(kafka, tmp_path) as daemon:

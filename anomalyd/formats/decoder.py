@@ -8,15 +8,15 @@ scanner's is only a faster way to the same. So the samples, their order and the 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anomalyd.batch import SampleBatch
 from anomalyd.formats.parsed import Parse, Parsed, parse_safely
-from anomalyd.formats.rejection import MALFORMED, TOO_LARGE
-from anomalyd.formats.times import TimestampUnit
+from anomalyd.formats.rejection import MALFORMED, TOO_LARGE, RejectedError
+from anomalyd.formats.times import TimestampUnit, in_bounds
 from anomalyd.series import EXCLUDED, FULL, UNKNOWN, KeyTooLongError, SeriesIndex
 
 
@@ -39,6 +39,10 @@ class Decoder(Protocol):
         """Decode record values; `timestamp_ms` gives a record's Kafka timestamp, for samples without their own. Never raises."""
 
 
+ABSENT: Final = -1
+"""In place of an event time: the sample brings none."""
+
+
 class Scanned(NamedTuple):
     """What a scanner read, in the order of the records; n samples of m records."""
 
@@ -49,7 +53,7 @@ class Scanned(NamedTuple):
     record: NDArray[np.int32]
     """(n,)"""
     time_ms: NDArray[np.int64]
-    """(n,)"""
+    """Or ABSENT, where the Kafka timestamp of the record counts, (n,)."""
     value: NDArray[np.float64]
     """(n,)"""
     hashes: NDArray[np.uint64]
@@ -86,6 +90,7 @@ class BulkDecoder:
     def decode(self, values: Sequence[bytes | None], timestamp_ms: Callable[[int], int], index: SeriesIndex) -> Decoded:
         """See `Decoder`."""
         scanned = self._scan(values, self._unit)
+        _complete_times(scanned, timestamp_ms)
         rows = np.empty(len(scanned.record), np.int32)
         index.aliases.find(scanned.hashes, rows)
         exact = _Exact()
@@ -108,7 +113,7 @@ class BulkDecoder:
         consumed = len(values)
         for record in np.flatnonzero(unsettled).tolist():
             own = slice(scanned.first[record], scanned.first[record + 1])
-            spellings = [(first, second) for first, second in scanned.hashes[own].tolist()]
+            spellings = [(first, second) for first, second in scanned.hashes[own].tolist()] if scanned.done[record] else []
             if spellings:
                 known = [learned.get(hashes, row) for hashes, row in zip(spellings, rows[own].tolist(), strict=True)]
                 if UNKNOWN not in known:
@@ -130,6 +135,19 @@ class BulkDecoder:
         if learned:
             index.aliases.add(np.array(list(learned), np.uint64), np.array(list(learned.values()), np.int32))
         return consumed
+
+
+def _complete_times(scanned: Scanned, timestamp_ms: Callable[[int], int]) -> None:
+    """Give samples without a time that of their record; where that is none, leave the record to the exact reading."""
+    absent = scanned.time_ms == ABSENT
+    if not absent.any():
+        return
+    for record in np.unique(scanned.record[absent]).tolist():
+        own = slice(scanned.first[record], scanned.first[record + 1])
+        try:
+            scanned.time_ms[own][absent[own]] = in_bounds(timestamp_ms(record))
+        except RejectedError:
+            scanned.done[record] = False
 
 
 class _Exact:

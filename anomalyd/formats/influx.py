@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalyd.formats.decoder import Scanned
+from anomalyd.formats.decoder import ABSENT, Scanned
 from anomalyd.formats.parsed import Parsed, ParsedSample
 from anomalyd.formats.rejection import EMPTY, MALFORMED, NON_FINITE, RejectedError
 from anomalyd.formats.scan import (
@@ -174,7 +174,7 @@ _FALSE_UPPER, _ = word_of("FALSE")
 
 
 def scan(values: Sequence[bytes | None], unit: TimestampUnit) -> Scanned:
-    """Read what is plain, which here includes a timestamp in every line: see `Scan`."""
+    """Read what is plain: see `Scan`."""
     data, starts = join(values)
     found = Columns(len(values), len(data) // _SHORTEST)
     _scan(data, starts, unit_code(unit), found.done, found.first, found.record, found.time_ms, found.value, found.hashes)
@@ -247,30 +247,37 @@ def _scan_line(
     while data[p] == SPACE:
         p += 1
     p, m = _scan_fields(data, p, n, value, hashes, skipped)
-    if p < 0 or m == n or data[p] != SPACE:
+    if p < 0 or m == n:
         # A line without samples is left to the exact reading: nobody else would notice tags that are no valid UTF-8.
         return DECLINED, n
-    while data[p] == SPACE:
-        p += 1
-    if data[p] == MINUS:
-        return DECLINED, n
-    p, _, integer, whole = read_number(data, p)
-    time = time_of_integer(integer, unit)
-    if p < 0 or not whole or time < 0:
-        return DECLINED, n
-    while data[p] == SPACE:
-        p += 1
-    if data[p] == _CARRIAGE_RETURN:
-        p += 1
-    if data[p] == _LINE_END:
-        p += 1
-    elif data[p] != 0:
-        return DECLINED, n
+    p, time = _read_line_end(data, p, unit)
     for k in range(n, m):
         time_ms[k] = time
         hashes[k, 0] = identity_of(base_a, hashes[k, 0])
         hashes[k, 1] = identity_of(base_b, hashes[k, 1])
     return p, m
+
+
+@njit(forceinline=True)
+def _read_line_end(data: NDArray[np.uint8], p: int, unit: int) -> tuple[int, int]:
+    """From behind the fields: (behind the end of the line or at the NUL behind the record, event time in ms or ABSENT)."""
+    fields_end, time = p, ABSENT
+    while data[p] == SPACE:
+        p += 1
+    if data[p] > SPACE:
+        if p == fields_end or data[p] == MINUS:
+            return DECLINED, 0
+        p, _, integer, whole = read_number(data, p)
+        time = time_of_integer(integer, unit)
+        if p < 0 or not whole or time < 0:
+            return DECLINED, 0
+        while data[p] == SPACE:
+            p += 1
+    if data[p] == _CARRIAGE_RETURN:
+        p += 1
+    if data[p] == _LINE_END:
+        return p + 1, time
+    return (p if data[p] == 0 else DECLINED), time
 
 
 @njit

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalyd.formats.decoder import Scanned
+from anomalyd.formats.decoder import ABSENT, Scanned
 from anomalyd.formats.jsontext import labels_of, load, name_of, number_of
 from anomalyd.formats.parsed import Parsed, ParsedSample
 from anomalyd.formats.rejection import NOT_AN_OBJECT, RejectedError
@@ -89,8 +89,8 @@ def _scan(
 
 @njit(forceinline=True)
 def _scan_metric(data: NDArray[np.uint8], p: int, unit: int) -> tuple[int, int, float, np.uint64, np.uint64]:
-    """One record: (where it ends or DECLINED, event time in ms, value, hash, second hash)."""
-    time, number, truth = 0, 0.0, 0
+    """One record: (where it ends or DECLINED, event time in ms or ABSENT, value, hash, second hash)."""
+    time, number, truth = ABSENT, 0.0, 0
     name_a = name_b = tags_a = tags_b = nothing = np.uint64(0)
     named = tagged = timed = valued = False
     p = skip_space(data, p)
@@ -140,6 +140,6 @@ def _scan_metric(data: NDArray[np.uint8], p: int, unit: int) -> tuple[int, int, 
         p = skip_space(data, p)
         if data[p] != COMMA and data[p] != CLOSE:
             return DECLINED, 0, 0.0, nothing, nothing
-    if not (named and timed and valued):
+    if not (named and valued):
         return DECLINED, 0, 0.0, nothing, nothing
     return skip_space(data, p + 1), time, number, base_of(name_a, tags_a), base_of(name_b, tags_b)

@@ -18,7 +18,7 @@ from anomalyd.jit import njit
 
 DECLINED: Final = -1
 
-# A word may be read at any index of a record, and a scanner may look a few bytes further before it finds the NUL.
+# A word, and a time of fixed shape, may be read at any index of a record.
 _PADDING: Final = bytes(32)
 
 _U = np.uint64
@@ -54,6 +54,8 @@ LETTER_T: Final = ord("t")
 LETTER_F: Final = ord("f")
 LETTER_N: Final = ord("n")
 SPACE: Final = ord(" ")
+UPPER_T: Final = ord("T")
+UPPER_Z: Final = ord("Z")
 
 
 def word_of(text: str) -> tuple[np.uint64, np.uint64]:
@@ -410,7 +412,9 @@ def scale(mantissa: np.uint64, exponent: int) -> float:
 
 @njit(forceinline=True)
 def read_time(data: NDArray[np.uint8], p: int, unit: int) -> tuple[int, int]:
-    """A numeric timestamp: (behind it, event time in ms); see times.milliseconds."""
+    """A timestamp: (behind it, event time in ms); see times.milliseconds."""
+    if data[p] == QUOTE:
+        return _read_iso_time(data, p + 1)
     p, value, integer, whole = read_number(data, p)
     if p < 0 or value < 0.0:
         return DECLINED, 0
@@ -431,6 +435,61 @@ def time_of_integer(integer: np.uint64, unit: int) -> int:
         integer //= _U(1_000_000)
     time_ms: int = signed(integer) if integer < _U(END_MS) else -1
     return time_ms
+
+
+@njit
+def _read_iso_time(data: NDArray[np.uint8], p: int) -> tuple[int, int]:
+    """The usual shape of ISO 8601, from behind its opening quote: 2025-12-17T19:33:20[.123][Z|+01:00]"."""
+    year, month, day = _two_digits(data, p) * 100 + _two_digits(data, p + 2), _two_digits(data, p + 5), _two_digits(data, p + 8)
+    hour, minute, second = _two_digits(data, p + 11), _two_digits(data, p + 14), _two_digits(data, p + 17)
+    shape = data[p + 4] == MINUS and data[p + 7] == MINUS and data[p + 13] == COLON and data[p + 16] == COLON
+    if not (shape and (data[p + 10] == UPPER_T or data[p + 10] == SPACE)):
+        return DECLINED, 0
+    if not (1970 <= year <= 2099 and 1 <= month <= 12 and 1 <= day <= _days_of(year, month)):
+        return DECLINED, 0
+    if not (0 <= hour <= 23 and 0 <= minute <= 59 and 0 <= second <= 59):
+        return DECLINED, 0
+    p += 19
+    thousandths = 0
+    if data[p] == POINT:
+        p += 1
+        start, weight = p, 100
+        while 0 <= data[p] - DIGIT_0 <= 9:
+            thousandths += weight * (data[p] - DIGIT_0)
+            weight //= 10
+            p += 1
+        if p == start:
+            return DECLINED, 0
+    offset = 0
+    if data[p] == UPPER_Z:
+        p += 1
+    elif data[p] == PLUS or data[p] == MINUS:
+        hours, minutes = _two_digits(data, p + 1), _two_digits(data, p + 4)
+        if not (0 <= hours <= 23 and data[p + 3] == COLON and 0 <= minutes <= 59):
+            return DECLINED, 0
+        offset = (hours * 60 + minutes) * (-1 if data[p] == MINUS else 1)
+        p += 6
+    if data[p] != QUOTE:
+        return DECLINED, 0
+    # Days since 1970 with years that begin in March, so that the leap day is a year's last.
+    march_year = year - (month <= 2)
+    days = 365 * march_year + march_year // 4 - march_year // 100 + march_year // 400 + (153 * ((month + 9) % 12) + 2) // 5 + day - 719_469
+    time_ms = (((days * 24 + hour) * 60 + minute - offset) * 60 + second) * 1000 + thousandths
+    return (p + 1 if 0 <= time_ms < END_MS else DECLINED), time_ms
+
+
+@njit(forceinline=True)
+def _two_digits(data: NDArray[np.uint8], p: int) -> int:
+    """Their number, or one below -10,000."""
+    tens, ones = data[p] - DIGIT_0, data[p + 1] - DIGIT_0
+    return 10 * tens + ones if 0 <= tens <= 9 and 0 <= ones <= 9 else -1_000_000
+
+
+@njit(forceinline=True)
+def _days_of(year: int, month: int) -> int:
+    if month == 2:
+        return 29 if year % 4 == 0 and (year % 100 != 0 or year % 400 == 0) else 28
+    return 30 if month in (4, 6, 9, 11) else 31
 
 
 @njit

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalyd.formats.decoder import Scanned
+from anomalyd.formats.decoder import ABSENT, Scanned
 from anomalyd.formats.jsontext import labels_of, load, name_of, number_of
 from anomalyd.formats.parsed import Parsed, ParsedSample
 from anomalyd.formats.rejection import NO_FIELDS, NOT_AN_OBJECT, RejectedError
@@ -130,8 +130,8 @@ def _scan_metric(
     hashes: NDArray[np.uint64],
     skipped: NDArray[np.uint64],
 ) -> tuple[int, int, int]:
-    """One record: (where it ends or DECLINED, number of samples so far, event time in ms)."""
-    m, time = n, 0
+    """One record: (where it ends or DECLINED, number of samples so far, event time in ms or ABSENT)."""
+    m, time = n, ABSENT
     name_a = name_b = tags_a = tags_b = np.uint64(0)
     named = tagged = timed = fielded = False
     p = skip_space(data, p)
@@ -175,7 +175,7 @@ def _scan_metric(
         p = skip_space(data, p)
         if data[p] != COMMA and data[p] != CLOSE:
             return DECLINED, n, 0
-    if not (named and timed and fielded):
+    if not (named and fielded):
         return DECLINED, n, 0
     base_a, base_b = base_of(name_a, tags_a), base_of(name_b, tags_b)
     for k in range(n, m):

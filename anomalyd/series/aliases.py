@@ -53,7 +53,7 @@ class AliasTable:
             self.clear()
         size = len(self.slots) // _WORDS
         if (self._used + len(rows)) * 4 > size * 3:
-            while (self._known + len(rows)) * 8 > size * 3:
+            while (self._known + len(rows)) * 2 > size:
                 size *= 2
             grown = np.zeros(size * _WORDS, np.uint64)
             _copy(self.slots, grown)

@@ -135,3 +135,20 @@ def test_spellings_of_one_series_share_its_row() -> None:
     for _ in range(2):
         assert decoder.decode(values, lambda _: 0, index).batch.row.tolist() == [0, 0, 0, 0]
     assert index.keys == ['m{a="1",b="2"}']
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_samples_without_a_time_take_that_of_their_own_record(name: str) -> None:
+    """In the second round from the scanner; a record without any time, -1 in Kafka, is refused and costs nobody else."""
+    value = {
+        "plain-json": b'{"name":"m","value":1}',
+        "telegraf-json": b'{"fields":{"a":1,"b":2},"name":"m"}',
+        "influx": b"m a=1\nm b=2 5000",
+    }[name]
+    index, decoder = SeriesIndex(10), make_decoder(name, FormatOptions("ms"))
+    for _ in range(2):
+        decoded = decoder.decode([value, value, value], [10, -1, 30].__getitem__, index)
+
+        assert decoded.rejected == [(1, "bad-timestamp")]
+        times = {"plain-json": [10, 30], "telegraf-json": [10, 10, 30, 30], "influx": [10, 5000, 5000, 30, 5000]}[name]
+        assert decoded.batch.time_ms.tolist() == times

@@ -1,13 +1,15 @@
 """Event times out of whatever producers write."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anomalyd.formats import make_decoder
 from anomalyd.formats.rejection import RejectedError
 from anomalyd.formats.times import TimestampUnit, milliseconds
+from anomalyd.series import SeriesIndex
 
 NOON_MS = 1_766_000_000_123
 
@@ -74,3 +76,17 @@ def test_every_spelling_of_a_time_is_the_same_time(time: datetime) -> None:
     assert milliseconds(time.isoformat(), "auto") == time_ms
     assert [milliseconds(time_ms * scale, "auto") for scale in (1, 1000, 1_000_000)] == [time_ms] * 3
     assert milliseconds(time_ms / 1000, "auto") == time_ms
+
+
+def test_the_scanner_knows_the_calendar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every day of 130 years, without Python."""
+    midnight, values, times = datetime(1970, 1, 1, tzinfo=UTC), [], []
+    for day in range(47_482):
+        time = midnight + timedelta(days=day, hours=day % 24, minutes=day % 60, seconds=day % 59, milliseconds=day % 1000)
+        values.append(b'{"name":"m","ts":"%s","value":1}' % time.isoformat(timespec="milliseconds").replace("+00:00", "Z").encode())
+        times.append((time - midnight) // timedelta(milliseconds=1))
+    index, decoder = SeriesIndex(1), make_decoder("plain-json")
+    decoder.decode(values[:1], lambda _: 0, index)
+    monkeypatch.setattr(decoder, "_parse", None)
+
+    assert decoder.decode(values, lambda _: 0, index).batch.time_ms.tolist() == times

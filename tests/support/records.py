@@ -70,6 +70,8 @@ def timestamp(rng: random.Random) -> object:
     kind = rng.randrange(24)
     special: dict[int, Callable[[], object]] = {
         0: lambda: rng.choice(TIMES),
+        7: lambda: _iso(rng),
+        8: lambda: _iso(rng),
         1: lambda: 1766000000.5 + rng.random(),
         2: lambda: 1766000000123456789,
         3: lambda: 1766000000123456.5,
@@ -78,6 +80,13 @@ def timestamp(rng: random.Random) -> object:
         6: lambda: 4102444799 + rng.randrange(3),
     }
     return special.get(kind, lambda: 1766000000 + rng.randrange(100))()
+
+
+def _iso(rng: random.Random) -> str:
+    date = f"{rng.choice([1969, 1970, 1972, 2000, 2024, 2025, 2099, 2100]):04}-{rng.randrange(0, 14):02}-{rng.randrange(0, 33):02}"
+    time = f"{rng.randrange(25):02}:{rng.randrange(61):02}:{rng.randrange(61):02}"
+    fraction = rng.choice(["", "", f".{rng.randrange(10**6)}", ".", ".1", ".0129999999", ",5"])
+    return date + rng.choice("TTT t") + time + fraction + rng.choice(["Z", "Z", "", "+00:00", "-05:30", "+23:59", "+24:00", "z", "+0100"])
 
 
 def plain(rng: random.Random) -> bytes:

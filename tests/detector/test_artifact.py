@@ -1,0 +1,257 @@
+"""Artifacts: what is saved is what is loaded, and nothing else is taken for one."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save
+
+from anomalyd.detector import Artifact, Calibration, Detector, Shape
+from anomalyd.detector import artifact as artifacts
+from anomalyd.detector.detector import shipped
+from anomalyd.errors import ArtifactError
+from tests.detector.population import assert_same_bits, every, feed, untrained
+
+SHAPE = Shape(1, 5, 2, 3, joint=False)
+WEIGHTS, MANIFEST = "model.safetensors", "manifest.json"
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    return content
+
+
+def reseal(folder: Path, **changes: object) -> None:
+    """Changes the manifest as somebody would who knows how the hashes are made."""
+    manifest = manifest_of(folder) | {"weights_sha256": hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()} | changes
+    manifest = {key: value for key, value in manifest.items() if key != "hash" and value is not ...}
+    manifest["hash"] = hashlib.sha256(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    artifacts.save(untrained(SHAPE), tmp_path / "model")
+    return tmp_path / "model"
+
+
+# --- round trip -----------------------------------------------------------------------------------------------------------
+
+
+def test_saved_artifact_is_loaded_as_it_was(tmp_path: Path) -> None:
+    artifact = replace(untrained(SHAPE), name="mine", version="7", calibration=Calibration(-1.25, 0.5, 3.0), training={"seed": 3})
+
+    saved = artifacts.save(artifact, tmp_path / "a" / "b")
+    loaded = artifacts.load(tmp_path / "a" / "b")
+
+    for got in (saved, loaded):
+        assert replace(got, tensors={}, hash="") == replace(artifact, tensors={}, hash="")
+        assert got.hash == saved.hash != ""
+        assert got.tensors.keys() == artifact.tensors.keys()
+        for name, tensor in artifact.tensors.items():
+            np.testing.assert_array_equal(got.tensors[name], tensor)
+
+
+def test_loaded_artifact_scores_as_the_shipped_one(tmp_path: Path, detector: Detector) -> None:
+    artifacts.save(detector.artifact, tmp_path)
+    value = np.random.default_rng(0).standard_normal(300)
+
+    assert_same_bits(feed(Detector.load(tmp_path, "cpu"), every(300), value), feed(detector, every(300), value))
+
+
+def test_hash_is_of_content_alone(tmp_path: Path) -> None:
+    """Equal content, equal hash; anything else, another one."""
+    artifact = untrained(SHAPE)
+    same = artifacts.save(artifact, tmp_path / "a").hash
+    assert artifacts.save(artifact, tmp_path / "b").hash == same
+
+    others = [
+        replace(artifact, name="other"),
+        replace(artifact, version="1"),
+        replace(artifact, calibration=Calibration(-1.5, 0.2, 6.5)),
+        replace(artifact, training={"seed": 1}),
+        untrained(SHAPE, seed=1),
+    ]
+    hashes = {artifacts.save(other, tmp_path / str(i)).hash for i, other in enumerate(others)}
+    assert len(hashes | {same}) == len(others) + 1
+
+
+def test_shipped_artifact_is_sound() -> None:
+    artifact = artifacts.load(shipped())
+
+    assert artifact.shape == Shape(1, 32, 1, 4, joint=False)
+    assert artifact.calibration.slope > 0
+    assert artifact.calibration.lowest > 0
+    assert len(artifact.hash) == 64
+    assert set(load_file(shipped() / WEIGHTS)) == set(artifact.tensors)
+    model = Detector(artifact, "cpu").model
+    assert (model.name, model.version, model.hash) == (artifact.name, artifact.version, artifact.hash)
+
+
+def test_weights_are_packed_input_major() -> None:
+    """As the compiled step reads them: per layer input rows, recurrent rows and the sum of both biases; then the heads."""
+    artifact = untrained(SHAPE)
+    t, packed = artifact.tensors, artifact.packed()
+    width = 4 * SHAPE.units
+
+    np.testing.assert_array_equal(packed[: 2 * width].reshape(2, width), t["encoder.weight_ih_l0"].T)
+    np.testing.assert_array_equal(packed[2 * width : 7 * width].reshape(5, width), t["encoder.weight_hh_l0"].T)
+    np.testing.assert_array_equal(packed[7 * width : 8 * width], t["encoder.bias_ih_l0"] + t["encoder.bias_hh_l0"])
+    np.testing.assert_array_equal(
+        packed[-12:], np.concatenate([t[f"{h}.{p}"].ravel() for h in ("newest", "next") for p in ("weight", "bias")])
+    )
+    assert packed.dtype == np.float32
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------------
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(ArtifactError) as caught:
+        Detector.load(folder, "cpu")
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    message = refusal(tmp_path / "nowhere")
+
+    assert str(tmp_path / "nowhere") in message
+    assert "No such file" in message
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, MANIFEST])
+def test_missing_file(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+
+    assert str(folder / name) in refusal(folder)
+
+
+def test_file_instead_of_a_folder(folder: Path) -> None:
+    assert str(folder / WEIGHTS) in refusal(folder / WEIGHTS)
+
+
+@pytest.mark.parametrize("at", [0, 8, 200, -1])
+def test_flipped_bit_in_the_weights(folder: Path, at: int) -> None:
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    content[at] ^= 1
+    (folder / WEIGHTS).write_bytes(content)
+
+    message = refusal(folder)
+    assert str(folder / WEIGHTS) in message
+    assert "damaged" in message
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, -1])
+def test_truncated_weights(folder: Path, keep: int) -> None:
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:keep])
+
+    assert "damaged" in refusal(folder)
+
+
+@pytest.mark.parametrize("key", ["name", "version", "calibration", "shape", "training", "weights_sha256", "hash"])
+def test_altered_manifest(folder: Path, key: str) -> None:
+    manifest = manifest_of(folder) | {key: "altered"}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+    message = refusal(folder)
+    assert str(folder / MANIFEST) in message
+    assert "altered" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"PK\x03\x04"], ids=repr)
+def test_manifest_that_is_not_json(folder: Path, content: bytes) -> None:
+    (folder / MANIFEST).write_bytes(content)
+
+    message = refusal(folder)
+    assert str(folder / MANIFEST) in message
+    assert "not JSON" in message
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "null", '"x"', '{"model_type": "bert"}'])
+def test_foreign_manifest(folder: Path, content: str) -> None:
+    (folder / MANIFEST).write_text(content)
+
+    assert "not the manifest of an anomalyd model" in refusal(folder)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_unknown_format(folder: Path, version: object) -> None:
+    reseal(folder, format=version)
+
+    message = refusal(folder)
+    assert str(folder) in message
+    assert f"format {version}" in message
+    assert "reads format 1" in message
+
+
+@pytest.mark.parametrize("key", ["name", "shape", "calibration", "training"])
+def test_incomplete_manifest_with_a_right_hash(folder: Path, key: str) -> None:
+    reseal(folder, **{key: ...})
+
+    message = refusal(folder)
+    assert str(folder) in message
+    assert key in message
+
+
+def test_unknown_part_of_the_shape(folder: Path) -> None:
+    """Of a later version: better refused than half understood."""
+    reseal(folder, shape=manifest_of(folder)["shape"] | {"attention": 3})
+
+    assert "attention" in refusal(folder)
+
+
+def altered_tensors(folder: Path, change: Callable[[dict[str, NDArray[np.float32]]], object]) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    (folder / WEIGHTS).write_bytes(save(tensors))
+    reseal(folder)
+
+
+def test_missing_tensor(folder: Path) -> None:
+    altered_tensors(folder, lambda tensors: tensors.pop("decoder.bias_hh_l1"))
+
+    assert "lacks the tensor decoder.bias_hh_l1" in refusal(folder)
+
+
+def test_tensor_of_another_shape(folder: Path) -> None:
+    altered_tensors(folder, lambda tensors: tensors.update({"code.weight": np.zeros((4, 5), np.float32)}))
+
+    message = refusal(folder)
+    assert "code.weight has shape (4, 5)" in message
+    assert "(3, 5)" in message
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_weight_that_is_not_finite(folder: Path, bad: float) -> None:
+    altered_tensors(folder, lambda tensors: tensors["next.bias"].fill(bad))
+
+    message = refusal(folder)
+    assert "next.bias" in message
+    assert "not finite" in message
+
+
+def test_weights_of_another_network(folder: Path) -> None:
+    """The manifest of one model over the weights of another, resealed."""
+    other: Artifact = untrained(Shape(1, 6, 1, 3, joint=False))
+    (folder / WEIGHTS).write_bytes(save(dict(other.tensors)))
+    reseal(folder)
+
+    assert "shape" in refusal(folder)
+
+
+def test_weights_that_are_no_safetensors(folder: Path) -> None:
+    """A pickle, say: never unpickled."""
+    (folder / WEIGHTS).write_bytes(b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00c")
+    reseal(folder)
+
+    message = refusal(folder)
+    assert str(folder) in message
+    assert "not a usable artifact" in message

@@ -19,6 +19,9 @@ MOST_REMEMBERED: Final = 2_000_000
 """Samples of all series together."""
 
 
+_CHANGING: Final = ("status", "severity", "peak_score", "ends_at")
+
+
 class Stretch(NamedTuple):
     """Some samples of one series with their verdicts, all columns of shape (n,)."""
 
@@ -28,6 +31,9 @@ class Stretch(NamedTuple):
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     score: NDArray[np.float64]
+
+
+_EARLIEST, _LATEST = -(1 << 62), 1 << 62
 
 
 class _Memory:
@@ -73,9 +79,9 @@ class Board:
         self.resolved = 0
         """Of these."""
         self._firing: dict[str, dict[str, Any]] = {}
-        self._recent: deque[dict[str, Any]] = deque(maxlen=8)
         self._episodes: list[Episode] = []
-        self._alerts: dict[str, dict[str, Any]] = {}
+        self._alerts: dict[str, dict[str, Any]] = {}  # the latest message of each, in the order in which they fired
+        self._opening: dict[str, dict[str, Any]] = {}  # the first one
 
     def observe(self, shard: Shard, batch: SampleBatch, verdicts: Verdicts, alerts: list[dict[str, Any]]) -> None:
         """The daemon's observer; arrays are kept, not copied: nobody changes them afterwards."""
@@ -92,10 +98,10 @@ class Board:
         with self._lock:
             self.messages_read += 1
             self._alerts[name] = alert
+            self._opening.setdefault(name, alert)
             if alert["status"] == "resolved":
                 self.resolved += 1
                 self._firing.pop(name, None)
-                self._recent.appendleft(alert)
                 return
             self._firing[name] = alert
             if alert["status"] == "firing":
@@ -108,15 +114,18 @@ class Board:
         """Kept by the daemon."""
         return sum(self._series.values())
 
-    def firing(self) -> list[dict[str, Any]]:
-        """Latest messages of alerts that fire, the newest first."""
-        with self._lock:
-            return list(self._firing.values())[::-1]
+    @property
+    def firing(self) -> int:
+        """Alerts that fire now."""
+        return len(self._firing)
 
-    def recent(self) -> list[dict[str, Any]]:
-        """The alerts resolved last, the newest first."""
+    def newest(self, count: int) -> list[dict[str, Any]]:
+        """The alerts that fired last, newest first: the message that said so, brought up to date."""
         with self._lock:
-            return list(self._recent)
+            return [
+                self._opening[name] | {part: alert[part] for part in _CHANGING}
+                for name, alert in list(self._alerts.items())[: -count - 1 : -1]
+            ]
 
     def episodes(self) -> list[Episode]:
         """Of the fleet."""
@@ -133,14 +142,12 @@ class Board:
         with self._lock:
             return sorted({a["series"]["key"] for a in self._alerts.values() if (a["stream"] == self._fleet_stream) == fleet})
 
-    def latest(self, key: str, count: int) -> list[float]:
-        """The newest values of a series as they were judged, oldest first."""
-        found: list[float] = []
-        for batch, verdicts, row in self._batches(key):
-            found += verdicts.observed[batch.row == row, 0][::-1].tolist()
-            if len(found) >= count:
-                break
-        return found[:count][::-1]
+    def around(self, key: str, time_ms: int, before: int, after: int) -> list[float]:
+        """Values of a series as they were judged: so many samples before an event time, and after it."""
+        stretch = self.cut(key, _EARLIEST, _LATEST)
+        middle = int(np.searchsorted(stretch.time_ms, time_ms))
+        values: list[float] = stretch.value[max(0, middle - before) : middle + after].tolist()
+        return values
 
     def cut(self, key: str, from_ms: int, to_ms: int) -> Stretch:
         """What is remembered of a series between two event times, both included."""

@@ -83,17 +83,24 @@ def judge(incidents: Sequence[Incident], episodes: Iterable[Episode], *, series:
         ticks: streamed.
         until_ms: event time up to which all samples have been judged.
     """
-    grace_ms = GRACE * STEP_MS
     first: dict[Incident, Episode] = {}
     false = []
     for episode in sorted(episodes, key=lambda episode: episode.fired_ms):
-        cause = next(
-            (i for i in incidents if i.key == episode.key and i.start_ms <= episode.fired_ms <= i.end_ms - STEP_MS + grace_ms), None
-        )
-        if cause is None:
+        incident = cause(incidents, episode)
+        if incident is None:
             false.append(episode)
         else:
-            first.setdefault(cause, episode)
-    finished = [incident for incident in incidents if incident.end_ms - STEP_MS + grace_ms <= until_ms]
-    findings = tuple(Finding(incident, first.get(incident)) for incident in finished)
+            first.setdefault(incident, episode)
+    findings = tuple(Finding(incident, first.get(incident)) for incident in incidents if _last_ms(incident) <= until_ms)
     return Judgement(findings, tuple(false), series * ticks / DAY)
+
+
+def cause(incidents: Iterable[Incident], episode: Episode) -> Incident | None:
+    """The incident that an episode belongs to."""
+    own = (incident for incident in incidents if incident.key == episode.key)
+    return next((incident for incident in own if incident.start_ms <= episode.fired_ms <= _last_ms(incident)), None)
+
+
+def _last_ms(incident: Incident) -> int:
+    """Event time of the last sample in which an episode may fire for it."""
+    return incident.end_ms + (GRACE - 1) * STEP_MS

@@ -16,10 +16,10 @@ from rich.live import Live
 from anomalyd.app import App
 from anomalyd.demo import view
 from anomalyd.demo.album import Album
-from anomalyd.demo.board import Board
+from anomalyd.demo.board import Board, epoch_ms
 from anomalyd.demo.fleet import START_MS, STEP_MS, Fleet
 from anomalyd.demo.host import Host
-from anomalyd.demo.judge import Judgement, judge
+from anomalyd.demo.judge import Episode, Judgement, cause, judge
 from anomalyd.demo.wire import MOST_SAMPLES_PER_S, TICKS_PER_S, AlertReader, Feeder, Wire, lay
 from anomalyd.errors import ConfigError
 from anomalyd.settings import AlertSettings, DeadLetterSettings, HttpSettings, KafkaSettings, LogSettings, Settings, StreamSettings
@@ -90,7 +90,7 @@ class _Demo:
                 await app.until_ready()
                 self._began = time.monotonic()
                 self._feeder.start()
-                async with self._shown():
+                async with self._display():
                     await self._until(lambda: not self._feeder.is_alive() or self._stop.is_set(), self._seconds + _DRAIN_S)
                     self._feeder.stop()
                     await self._until(lambda: not self._feeder.is_alive() and self._lag() <= 0, _DRAIN_S)
@@ -152,29 +152,31 @@ class _Demo:
             "samples_per_s": round(board.samples / self._elapsed_s, 1) if self._elapsed_s else 0.0,
         }
 
-    def _status(self, rate: float) -> view.Status:
+    def _status(self, rate: float, alerts: int = 0) -> view.Status:
         board, elapsed_s = self._board, time.monotonic() - self._began
-        firing = board.firing()
         return view.Status(
             elapsed_s=elapsed_s,
             left_s=max(0.0, self._seconds - elapsed_s),
             event_ms=self._now_ms(),
-            records=self._feeder.fleet_records + self._feeder.host_records,
             samples=board.samples,
             samples_per_s=rate,
             series=board.series,
             lag=max(0, self._lag()),
-            fired=board.fired,
-            firing=firing,
-            recent=board.recent(),
-            sparks={alert["series"]["key"]: board.latest(alert["series"]["key"], view.SPARK) for alert in firing[:20]},
+            firing=board.firing,
+            alerts=[self._shown_alert(alert) for alert in board.newest(alerts)],
             judgement=self.judgement(),
         )
+
+    def _shown_alert(self, alert: dict[str, Any]) -> view.Shown:
+        key, fired_ms = alert["series"]["key"], epoch_ms(alert["event_time"])
+        values = self._board.around(key, fired_ms, view.BEFORE, view.AFTER)
+        incident = cause(list(self._fleet.incidents), Episode(key, fired_ms))
+        return view.Shown(alert, values, incident.kind if incident is not None else "")
 
     # --- what is shown --------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def _shown(self) -> AsyncIterator[None]:
+    async def _display(self) -> AsyncIterator[None]:
         console = Console(stderr=True)
         task = asyncio.create_task(self._show_live(console) if console.is_terminal else self._show_lines())
         try:
@@ -187,7 +189,8 @@ class _Demo:
     async def _show_live(self, console: Console) -> None:
         with Live(console=console, auto_refresh=False, screen=False, transient=True) as live:
             async for rate in self._rates(_REFRESH_S):
-                live.update(view.screen(self._status(rate), rows=max(3, console.height - 16)), refresh=True)
+                rows = max(3, console.height - 10)
+                live.update(view.screen(self._status(rate, rows), rows), refresh=True)
 
     async def _show_lines(self) -> None:
         shown_s = 0.0

@@ -16,10 +16,23 @@ from anomalyd.alerts.text import number
 from anomalyd.demo.fleet import KINDS, STEP_MS
 from anomalyd.demo.judge import Judgement
 
-SPARK: Final = 40
-"""Samples in a sparkline."""
+BEFORE: Final = 24
+AFTER: Final = 16
+"""Samples in a sparkline before an alert fired and after it."""
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _STYLE: Final[Mapping[str, str]] = {"critical": "bold red", "warning": "yellow"}
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """An alert with what is known about it."""
+
+    alert: Mapping[str, Any]
+    """Its latest message."""
+    values: Sequence[float]
+    """Of its series around the moment in which it fired."""
+    truth: str
+    """Kind of the incident behind it; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +43,15 @@ class Status:
     left_s: float
     event_ms: int
     """Simulated time."""
-    records: int
     samples: int
     samples_per_s: float
     series: int
     lag: int
     """Samples produced and not yet scored."""
-    fired: int
-    firing: Sequence[Mapping[str, Any]]
-    """Alert messages."""
-    recent: Sequence[Mapping[str, Any]]
-    """Likewise, resolved."""
-    sparks: Mapping[str, Sequence[float]]
-    """Latest values of series that have an alert in `firing`, by key."""
+    firing: int
+    """Alerts that fire now."""
+    alerts: Sequence[Shown]
+    """The latest, newest first."""
     judgement: Judgement
 
 
@@ -61,7 +70,7 @@ def line(status: Status) -> str:
     judgement = status.judgement
     return (
         f"{status.elapsed_s:4.0f} s  {_clock(status.event_ms)}  {status.samples:>9,} samples ({status.samples_per_s:,.0f}/s)  "
-        f"{status.series} series  lag {status.lag:,}  {len(status.firing)} firing  "
+        f"{status.series} series  lag {status.lag:,}  {status.firing} firing  "
         f"incidents: {judgement.detected} of {len(judgement.findings)} detected, {len(judgement.false)} false"
     )
 
@@ -69,35 +78,34 @@ def line(status: Status) -> str:
 def screen(status: Status, rows: int = 8) -> RenderableType:
     """The live view, `rows` alerts at most."""
     judgement = status.judgement
-    head = Table.grid(padding=(0, 3))
-    head.add_row(
-        f"[bold]{_clock(status.event_ms)}[/] simulated",
-        f"[bold]{status.samples_per_s:,.0f}[/] samples/s",
-        f"[bold]{status.series:,}[/] series",
-        f"lag [bold]{status.lag:,}[/]",
-        f"incidents [bold green]{judgement.detected}[/] of [bold]{len(judgement.findings)}[/] detected",
-        f"[bold]{len(judgement.false)}[/] false in {judgement.series_days:,.0f} series-days",
+    head = (
+        f"[bold]{_clock(status.event_ms)}[/] simulated   [bold]{status.samples_per_s:,.0f}[/] samples/s   "
+        f"[bold]{status.series:,}[/] series   lag [bold]{status.lag:,}[/]   [bold]{status.firing}[/] firing"
     )
-    firing = Table(box=box.SIMPLE_HEAD, expand=True, title=f"firing ({len(status.firing)})", title_justify="left", title_style="bold")
-    for name, justify in (("series", "left"), ("score", "right"), ("value", "right"), ("expected", "right"), ("", "left")):
-        firing.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]  # rich's Literal
-    for alert in status.firing[:rows]:
-        style = _STYLE[alert["severity"]]
+    truth = (
+        f"[bold green]{judgement.detected}[/] of [bold]{len(judgement.findings)}[/] incidents detected   "
+        f"[bold]{len(judgement.false)}[/] false alerts in {judgement.series_days:,.0f} series-days"
+    )
+    table = Table(box=box.SIMPLE_HEAD, expand=True, pad_edge=False)
+    table.add_column("alert", no_wrap=True, overflow="ellipsis", ratio=1)
+    for name in ("score", "value", "expected"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True, width=BEFORE + AFTER)
+    table.add_column("truth", no_wrap=True, width=8)
+    for shown in status.alerts[:rows]:
+        alert = shown.alert
+        style = "dim" if alert["status"] == "resolved" else _STYLE[alert["severity"]]
         low, high = alert["expected_range"]
-        firing.add_row(
-            Text(alert["series"]["key"]),
-            Text(f"{alert['score']:.1f}", style),
+        table.add_row(
+            Text(alert["series"]["key"], style),
+            Text(f"{alert['peak_score']:.1f}", style),
             Text(number(alert["value"]), style),
-            f"{number(low)} to {number(high)}",
-            Text(sparkline(status.sparks.get(alert["series"]["key"], ())), style),
+            Text(f"{number(low)} to {number(high)}", style),
+            Text(sparkline(shown.values), _STYLE[alert["severity"]]),
+            Text(shown.truth, "green") if shown.truth else Text("-", "dim"),
         )
-    recent = Table(box=box.SIMPLE_HEAD, expand=True, title="resolved", title_justify="left", title_style="bold")
-    for name, justify in (("series", "left"), ("peak", "right"), ("from", "left"), ("to", "left")):
-        recent.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]  # rich's Literal
-    for alert in status.recent[: max(3, rows // 2)]:
-        recent.add_row(Text(alert["series"]["key"]), f"{alert['peak_score']:.1f}", alert["starts_at"][5:16], alert["ends_at"][5:16])
     return Panel(
-        Group(head, firing, recent),
+        Group(head, truth, table),
         title="[bold]anomalyd demo[/]: Kafka in, LSTM autoencoder, Kafka out",
         subtitle=f"{status.left_s:.0f} s left, Ctrl-C ends",
     )

@@ -22,7 +22,10 @@ def feed(shard: Shard, names: list[str], first: int, ticks: int) -> None:
 
 
 def message(name: str, status: str, key: str = "a", stream: str = "fleet") -> dict[str, Any]:
-    return {"alert_id": name, "status": status, "stream": stream, "series": {"key": key}, "event_time": "2026-01-05T00:00:00.000Z"}
+    return {
+        "alert_id": name, "status": status, "stream": stream, "series": {"key": key}, "event_time": "2026-01-05T00:00:00.000Z",
+        "severity": "warning", "peak_score": 1.5, "ends_at": None,
+    }  # fmt: skip
 
 
 def test_the_board_remembers_the_latest_samples_of_each_series() -> None:
@@ -38,9 +41,11 @@ def test_the_board_remembers_the_latest_samples_of_each_series() -> None:
     assert stretch.time_ms.tolist() == [1000 * tick for tick in range(end - 100, end - 50)]
     assert {len(column) for column in stretch} == {50}
     assert len(board.cut("a", 0, 1 << 60).time_ms) in range(REMEMBERED, REMEMBERED + 31)
-    assert len(board.latest("a", 40)) == 40
-    assert board.latest("a", 40)[-1] == board.cut("a", 0, 1 << 60).value[-1]
-    assert board.latest("unknown", 40) == []
+    around = board.around("a", (end - 200) * 1000, 24, 16)
+    assert around == board.cut("a", (end - 224) * 1000, (end - 185) * 1000).value.tolist()
+    assert len(around) == 40
+    assert len(board.around("a", (end - 3) * 1000, 24, 16)) == 27
+    assert board.around("unknown", 0, 24, 16) == []
     assert len(board.cut("unknown", 0, 1 << 60).time_ms) == 0
 
 
@@ -58,8 +63,10 @@ def test_alerts_fire_once_and_leave_when_resolved() -> None:
     board.read(message("3", "firing", "cpu", stream="host"))
 
     assert (board.fired, board.resolved, board.messages_read) == (3, 1, 5)
-    assert [alert["alert_id"] for alert in board.firing()] == ["3", "2"]
-    assert [alert["alert_id"] for alert in board.recent()] == ["1"]
+    assert board.firing == 2
+    assert [(alert["alert_id"], alert["status"]) for alert in board.newest(9)] == [("3", "firing"), ("2", "firing"), ("1", "resolved")]
+    assert [alert["alert_id"] for alert in board.newest(1)] == ["3"]
+    assert board.newest(0) == []
     assert [episode.key for episode in board.episodes()] == ["a", "a"]
     assert board.keys_alerted(fleet=False) == ["cpu"]
     assert [alert["status"] for alert in board.alerts("a")] == ["resolved", "firing"]

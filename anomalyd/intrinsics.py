@@ -37,14 +37,75 @@ def prefetch(_: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
-def load_word(_: Any, array: Any, index: Any) -> Any:
-    """load_word(bytes, index): the 8 bytes at any index as a little-endian uint64; the caller knows that they exist."""
+def address_of(_: Any, array: Any) -> Any:
+    """address_of(array): where its elements begin, as an int64.
+
+    Numba counts references to arrays, with atomic instructions, around every call, which costs small functions more than their work: here
+    a scanner three times its time. An address keeps nothing alive: take it of a kernel's arguments, not of an array that it made itself.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = builder.bitcast(_element(context, builder, signature.args[0], *arguments), WORD.as_pointer())
+        return builder.ptrtoint(context.make_array(signature.args[0])(context, builder, arguments[0]).data, WORD)
+
+    return types.int64(array), generate
+
+
+def _at(builder: Any, address: Any, index: Any, kind: Any) -> Any:
+    """Pointer to the element `index` of an array of `kind` that begins at `address`."""
+    return builder.gep(builder.inttoptr(address, kind.as_pointer()), [index])
+
+
+@intrinsic
+def byte_at(_: Any, address: Any, index: Any) -> Any:
+    """byte_at(address, index): that byte, as an int64."""
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        return builder.zext(builder.load(_at(builder, arguments[0], arguments[1], ir.IntType(8))), WORD)
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def load_word(_: Any, address: Any, index: Any) -> Any:
+    """load_word(address, index): the 8 bytes from there on, aligned or not, as a little-endian uint64."""
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        pointer = builder.bitcast(_at(builder, arguments[0], arguments[1], ir.IntType(8)), WORD.as_pointer())
         return builder.load(pointer, align=1)
 
-    return types.uint64(array, types.intp), generate
+    return types.uint64(types.int64, types.int64), generate
+
+
+@intrinsic
+def word_at(_: Any, address: Any, index: Any) -> Any:
+    """word_at(address, index): element of an array of uint64."""
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        return builder.load(_at(builder, arguments[0], arguments[1], WORD))
+
+    return types.uint64(types.int64, types.int64), generate
+
+
+@intrinsic
+def put_word(_: Any, address: Any, index: Any, word: Any) -> Any:
+    """put_word(address, index, word): set an element of an array of uint64."""
+
+    def generate(context: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        builder.store(arguments[2], _at(builder, arguments[0], arguments[1], WORD))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.uint64), generate
+
+
+@intrinsic
+def put_float(_: Any, address: Any, index: Any, value: Any) -> Any:
+    """put_float(address, index, value): set an element of an array of float64."""
+
+    def generate(context: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        builder.store(arguments[2], _at(builder, arguments[0], arguments[1], ir.DoubleType()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.float64), generate
 
 
 @intrinsic

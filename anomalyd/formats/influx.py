@@ -28,11 +28,12 @@ from anomalyd.formats.scan import (
     QUOTE,
     SPACE,
     SPACES,
+    Address,
     Columns,
     base_of,
-    comes_twice,
     hash_bytes,
     identity_of,
+    is_among,
     join,
     read_number,
     read_token,
@@ -41,7 +42,7 @@ from anomalyd.formats.scan import (
     word_of,
 )
 from anomalyd.formats.times import TimestampUnit, in_bounds, milliseconds
-from anomalyd.intrinsics import load_word
+from anomalyd.intrinsics import address_of, byte_at, load_word, put_float, put_word, word_at
 from anomalyd.jit import njit
 
 _MEASUREMENT: Final = re.compile(rb"(?:[^, \r\n\\]++|\\[^\r\n])++")
@@ -177,7 +178,8 @@ def scan(values: Sequence[bytes | None], unit: TimestampUnit) -> Scanned:
     """Read what is plain: see `Scan`."""
     data, starts = join(values)
     found = Columns(len(values), len(data) // _SHORTEST)
-    _scan(data, starts, unit_code(unit), found.done, found.first, found.record, found.time_ms, found.value, found.hashes)
+    skipped = np.empty((_MOST_SKIPPED, 2), np.uint64)
+    _scan(data, starts, unit_code(unit), found.done, found.first, found.record, found.time_ms, found.value, found.hashes, skipped)
     return found.scanned()
 
 
@@ -192,17 +194,24 @@ def _scan(
     time_ms: NDArray[np.int64],
     value: NDArray[np.float64],
     hashes: NDArray[np.uint64],
+    skipped: NDArray[np.uint64],
 ) -> None:
-    skipped = np.empty((_MOST_SKIPPED, 2), np.uint64)
-    n = 0
+    n, text, times, numbers, names, others = (
+        0,
+        address_of(data),
+        address_of(time_ms),
+        address_of(value),
+        address_of(hashes),
+        address_of(skipped),
+    )
     for i in range(len(done)):
         first[i] = n
         p, m, end = starts[i], n, starts[i + 1] - 1
         while True:
-            p = _skip_to_line(data, p, end)
+            p = _skip_to_line(text, p, end)
             if p == end:
                 break
-            p, m = _scan_line(data, p, unit, m, time_ms, value, hashes, skipped)
+            p, m = _scan_line(text, p, unit, m, times, numbers, names, others)
             if p < 0:
                 break
         if p == end and m > n:
@@ -214,27 +223,29 @@ def _scan(
 
 
 @njit(forceinline=True)
-def _skip_to_line(data: NDArray[np.uint8], p: int, end: int) -> int:
+def _skip_to_line(data: Address, p: int, end: int) -> int:
     """Where the next line begins that is neither blank nor a comment, else the end of the record."""
     while True:
-        while data[p] <= SPACE and (data[p] == SPACE or data[p] == _LINE_END or data[p] == _CARRIAGE_RETURN or data[p] == _TAB):
+        while byte_at(data, p) <= SPACE and (
+            byte_at(data, p) == SPACE or byte_at(data, p) == _LINE_END or byte_at(data, p) == _CARRIAGE_RETURN or byte_at(data, p) == _TAB
+        ):
             p += 1
-        if p == end or data[p] != _COMMENT:
+        if p == end or byte_at(data, p) != _COMMENT:
             return p
-        while p < end and data[p] != _LINE_END:
+        while p < end and byte_at(data, p) != _LINE_END:
             p += 1
 
 
 @njit(forceinline=True)
 def _scan_line(
-    data: NDArray[np.uint8],
+    data: Address,
     p: int,
     unit: int,
     n: int,
-    time_ms: NDArray[np.int64],
-    value: NDArray[np.float64],
-    hashes: NDArray[np.uint64],
-    skipped: NDArray[np.uint64],
+    time_ms: Address,
+    value: Address,
+    hashes: Address,
+    skipped: Address,
 ) -> tuple[int, int]:
     """One line: (behind its end or DECLINED, number of samples so far)."""
     start = p
@@ -244,7 +255,7 @@ def _scan_line(
         if p < 0:
             return DECLINED, n
     base_a, base_b = base_of(a, a), base_of(b, b)
-    while data[p] == SPACE:
+    while byte_at(data, p) == SPACE:
         p += 1
     p, m = _scan_fields(data, p, n, value, hashes, skipped)
     if p < 0 or m == n:
@@ -252,41 +263,41 @@ def _scan_line(
         return DECLINED, n
     p, time = _read_line_end(data, p, unit)
     for k in range(n, m):
-        time_ms[k] = time
-        hashes[k, 0] = identity_of(base_a, hashes[k, 0])
-        hashes[k, 1] = identity_of(base_b, hashes[k, 1])
+        put_word(time_ms, k, np.uint64(time))
+        put_word(hashes, 2 * k, identity_of(base_a, word_at(hashes, 2 * k)))
+        put_word(hashes, 2 * k + 1, identity_of(base_b, word_at(hashes, 2 * k + 1)))
     return p, m
 
 
 @njit(forceinline=True)
-def _read_line_end(data: NDArray[np.uint8], p: int, unit: int) -> tuple[int, int]:
+def _read_line_end(data: Address, p: int, unit: int) -> tuple[int, int]:
     """From behind the fields: (behind the end of the line or at the NUL behind the record, event time in ms or ABSENT)."""
     fields_end, time = p, ABSENT
-    while data[p] == SPACE:
+    while byte_at(data, p) == SPACE:
         p += 1
-    if data[p] > SPACE:
-        if p == fields_end or data[p] == MINUS:
+    if byte_at(data, p) > SPACE:
+        if p == fields_end or byte_at(data, p) == MINUS:
             return DECLINED, 0
         p, _, integer, whole = read_number(data, p)
         time = time_of_integer(integer, unit)
         if p < 0 or not whole or time < 0:
             return DECLINED, 0
-        while data[p] == SPACE:
+        while byte_at(data, p) == SPACE:
             p += 1
-    if data[p] == _CARRIAGE_RETURN:
+    if byte_at(data, p) == _CARRIAGE_RETURN:
         p += 1
-    if data[p] == _LINE_END:
+    if byte_at(data, p) == _LINE_END:
         return p + 1, time
-    return (p if data[p] == 0 else DECLINED), time
+    return (p if byte_at(data, p) == 0 else DECLINED), time
 
 
 @njit
-def _read_escaped_series(data: NDArray[np.uint8], p: int) -> tuple[int, np.uint64, np.uint64]:
+def _read_escaped_series(data: Address, p: int) -> tuple[int, np.uint64, np.uint64]:
     """Measurement and tags with escapes, left raw: (position of the space behind them, hash, second hash)."""
     start = p
-    while data[p] != SPACE:
-        p += data[p] == BACKSLASH
-        if data[p] < SPACE:
+    while byte_at(data, p) != SPACE:
+        p += byte_at(data, p) == BACKSLASH
+        if byte_at(data, p) < SPACE:
             return DECLINED, np.uint64(0), np.uint64(0)
         p += 1
     a, b = hash_bytes(data, start, p)
@@ -294,9 +305,7 @@ def _read_escaped_series(data: NDArray[np.uint8], p: int) -> tuple[int, np.uint6
 
 
 @njit(forceinline=True)
-def _scan_fields(
-    data: NDArray[np.uint8], p: int, n: int, value: NDArray[np.float64], hashes: NDArray[np.uint64], skipped: NDArray[np.uint64]
-) -> tuple[int, int]:
+def _scan_fields(data: Address, p: int, n: int, value: Address, hashes: Address, skipped: Address) -> tuple[int, int]:
     """The fields of a line: (behind them, number of samples so far); hashes get those of the fields' names alone."""
     m, others, seen = n, 0, np.uint64(0)
     while True:
@@ -305,62 +314,64 @@ def _scan_fields(
         if p <= name:
             return DECLINED, n
         bit = np.uint64(1) << (a & np.uint64(63))
-        if seen & bit != np.uint64(0) and comes_twice(a, hashes[n:m], skipped[:others]):
+        if seen & bit != np.uint64(0) and (is_among(a, hashes, n, m) or is_among(a, skipped, 0, others)):
             return DECLINED, n
         seen |= bit
         p += 1
-        if data[p] == QUOTE:
+        if byte_at(data, p) == QUOTE:
             p = _skip_text(data, p + 1)
-            if p < 0 or others == len(skipped):
+            if p < 0 or others == _MOST_SKIPPED:
                 return DECLINED, n
-            skipped[others, 0] = a
+            put_word(skipped, 2 * others, a)
             others += 1
         else:
-            p, value[m] = _read_value(data, p)
+            p, number = _read_value(data, p)
             if p < 0:
                 return DECLINED, n
-            hashes[m, 0], hashes[m, 1] = a, b
+            put_word(hashes, 2 * m, a)
+            put_word(hashes, 2 * m + 1, b)
+            put_float(value, m, number)
             m += 1
-        if data[p] != COMMA:
+        if byte_at(data, p) != COMMA:
             return p, m
         p += 1
 
 
 @njit
-def _skip_text(data: NDArray[np.uint8], p: int) -> int:
+def _skip_text(data: Address, p: int) -> int:
     """Behind the closing quote of a text, from behind its opening one."""
-    while data[p] != QUOTE:
-        p += data[p] == BACKSLASH
-        if data[p] == 0:
+    while byte_at(data, p) != QUOTE:
+        p += byte_at(data, p) == BACKSLASH
+        if byte_at(data, p) == 0:
             return DECLINED
         p += 1
     return p + 1
 
 
 @njit(forceinline=True)
-def _read_value(data: NDArray[np.uint8], p: int) -> tuple[int, float]:
+def _read_value(data: Address, p: int) -> tuple[int, float]:
     """A number or a boolean: (behind it, value)."""
-    letter = data[p] | 32
+    letter = byte_at(data, p) | 32
     if letter in (_LETTER_T, _LETTER_F):
         return _read_boolean(data, p)
-    negative = data[p] == MINUS
+    negative = byte_at(data, p) == MINUS
     p, value, integer, whole = read_number(data, p)
     if p < 0:
         return DECLINED, 0.0
-    if data[p] == _LETTER_I and whole and integer < np.uint64(1 << 63):
+    if byte_at(data, p) == _LETTER_I and whole and integer < np.uint64(1 << 63):
         return p + 1, value
-    if data[p] == _LETTER_U and whole and not negative:
+    if byte_at(data, p) == _LETTER_U and whole and not negative:
         return p + 1, value
     # Without a suffix it is a float, and -0 the negative zero that JSON's integer is not.
     return (DECLINED if negative and value == 0.0 else p), value
 
 
 @njit
-def _read_boolean(data: NDArray[np.uint8], p: int) -> tuple[int, float]:
+def _read_boolean(data: Address, p: int) -> tuple[int, float]:
     word = load_word(data, p)
     four, five = word & _MASK_4, word & _MASK_5
     if four in (_TRUE, _TRUE_TITLE, _TRUE_UPPER):
         return p + 4, 1.0
     if five in (_FALSE, _FALSE_TITLE, _FALSE_UPPER):
         return p + 5, 0.0
-    return p + 1, 1.0 if data[p] | 32 == _LETTER_T else 0.0
+    return p + 1, 1.0 if byte_at(data, p) | 32 == _LETTER_T else 0.0

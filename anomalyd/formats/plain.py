@@ -21,6 +21,7 @@ from anomalyd.formats.scan import (
     LETTER_F,
     OPEN,
     QUOTE,
+    Address,
     Columns,
     base_of,
     join,
@@ -36,7 +37,7 @@ from anomalyd.formats.scan import (
     word_of,
 )
 from anomalyd.formats.times import TimestampUnit, in_bounds, milliseconds
-from anomalyd.intrinsics import load_word
+from anomalyd.intrinsics import address_of, byte_at, load_word
 from anomalyd.jit import njit
 
 
@@ -76,10 +77,10 @@ def _scan(
     value: NDArray[np.float64],
     hashes: NDArray[np.uint64],
 ) -> None:
-    n = 0
+    n, text = 0, address_of(data)
     for i in range(len(done)):
         first[i] = n
-        end, time_ms[n], value[n], hashes[n, 0], hashes[n, 1] = _scan_metric(data, starts[i], unit)
+        end, time_ms[n], value[n], hashes[n, 0], hashes[n, 1] = _scan_metric(text, starts[i], unit)
         if end == starts[i + 1] - 1:
             done[i] = True
             record[n] = i
@@ -88,24 +89,24 @@ def _scan(
 
 
 @njit(forceinline=True)
-def _scan_metric(data: NDArray[np.uint8], p: int, unit: int) -> tuple[int, int, float, np.uint64, np.uint64]:
+def _scan_metric(data: Address, p: int, unit: int) -> tuple[int, int, float, np.uint64, np.uint64]:
     """One record: (where it ends or DECLINED, event time in ms or ABSENT, value, hash, second hash)."""
     time, number, truth = ABSENT, 0.0, 0
     name_a = name_b = tags_a = tags_b = nothing = np.uint64(0)
     named = tagged = timed = valued = False
     p = skip_space(data, p)
-    if data[p] != OPEN:
+    if byte_at(data, p) != OPEN:
         return DECLINED, 0, 0.0, nothing, nothing
-    while data[p] != CLOSE:
+    while byte_at(data, p) != CLOSE:
         # Here p is at the opening brace or at a comma.
         p = skip_space(data, p + 1)
-        if data[p] != QUOTE:
+        if byte_at(data, p) != QUOTE:
             return DECLINED, 0, 0.0, nothing, nothing
         p += 1
         word = load_word(data, p)
         if word & _MASK_NAME == _NAME:
             p = skip_colon(data, p + 5)
-            if named or p < 0 or data[p] != QUOTE:
+            if named or p < 0 or byte_at(data, p) != QUOTE:
                 return DECLINED, 0, 0.0, nothing, nothing
             named = True
             p, name_a, name_b, _ = read_string(data, p + 1)
@@ -120,7 +121,7 @@ def _scan_metric(data: NDArray[np.uint8], p: int, unit: int) -> tuple[int, int, 
             if valued or p < 0:
                 return DECLINED, 0, 0.0, nothing, nothing
             valued = True
-            if data[p] >= LETTER_F:
+            if byte_at(data, p) >= LETTER_F:
                 p, truth = read_literal(data, p)
                 if truth < 0:
                     return DECLINED, 0, 0.0, nothing, nothing
@@ -129,7 +130,7 @@ def _scan_metric(data: NDArray[np.uint8], p: int, unit: int) -> tuple[int, int, 
                 p, number, _, _ = read_number(data, p)
         elif word & _MASK_TAGS == _TAGS:
             p = skip_colon(data, p + 5)
-            if tagged or p < 0 or data[p] != OPEN:
+            if tagged or p < 0 or byte_at(data, p) != OPEN:
                 return DECLINED, 0, 0.0, nothing, nothing
             tagged = True
             p, tags_a, tags_b = read_tags(data, p)
@@ -138,7 +139,7 @@ def _scan_metric(data: NDArray[np.uint8], p: int, unit: int) -> tuple[int, int, 
         if p < 0:
             return DECLINED, 0, 0.0, nothing, nothing
         p = skip_space(data, p)
-        if data[p] != COMMA and data[p] != CLOSE:
+        if byte_at(data, p) != COMMA and byte_at(data, p) != CLOSE:
             return DECLINED, 0, 0.0, nothing, nothing
     if not (named and valued):
         return DECLINED, 0, 0.0, nothing, nothing

@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 
 from anomalyd.formats.decoder import Scanned
 from anomalyd.formats.times import BELOW_MS, BELOW_NS, BELOW_US, END_MS, UNITS, TimestampUnit
-from anomalyd.intrinsics import count_ones, float_of_bits, leading_zeros, load_word, multiply_high, signed, trailing_zeros
+from anomalyd.intrinsics import byte_at, count_ones, float_of_bits, leading_zeros, load_word, multiply_high, signed, trailing_zeros, word_at
 from anomalyd.jit import njit
 
 DECLINED: Final = -1
+
+Address = int
+"""Where an array begins, see `address_of`: no reader takes arrays."""
 
 # A word, and a time of fixed shape, may be read at any index of a record.
 _PADDING: Final = bytes(32)
@@ -107,9 +110,11 @@ def unit_code(unit: TimestampUnit) -> int:
 
 
 @njit(forceinline=True)
-def skip_space(data: NDArray[np.uint8], p: int) -> int:
+def skip_space(data: Address, p: int) -> int:
     """Behind what JSON calls white space."""
-    while data[p] <= SPACE and (data[p] == SPACE or data[p] == 10 or data[p] == 13 or data[p] == 9):
+    while byte_at(data, p) <= SPACE and (
+        byte_at(data, p) == SPACE or byte_at(data, p) == 10 or byte_at(data, p) == 13 or byte_at(data, p) == 9
+    ):
         p += 1
     return p
 
@@ -149,7 +154,7 @@ _K6: Final = _U(0xBE5466CF34E90C6D)
 
 
 @njit(forceinline=True)
-def read_string(data: NDArray[np.uint8], p: int) -> tuple[int, np.uint64, np.uint64, bool]:
+def read_string(data: Address, p: int) -> tuple[int, np.uint64, np.uint64, bool]:
     """A string from behind its opening quote: (behind the closing quote, hash, second hash, whether it is ASCII).
 
     Declines escapes and control characters. Bytes that are no valid UTF-8 pass: the caller must let them take part in the identity of
@@ -170,13 +175,13 @@ def read_string(data: NDArray[np.uint8], p: int) -> tuple[int, np.uint64, np.uin
         p += n
         length = _U(p - start)
         a, b = _fold(a ^ word, _K3 ^ length), _fold(b ^ word, _K4 ^ length)
-        if data[p] != QUOTE:
+        if byte_at(data, p) != QUOTE:
             return DECLINED, a, b, False
         return p + 1, a, b, ((seen | word) & _HIGHS) == _ZERO
 
 
 @njit(forceinline=True)
-def read_tags(data: NDArray[np.uint8], p: int) -> tuple[int, np.uint64, np.uint64]:
+def read_tags(data: Address, p: int) -> tuple[int, np.uint64, np.uint64]:
     """An object of tags from its opening brace, left raw: (behind its closing brace, hash, second hash).
 
     Whether it is valid is not looked at: its first appearance is read exactly, and equal bytes end at the same brace.
@@ -197,7 +202,7 @@ def read_tags(data: NDArray[np.uint8], p: int) -> tuple[int, np.uint64, np.uint6
         mask = (_ONE << _U(8 * n)) - _ONE
         quotes += count_ones(_zero_bytes_exactly(word ^ _QUOTES) & mask)
         p += n
-        if data[p] != CLOSE or (quotes & _ONE) != _ZERO:
+        if byte_at(data, p) != CLOSE or (quotes & _ONE) != _ZERO:
             return _read_odd_tags(data, start - 1)
         length = _U(p - start)
         word &= mask
@@ -205,17 +210,17 @@ def read_tags(data: NDArray[np.uint8], p: int) -> tuple[int, np.uint64, np.uint6
 
 
 @njit
-def _read_odd_tags(data: NDArray[np.uint8], p: int) -> tuple[int, np.uint64, np.uint64]:
+def _read_odd_tags(data: Address, p: int) -> tuple[int, np.uint64, np.uint64]:
     """The same, byte by byte, for tags with escapes, braces within strings, or line ends."""
     start, depth, quoted = p, 0, False
     while True:
-        byte = data[p]
+        byte = byte_at(data, p)
         if byte == 0:
             return DECLINED, _ZERO, _ZERO
         if quoted:
             if byte == BACKSLASH:
                 p += 1
-                if data[p] == 0:
+                if byte_at(data, p) == 0:
                     return DECLINED, _ZERO, _ZERO
             quoted = byte != QUOTE
         elif byte == QUOTE:
@@ -232,8 +237,8 @@ def _read_odd_tags(data: NDArray[np.uint8], p: int) -> tuple[int, np.uint64, np.
 
 
 @njit
-def hash_bytes(data: NDArray[np.uint8], p: int, end: int) -> tuple[np.uint64, np.uint64]:
-    """Two hashes of data[p:end]."""
+def hash_bytes(data: Address, p: int, end: int) -> tuple[np.uint64, np.uint64]:
+    """Two hashes of byte_at(data, p:end)."""
     a, b, length = _K5, _K6, _U(end - p)
     while p + 8 <= end:
         word = load_word(data, p)
@@ -244,7 +249,7 @@ def hash_bytes(data: NDArray[np.uint8], p: int, end: int) -> tuple[np.uint64, np
 
 
 @njit(forceinline=True)
-def read_token(data: NDArray[np.uint8], p: int, last: np.uint64, other: np.uint64, lowest: np.uint64) -> tuple[int, np.uint64, np.uint64]:
+def read_token(data: Address, p: int, last: np.uint64, other: np.uint64, lowest: np.uint64) -> tuple[int, np.uint64, np.uint64]:
     """Bytes up to one that is `last`: (its position, hash, second hash); each byte is given as a word of eight of them.
 
     Declines `other`, backslashes and bytes below `lowest` before it. What is not valid UTF-8 passes, see `read_string`.
@@ -263,7 +268,7 @@ def read_token(data: NDArray[np.uint8], p: int, last: np.uint64, other: np.uint6
         p += n
         length = _U(p - start)
         a, b = _fold(a ^ word, _K3 ^ length), _fold(b ^ word, _K4 ^ length)
-        return (p if data[p] == last & _U(0xFF) else DECLINED), a, b
+        return (p if byte_at(data, p) == last & _U(0xFF) else DECLINED), a, b
 
 
 @njit(forceinline=True)
@@ -282,30 +287,30 @@ def identity_of(base: np.uint64, field: np.uint64) -> np.uint64:
 
 
 @njit(forceinline=True)
-def read_number(data: NDArray[np.uint8], p: int) -> tuple[int, float, np.uint64, bool]:
+def read_number(data: Address, p: int) -> tuple[int, float, np.uint64, bool]:
     """A JSON number: (behind it, correctly rounded value, absolute value if it is an integer, whether it is one).
 
     Declines more than 19 digits, and magnitudes that no metric has.
     """
-    negative = data[p] == MINUS
+    negative = byte_at(data, p) == MINUS
     if negative:
         p += 1
     start = p
     mantissa = _ZERO
-    while _U(data[p] - DIGIT_0) <= _NINE:
-        mantissa = mantissa * _TEN + _U(data[p] - DIGIT_0)
+    while _U(byte_at(data, p) - DIGIT_0) <= _NINE:
+        mantissa = mantissa * _TEN + _U(byte_at(data, p) - DIGIT_0)
         p += 1
     digits = p - start
-    if digits == 0 or (digits > 1 and data[start] == DIGIT_0):
+    if digits == 0 or (digits > 1 and byte_at(data, start) == DIGIT_0):
         return DECLINED, 0.0, _ZERO, False
     exponent = 0
     whole = True
-    if data[p] == POINT:
+    if byte_at(data, p) == POINT:
         whole = False
         p += 1
         point = p
-        while _U(data[p] - DIGIT_0) <= _NINE:
-            mantissa = mantissa * _TEN + _U(data[p] - DIGIT_0)
+        while _U(byte_at(data, p) - DIGIT_0) <= _NINE:
+            mantissa = mantissa * _TEN + _U(byte_at(data, p) - DIGIT_0)
             p += 1
         exponent = point - p
         if exponent == 0:
@@ -314,12 +319,12 @@ def read_number(data: NDArray[np.uint8], p: int) -> tuple[int, float, np.uint64,
     if digits > 19:
         # Leading zeros are no digits of the mantissa, which has not overflown if not more than 19 are left.
         q = start
-        while data[q] == DIGIT_0 or data[q] == POINT:
-            digits -= data[q] == DIGIT_0
+        while byte_at(data, q) == DIGIT_0 or byte_at(data, q) == POINT:
+            digits -= byte_at(data, q) == DIGIT_0
             q += 1
         if digits > 19:
             return DECLINED, 0.0, _ZERO, False
-    if data[p] | 32 == LETTER_E:
+    if byte_at(data, p) | 32 == LETTER_E:
         whole = False
         p, power = _read_exponent(data, p + 1)
         if p < 0:
@@ -338,14 +343,14 @@ def read_number(data: NDArray[np.uint8], p: int) -> tuple[int, float, np.uint64,
 
 
 @njit
-def _read_exponent(data: NDArray[np.uint8], p: int) -> tuple[int, int]:
+def _read_exponent(data: Address, p: int) -> tuple[int, int]:
     """Behind the exponent of a number, and the exponent; from behind its letter."""
-    negative = data[p] == MINUS
-    if negative or data[p] == PLUS:
+    negative = byte_at(data, p) == MINUS
+    if negative or byte_at(data, p) == PLUS:
         p += 1
     start, power = p, 0
-    while _U(data[p] - DIGIT_0) <= _NINE:
-        power = power * 10 + (data[p] - DIGIT_0)
+    while _U(byte_at(data, p) - DIGIT_0) <= _NINE:
+        power = power * 10 + (byte_at(data, p) - DIGIT_0)
         p += 1
     if p == start or p > start + 4:
         return DECLINED, 0
@@ -411,9 +416,9 @@ def scale(mantissa: np.uint64, exponent: int) -> float:
 
 
 @njit(forceinline=True)
-def read_time(data: NDArray[np.uint8], p: int, unit: int) -> tuple[int, int]:
+def read_time(data: Address, p: int, unit: int) -> tuple[int, int]:
     """A timestamp: (behind it, event time in ms); see times.milliseconds."""
-    if data[p] == QUOTE:
+    if byte_at(data, p) == QUOTE:
         return _read_iso_time(data, p + 1)
     p, value, integer, whole = read_number(data, p)
     if p < 0 or value < 0.0:
@@ -438,12 +443,17 @@ def time_of_integer(integer: np.uint64, unit: int) -> int:
 
 
 @njit
-def _read_iso_time(data: NDArray[np.uint8], p: int) -> tuple[int, int]:
+def _read_iso_time(data: Address, p: int) -> tuple[int, int]:
     """The usual shape of ISO 8601, from behind its opening quote: 2025-12-17T19:33:20[.123][Z|+01:00]"."""
     year, month, day = _two_digits(data, p) * 100 + _two_digits(data, p + 2), _two_digits(data, p + 5), _two_digits(data, p + 8)
     hour, minute, second = _two_digits(data, p + 11), _two_digits(data, p + 14), _two_digits(data, p + 17)
-    shape = data[p + 4] == MINUS and data[p + 7] == MINUS and data[p + 13] == COLON and data[p + 16] == COLON
-    if not (shape and (data[p + 10] == UPPER_T or data[p + 10] == SPACE)):
+    shape = (
+        byte_at(data, p + 4) == MINUS
+        and byte_at(data, p + 7) == MINUS
+        and byte_at(data, p + 13) == COLON
+        and byte_at(data, p + 16) == COLON
+    )
+    if not (shape and (byte_at(data, p + 10) == UPPER_T or byte_at(data, p + 10) == SPACE)):
         return DECLINED, 0
     if not (1970 <= year <= 2099 and 1 <= month <= 12 and 1 <= day <= _days_of(year, month)):
         return DECLINED, 0
@@ -451,25 +461,25 @@ def _read_iso_time(data: NDArray[np.uint8], p: int) -> tuple[int, int]:
         return DECLINED, 0
     p += 19
     thousandths = 0
-    if data[p] == POINT:
+    if byte_at(data, p) == POINT:
         p += 1
         start, weight = p, 100
-        while 0 <= data[p] - DIGIT_0 <= 9:
-            thousandths += weight * (data[p] - DIGIT_0)
+        while 0 <= byte_at(data, p) - DIGIT_0 <= 9:
+            thousandths += weight * (byte_at(data, p) - DIGIT_0)
             weight //= 10
             p += 1
         if p == start:
             return DECLINED, 0
     offset = 0
-    if data[p] == UPPER_Z:
+    if byte_at(data, p) == UPPER_Z:
         p += 1
-    elif data[p] == PLUS or data[p] == MINUS:
+    elif byte_at(data, p) == PLUS or byte_at(data, p) == MINUS:
         hours, minutes = _two_digits(data, p + 1), _two_digits(data, p + 4)
-        if not (0 <= hours <= 23 and data[p + 3] == COLON and 0 <= minutes <= 59):
+        if not (0 <= hours <= 23 and byte_at(data, p + 3) == COLON and 0 <= minutes <= 59):
             return DECLINED, 0
-        offset = (hours * 60 + minutes) * (-1 if data[p] == MINUS else 1)
+        offset = (hours * 60 + minutes) * (-1 if byte_at(data, p) == MINUS else 1)
         p += 6
-    if data[p] != QUOTE:
+    if byte_at(data, p) != QUOTE:
         return DECLINED, 0
     # Days since 1970 with years that begin in March, so that the leap day is a year's last.
     march_year = year - (month <= 2)
@@ -479,9 +489,9 @@ def _read_iso_time(data: NDArray[np.uint8], p: int) -> tuple[int, int]:
 
 
 @njit(forceinline=True)
-def _two_digits(data: NDArray[np.uint8], p: int) -> int:
+def _two_digits(data: Address, p: int) -> int:
     """Their number, or one below -10,000."""
-    tens, ones = data[p] - DIGIT_0, data[p + 1] - DIGIT_0
+    tens, ones = byte_at(data, p) - DIGIT_0, byte_at(data, p + 1) - DIGIT_0
     return 10 * tens + ones if 0 <= tens <= 9 and 0 <= ones <= 9 else -1_000_000
 
 
@@ -510,7 +520,7 @@ def _time_of_float(value: float, unit: int) -> int:
 
 
 @njit(forceinline=True)
-def read_literal(data: NDArray[np.uint8], p: int) -> tuple[int, int]:
+def read_literal(data: Address, p: int) -> tuple[int, int]:
     """(behind it, 1) for true, 0 for false, -1 for null."""
     word = load_word(data, p)
     if word & _MASK_4 == _TRUE:
@@ -523,7 +533,7 @@ def read_literal(data: NDArray[np.uint8], p: int) -> tuple[int, int]:
 
 
 @njit
-def skip_member(data: NDArray[np.uint8], p: int) -> int:
+def skip_member(data: Address, p: int) -> int:
     """Behind a member that is not used, from behind the opening quote of its name; declines lists and objects."""
     p, _, _, ascii_ = read_string(data, p)
     if p < 0 or not ascii_:
@@ -531,28 +541,27 @@ def skip_member(data: NDArray[np.uint8], p: int) -> int:
     p = skip_colon(data, p)
     if p < 0:
         return DECLINED
-    if data[p] == QUOTE:
+    if byte_at(data, p) == QUOTE:
         p, _, _, ascii_ = read_string(data, p + 1)
         return p if ascii_ else DECLINED
-    if data[p] >= LETTER_F:
+    if byte_at(data, p) >= LETTER_F:
         return read_literal(data, p)[0]
     return read_number(data, p)[0]
 
 
 @njit(forceinline=True)
-def skip_colon(data: NDArray[np.uint8], p: int) -> int:
+def skip_colon(data: Address, p: int) -> int:
     """From behind a member's name to its value."""
     p = skip_space(data, p)
-    if data[p] != COLON:
+    if byte_at(data, p) != COLON:
         return DECLINED
     return skip_space(data, p + 1)
 
 
 @njit
-def comes_twice(name: np.uint64, samples: NDArray[np.uint64], skipped: NDArray[np.uint64]) -> bool:
-    """Whether a field's name, given by its hash, is among those of this record's samples or of its other fields, both (n, 2)."""
-    for names in (samples, skipped):
-        for k in range(len(names)):
-            if names[k, 0] == name:
-                return True
+def is_among(name: np.uint64, names: Address, start: int, end: int) -> bool:
+    """Whether a field's name, given by its hash, is among the pairs of hashes from `start` to `end`."""
+    for k in range(start, end):  # noqa: SIM110 - numba has no generators
+        if word_at(names, 2 * k) == name:
+            return True
     return False

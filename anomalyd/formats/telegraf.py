@@ -23,10 +23,11 @@ from anomalyd.formats.scan import (
     LETTER_F,
     OPEN,
     QUOTE,
+    Address,
     Columns,
     base_of,
-    comes_twice,
     identity_of,
+    is_among,
     join,
     read_literal,
     read_number,
@@ -40,7 +41,7 @@ from anomalyd.formats.scan import (
     word_of,
 )
 from anomalyd.formats.times import TimestampUnit, in_bounds, milliseconds
-from anomalyd.intrinsics import load_word
+from anomalyd.intrinsics import address_of, byte_at, load_word, put_float, put_word, word_at
 from anomalyd.jit import njit
 
 
@@ -90,7 +91,8 @@ def scan(values: Sequence[bytes | None], unit: TimestampUnit) -> Scanned:
     """Read what is plain: see `Scan`."""
     data, starts = join(values)
     found = Columns(len(values), len(data) // _SHORTEST)
-    _scan(data, starts, unit_code(unit), found.done, found.first, found.record, found.time_ms, found.value, found.hashes)
+    skipped = np.empty((_MOST_SKIPPED, 2), np.uint64)
+    _scan(data, starts, unit_code(unit), found.done, found.first, found.record, found.time_ms, found.value, found.hashes, skipped)
     return found.scanned()
 
 
@@ -105,12 +107,12 @@ def _scan(
     time_ms: NDArray[np.int64],
     value: NDArray[np.float64],
     hashes: NDArray[np.uint64],
+    skipped: NDArray[np.uint64],
 ) -> None:
-    skipped = np.empty((_MOST_SKIPPED, 2), np.uint64)
-    n = 0
+    n, text, numbers, names, others = 0, address_of(data), address_of(value), address_of(hashes), address_of(skipped)
     for i in range(len(done)):
         first[i] = n
-        end, m, time = _scan_metric(data, starts[i], unit, n, value, hashes, skipped)
+        end, m, time = _scan_metric(text, starts[i], unit, n, numbers, names, others)
         if end == starts[i + 1] - 1 and m > n:
             done[i] = True
             for k in range(n, m):
@@ -122,25 +124,25 @@ def _scan(
 
 @njit(forceinline=True)
 def _scan_metric(
-    data: NDArray[np.uint8],
+    data: Address,
     p: int,
     unit: int,
     n: int,
-    value: NDArray[np.float64],
-    hashes: NDArray[np.uint64],
-    skipped: NDArray[np.uint64],
+    value: Address,
+    hashes: Address,
+    skipped: Address,
 ) -> tuple[int, int, int]:
     """One record: (where it ends or DECLINED, number of samples so far, event time in ms or ABSENT)."""
     m, time = n, ABSENT
     name_a = name_b = tags_a = tags_b = np.uint64(0)
     named = tagged = timed = fielded = False
     p = skip_space(data, p)
-    if data[p] != OPEN:
+    if byte_at(data, p) != OPEN:
         return DECLINED, n, 0
-    while data[p] != CLOSE:
+    while byte_at(data, p) != CLOSE:
         # Here p is at the opening brace or at a comma.
         p = skip_space(data, p + 1)
-        if data[p] != QUOTE:
+        if byte_at(data, p) != QUOTE:
             return DECLINED, n, 0
         p += 1
         word = load_word(data, p)
@@ -152,13 +154,13 @@ def _scan_metric(
             p, m = _scan_fields(data, p, n, value, hashes, skipped)
         elif word & _MASK_NAME == _NAME:
             p = skip_colon(data, p + 5)
-            if named or p < 0 or data[p] != QUOTE:
+            if named or p < 0 or byte_at(data, p) != QUOTE:
                 return DECLINED, n, 0
             named = True
             p, name_a, name_b, _ = read_string(data, p + 1)
         elif word & _MASK_TAGS == _TAGS:
             p = skip_colon(data, p + 5)
-            if tagged or p < 0 or data[p] != OPEN:
+            if tagged or p < 0 or byte_at(data, p) != OPEN:
                 return DECLINED, n, 0
             tagged = True
             p, tags_a, tags_b = read_tags(data, p)
@@ -173,42 +175,41 @@ def _scan_metric(
         if p < 0:
             return DECLINED, n, 0
         p = skip_space(data, p)
-        if data[p] != COMMA and data[p] != CLOSE:
+        if byte_at(data, p) != COMMA and byte_at(data, p) != CLOSE:
             return DECLINED, n, 0
     if not (named and fielded):
         return DECLINED, n, 0
     base_a, base_b = base_of(name_a, tags_a), base_of(name_b, tags_b)
     for k in range(n, m):
-        hashes[k, 0] = identity_of(base_a, hashes[k, 0])
-        hashes[k, 1] = identity_of(base_b, hashes[k, 1])
+        put_word(hashes, 2 * k, identity_of(base_a, word_at(hashes, 2 * k)))
+        put_word(hashes, 2 * k + 1, identity_of(base_b, word_at(hashes, 2 * k + 1)))
     return skip_space(data, p + 1), m, time
 
 
 @njit(forceinline=True)
-def _scan_fields(
-    data: NDArray[np.uint8], p: int, n: int, value: NDArray[np.float64], hashes: NDArray[np.uint64], skipped: NDArray[np.uint64]
-) -> tuple[int, int]:
+def _scan_fields(data: Address, p: int, n: int, value: Address, hashes: Address, skipped: Address) -> tuple[int, int]:
     """The object of fields: (behind it, number of samples so far); hashes get those of the fields' names alone."""
     m, others, seen = n, 0, np.uint64(0)
-    if data[p] != OPEN:
+    if byte_at(data, p) != OPEN:
         return DECLINED, n
-    while data[p] != CLOSE:
+    while byte_at(data, p) != CLOSE:
         p = skip_space(data, p + 1)
-        if data[p] != QUOTE:
+        if byte_at(data, p) != QUOTE:
             return DECLINED, n
         p, a, b, ascii_ = read_string(data, p + 1)
         if p < 0:
             return DECLINED, n
         bit = np.uint64(1) << (a & np.uint64(63))
-        if seen & bit != np.uint64(0) and comes_twice(a, hashes[n:m], skipped[:others]):
+        if seen & bit != np.uint64(0) and (is_among(a, hashes, n, m) or is_among(a, skipped, 0, others)):
             return DECLINED, n
         seen |= bit
         p = skip_colon(data, p)
         if p < 0:
             return DECLINED, n
-        hashes[m, 0], hashes[m, 1] = a, b
-        if data[p] == QUOTE or data[p] >= LETTER_F:
-            if data[p] == QUOTE:
+        put_word(hashes, 2 * m, a)
+        put_word(hashes, 2 * m + 1, b)
+        if byte_at(data, p) == QUOTE or byte_at(data, p) >= LETTER_F:
+            if byte_at(data, p) == QUOTE:
                 p, _, _, all_ascii = read_string(data, p + 1)
                 truth = -1
                 ascii_ = ascii_ and all_ascii
@@ -216,19 +217,20 @@ def _scan_fields(
                 p, truth = read_literal(data, p)
             if truth < 0:
                 # Neither name nor text becomes part of an identity, so nobody else would notice that one is no valid UTF-8.
-                if not ascii_ or others == len(skipped):
+                if not ascii_ or others == _MOST_SKIPPED:
                     return DECLINED, n
-                skipped[others, 0] = a
+                put_word(skipped, 2 * others, a)
                 others += 1
             else:
-                value[m] = truth
+                put_float(value, m, float(truth))
                 m += 1
         else:
-            p, value[m], _, _ = read_number(data, p)
+            p, number, _, _ = read_number(data, p)
+            put_float(value, m, number)
             m += 1
         if p < 0:
             return DECLINED, n
         p = skip_space(data, p)
-        if data[p] != COMMA and data[p] != CLOSE:
+        if byte_at(data, p) != COMMA and byte_at(data, p) != CLOSE:
             return DECLINED, n
     return p + 1, m

@@ -143,8 +143,10 @@ class Board:
             return sorted({a["series"]["key"] for a in self._alerts.values() if (a["stream"] == self._fleet_stream) == fleet})
 
     def around(self, key: str, time_ms: int, before: int, after: int) -> list[float]:
-        """Values of a series as they were judged: so many samples before an event time, and after it."""
+        """Values of a series as they were judged: so many samples before an event time, and after it. Nothing if that is forgotten."""
         stretch = self.cut(key, _EARLIEST, _LATEST)
+        if not len(stretch.time_ms) or time_ms < stretch.time_ms[0]:
+            return []
         middle = int(np.searchsorted(stretch.time_ms, time_ms))
         values: list[float] = stretch.value[max(0, middle - before) : middle + after].tolist()
         return values

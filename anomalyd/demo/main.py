@@ -75,6 +75,7 @@ class _Demo:
         self._feeder = Feeder(wire, fleet, host, max(1, ticks), seconds, lambda: self._board.fleet_samples)
         self._reader = AlertReader(wire, self._board.read)
         self.album = Album(self._board) if drawn else None
+        self._sparks: dict[str, list[float]] = {}
         self._began = time.monotonic()
         self._elapsed_s = 0.0
         self._stop = asyncio.Event()
@@ -169,7 +170,9 @@ class _Demo:
 
     def _shown_alert(self, alert: dict[str, Any]) -> view.Shown:
         key, fired_ms = alert["series"]["key"], epoch_ms(alert["event_time"])
-        values = self._board.around(key, fired_ms, view.BEFORE, view.AFTER)
+        values = self._sparks.get(alert["alert_id"]) or self._board.around(key, fired_ms, view.BEFORE, view.AFTER)
+        if len(values) == view.BEFORE + view.AFTER:
+            self._sparks[alert["alert_id"]] = values  # the board forgets, the view may go on showing it
         incident = cause(list(self._fleet.incidents), Episode(key, fired_ms))
         return view.Shown(alert, values, incident.kind if incident is not None else "")
 

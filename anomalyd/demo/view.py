@@ -16,8 +16,8 @@ from anomalyd.alerts.text import number
 from anomalyd.demo.fleet import KINDS, STEP_MS
 from anomalyd.demo.judge import Judgement
 
-BEFORE: Final = 24
-AFTER: Final = 16
+BEFORE: Final = 18
+AFTER: Final = 12
 """Samples in a sparkline before an alert fired and after it."""
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _STYLE: Final[Mapping[str, str]] = {"critical": "bold red", "warning": "yellow"}

@@ -45,7 +45,7 @@ def test_the_board_remembers_the_latest_samples_of_each_series() -> None:
     assert around == board.cut("a", (end - 224) * 1000, (end - 185) * 1000).value.tolist()
     assert len(around) == 40
     assert len(board.around("a", (end - 3) * 1000, 24, 16)) == 27
-    assert board.around("unknown", 0, 24, 16) == []
+    assert board.around("a", 5000, 24, 16) == board.around("unknown", 0, 24, 16) == []
     assert len(board.cut("unknown", 0, 1 << 60).time_ms) == 0
 
 

@@ -106,7 +106,7 @@ def load(folder: Path) -> Artifact:
     if manifest.get("hash") != _hash(manifest):
         msg = f"{folder / MANIFEST_FILE} was altered: its hash does not fit its content"
         raise ArtifactError(msg)
-    if hashlib.sha256(weights).hexdigest() != manifest["weights_sha256"]:
+    if hashlib.sha256(weights).hexdigest() != manifest.get("weights_sha256"):
         msg = f"{folder / WEIGHTS_FILE} is damaged: its SHA-256 is not the one in the manifest"
         raise ArtifactError(msg)
     try:
@@ -120,10 +120,10 @@ def load(folder: Path) -> Artifact:
             training=manifest["training"],
             hash=manifest["hash"],
         )
-    except (KeyError, TypeError, SafetensorError) as error:
+        artifact.packed()
+    except (KeyError, TypeError, SafetensorError, ArtifactError) as error:
         msg = f"{folder} is not a usable artifact: {error}"
         raise ArtifactError(msg) from error
-    artifact.packed()
     return artifact
 
 

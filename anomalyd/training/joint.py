@@ -21,7 +21,7 @@ from anomalyd.training.trainer import Plan, Progress, fit
 
 PLAN: Final = Plan(steps=600, batch=64, stretch=64, window=1, input_noise=0.3)
 STRETCH: Final = 1024
-"""Length of the pieces that a history is cut into."""
+"""Length of the pieces that a history is cut into; that of the shortest history, if that is shorter."""
 UNITS: Final = 64
 LATENT: Final = 8
 STEP_MS: Final = 60_000.0
@@ -39,7 +39,8 @@ def fit_joint(histories: list[NDArray[np.float64]], seed: int = 0, plan: Plan = 
         msg = f"histories have different numbers of features: {sorted({h.shape[1] for h in histories})}"
         raise ValueError(msg)
     shape = Shape(features, UNITS, 1, LATENT, joint=True)
-    inputs = np.concatenate([_pieces(history, shape) for history in histories])
+    length = min(STRETCH, *map(len, histories))
+    inputs = np.concatenate([_pieces(history, length, shape) for history in histories])
     network, loss = fit(inputs, inputs, shape, plan, seed, progress)
     state = network.state_dict()
     template = artifacts.load(shipped()).for_features(features)
@@ -49,9 +50,8 @@ def fit_joint(histories: list[NDArray[np.float64]], seed: int = 0, plan: Plan = 
     return artifacts.sealed(replace(template, name="joint", version=version, shape=shape, tensors=tensors, several=None, training=about))
 
 
-def _pieces(history: NDArray[np.float64], shape: Shape) -> NDArray[np.float32]:
-    """The scaled history (T, F) in pieces (N, STRETCH, F), half overlapping."""
+def _pieces(history: NDArray[np.float64], length: int, shape: Shape) -> NDArray[np.float32]:
+    """The scaled history (T, F) in pieces (N, length, F), half overlapping."""
     scaled, _ = network_inputs(history[None], np.array([STEP_MS]), shape)
-    length = min(STRETCH, len(history))
     starts = range(0, len(history) - length + 1, max(1, length // 2))
     return np.stack([scaled[0, start : start + length] for start in starts])

@@ -50,7 +50,7 @@ def fit(
     optimiser = torch.optim.AdamW(network.parameters(), plan.learning_rate, weight_decay=plan.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, plan.steps)
     x, y = torch.from_numpy(inputs), torch.from_numpy(targets)
-    stretches = x.shape[1] // plan.stretch
+    stretches = max(1, x.shape[1] // plan.stretch)
     losses: list[float] = []
     done = 0
     while done < plan.steps:

@@ -45,7 +45,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_saved_artifact_is_loaded_as_it_was(tmp_path: Path) -> None:
-    artifact = replace(untrained(SHAPE), name="mine", version="7", calibration=Calibration(-1.25, 0.5, 3.0), training={"seed": 3})
+    artifact = replace(
+        untrained(SHAPE),
+        name="mine",
+        version="7",
+        calibration=Calibration(-1.25, 0.5, 3.0),
+        several=Calibration(-1, 0.4, 2),
+        training={"seed": 3},
+    )
 
     saved = artifacts.save(artifact, tmp_path / "a" / "b")
     loaded = artifacts.load(tmp_path / "a" / "b")
@@ -75,6 +82,7 @@ def test_hash_is_of_content_alone(tmp_path: Path) -> None:
         replace(artifact, name="other"),
         replace(artifact, version="1"),
         replace(artifact, calibration=Calibration(-1.5, 0.2, 6.5)),
+        replace(artifact, several=Calibration(-1.5, 0.2, 6.0)),
         replace(artifact, training={"seed": 1}),
         untrained(SHAPE, seed=1),
     ]
@@ -107,6 +115,26 @@ def test_weights_are_packed_input_major() -> None:
         packed[-12:], np.concatenate([t[f"{h}.{p}"].ravel() for h in ("newest", "next") for p in ("weight", "bias")])
     )
     assert packed.dtype == np.float32
+
+
+def test_sealed_artifact_has_the_hash_it_would_have_on_disk(tmp_path: Path) -> None:
+    assert artifacts.sealed(untrained(SHAPE)).hash == artifacts.save(untrained(SHAPE), tmp_path).hash
+
+
+def test_univariate_network_serves_samples_of_several_values(detector: Detector) -> None:
+    """Each value by itself, with a calibration of their joint evidence."""
+    three = detector.artifact.for_features(3)
+
+    assert three.shape == replace(detector.artifact.shape, features=3)
+    assert three.calibration == detector.artifact.several
+    assert detector.artifact.for_features(1) is detector.artifact
+
+
+def test_network_for_other_values_is_refused_with_both_numbers() -> None:
+    with pytest.raises(ArtifactError, match="samples of 3 values, not 2"):
+        untrained(Shape(3, 5, 1, 2, joint=True)).for_features(2)
+    with pytest.raises(ArtifactError, match="samples of 1 values, not 2"):
+        untrained(SHAPE).for_features(2)
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------------
@@ -201,6 +229,12 @@ def test_incomplete_manifest_with_a_right_hash(folder: Path, key: str) -> None:
     assert key in message
 
 
+def test_manifest_without_the_hash_of_the_weights(folder: Path) -> None:
+    reseal(folder, weights_sha256=...)
+
+    assert "damaged" in refusal(folder)
+
+
 def test_unknown_part_of_the_shape(folder: Path) -> None:
     """Of a later version: better refused than half understood."""
     reseal(folder, shape=manifest_of(folder)["shape"] | {"attention": 3})
@@ -218,7 +252,9 @@ def altered_tensors(folder: Path, change: Callable[[dict[str, NDArray[np.float32
 def test_missing_tensor(folder: Path) -> None:
     altered_tensors(folder, lambda tensors: tensors.pop("decoder.bias_hh_l1"))
 
-    assert "lacks the tensor decoder.bias_hh_l1" in refusal(folder)
+    message = refusal(folder)
+    assert str(folder) in message
+    assert "lacks the tensor decoder.bias_hh_l1" in message
 
 
 def test_tensor_of_another_shape(folder: Path) -> None:

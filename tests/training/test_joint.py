@@ -31,7 +31,7 @@ def fitted() -> Artifact:
 def test_fitted_model_finds_the_value_that_broke() -> None:
     """One value goes its own way: the joint score rises and the share names it."""
     detector, value = Detector(fitted(), "cpu"), entity(1500, 5)
-    value[1200:1210, 1] += 15.0
+    value[1200:1210, 1] += 200.0
 
     verdicts = detector.step(detector.new_pages(1), batch_of(0, every(1500), value))
 

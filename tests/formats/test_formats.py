@@ -1,5 +1,6 @@
 """The registry of formats, and what holds for every one of them."""
 
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -152,3 +153,10 @@ def test_samples_without_a_time_take_that_of_their_own_record(name: str) -> None
         assert decoded.rejected == [(1, "bad-timestamp")]
         times = {"plain-json": [10, 30], "telegraf-json": [10, 10, 30, 30], "influx": [10, 5000, 5000, 30, 5000]}[name]
         assert decoded.batch.time_ms.tolist() == times
+
+
+def test_every_reason_and_format_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+
+    assert [reason for reason in REASONS if f"| `{reason}` |" not in text] == []
+    assert [name for name in FORMATS if f"| `{name}` |" not in text] == []

@@ -41,6 +41,9 @@ _COLLECT_EVERY: Final = (100_000, 50, 100)
 """Records are made and dropped by the hundred thousand a second, and none is part of a cycle: collecting after every 700 objects costs
 aiokafka a quarter of its speed."""
 
+MOST_WORKERS: Final = 4
+"""Beyond, the one thread that fetches is what limits the rate."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -66,6 +69,8 @@ class App:
         """Of the HTTP server, once it listens."""
         self._observer = observer
         self._on_assembled = on_assembled
+        # One worker where somebody looks on: an observer need not know of threads.
+        self._worker_count = max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0)))) if observer is None else 1
         self._consumer: Consumer | None = None
         self._pipeline: Pipeline | None = None
         self._running: asyncio.Task[None] | None = None
@@ -99,9 +104,10 @@ class App:
         self.port = await server.start()
         _log.info("http_listening", host=settings.http.host, port=self.port)
 
-        worker = ThreadPoolExecutor(1, "worker")
-        teardown.callback(worker.shutdown, wait=False, cancel_futures=True)
-        streams = await asyncio.get_running_loop().run_in_executor(worker, load_streams, settings)
+        workers = [ThreadPoolExecutor(1, f"worker-{number}") for number in range(self._worker_count)]
+        for worker in workers:
+            teardown.callback(worker.shutdown, wait=False, cancel_futures=True)
+        streams = await asyncio.get_running_loop().run_in_executor(workers[0], load_streams, settings)
         model = next(iter(streams.values())).detector.model
         metrics.model(model.name, model.version, model.hash)
         _log.info("model_loaded", model=model.name, version=model.version, device=next(iter(streams.values())).detector.device)
@@ -120,7 +126,7 @@ class App:
             lambda source: streams[source.topic].shard(
                 source, max(1, settings.max_series // max(1, consumer.partitions_of_inputs)), self._observer
             ),
-            worker,
+            workers,
             metrics,
             alerts_topic=settings.alerts.topic,
             dead_letter_topic=settings.dead_letter_topic,

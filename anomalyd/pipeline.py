@@ -1,7 +1,8 @@
 """The run loop: records of the assigned partitions through their shards, what comes out into checkpoints.
 
-The event loop fetches, hands over and commits; one worker thread decodes, scores and judges, most of the time in compiled code that leaves
-the GIL to the loop. At most two batches are under way, so that the worker always finds the next one.
+The event loop fetches, hands over and commits; worker threads decode, score and judge, most of the time in compiled code that leaves the
+GIL to the loop. A partition belongs to one worker, so its records stay in order; a worker has at most two batches, so that it always finds
+the next one.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from anomalyd.shard import DeadLetter, Outcome, Shard
 from anomalyd.telemetry.metrics import Metrics
 
 IN_FLIGHT: Final = 2
-"""Batches handed to the worker: one that it works on and one that is waiting."""
+"""Batches handed to a worker: one that it works on and one that is waiting."""
 
 SMALL_RECORDS: Final = 300
 SMALL_BYTES: Final = 64 << 10
@@ -70,10 +71,11 @@ class Records(Protocol):
 
 @dataclass(slots=True)
 class _Job:
-    """What one poll brought, for the worker."""
+    """What one poll brought for one worker."""
 
     parts: list[tuple[Shard, Polled]]
     assignment: int
+    worker: int = 0
 
     @property
     def small(self) -> bool:
@@ -92,7 +94,7 @@ class Pipeline(Owner):
         records: where records come from.
         checkpoint: where results go, with positions.
         make_shard: a new shard for a partition.
-        worker: runs batches, one after the other (one thread).
+        workers: each runs its batches one after the other (one thread).
         metrics: where to count.
         alerts_topic: for alerts.
         dead_letter_topic: for records that could not be read.
@@ -104,7 +106,7 @@ class Pipeline(Owner):
         records: Records,
         checkpoint: Checkpoint,
         make_shard: Callable[[Source], Shard],
-        worker: Executor,
+        workers: Sequence[Executor],
         metrics: Metrics,
         *,
         alerts_topic: str,
@@ -114,7 +116,7 @@ class Pipeline(Owner):
         self._records = records
         self._checkpoint = checkpoint
         self._make_shard = make_shard
-        self._worker = worker
+        self._workers = workers
         self._metrics = metrics
         self._alerts_topic = alerts_topic
         self._dead_letter_topic = dead_letter_topic
@@ -124,7 +126,8 @@ class Pipeline(Owner):
         self._position: dict[Source, int] = {}  # everything in front of it is in `_pending` or durable
         self._assignment = 0  # what a batch of an older one brings is void
         self._pending = Pending()
-        self._in_flight = 0
+        self._worker_of: dict[Source, int] = {}
+        self._in_flight = [0] * len(workers)
         self._landed = asyncio.Event()  # a batch came back
         self._alert_waits = asyncio.Event()
         self._writing = asyncio.Lock()  # one checkpoint at a time; never held while waiting for records
@@ -156,22 +159,25 @@ class Pipeline(Owner):
         self._stopping.set()
 
     def _hand_over(self, polled: Sequence[Polled]) -> None:
-        """Gives records to the worker; what is small and alone is done at once."""
+        """Gives records to the workers; what is small, while they have nothing, is done at once."""
         parts = [(self._shards[part.source], part) for part in polled if part.source in self._shards]
         if not parts:
             return
-        job = _Job(parts, self._assignment)
-        if not self._in_flight and job.small:
+        if not any(self._in_flight) and (job := _Job(parts, self._assignment)).small:
             self._take_in(job, job.run())
             return
-        self._in_flight += 1
-        self._metrics.in_flight(self._in_flight)
-        asyncio.get_running_loop().run_in_executor(self._worker, job.run).add_done_callback(partial(self._land, job))
+        loop = asyncio.get_running_loop()
+        for number, worker in enumerate(self._workers):
+            job = _Job([part for part in parts if self._worker_of[part[1].source] == number], self._assignment, number)
+            if job.parts:
+                self._in_flight[number] += 1
+                loop.run_in_executor(worker, job.run).add_done_callback(partial(self._land, job))
+        self._metrics.in_flight(sum(self._in_flight))
 
     def _land(self, job: _Job, done: asyncio.Future[list[Outcome]]) -> None:
-        """A batch came back. Batches land in their order: there is one worker, and it reports through one queue."""
-        self._in_flight -= 1
-        self._metrics.in_flight(self._in_flight)
+        """A batch came back. Those of a worker land in their order: it is one thread, and reports through one queue."""
+        self._in_flight[job.worker] -= 1
+        self._metrics.in_flight(sum(self._in_flight))
         if not done.cancelled():
             if (error := done.exception()) is not None:
                 self._failure = error
@@ -194,11 +200,11 @@ class Pipeline(Owner):
                 self._alert_waits.set()
 
     async def _room_for_another(self) -> None:
-        while self._in_flight >= IN_FLIGHT:
+        while max(self._in_flight) >= IN_FLIGHT:
             await self._next_landing()
 
     async def _drained(self) -> None:
-        while self._in_flight:
+        while any(self._in_flight):
             await self._next_landing()
 
     async def _next_landing(self) -> None:
@@ -278,6 +284,7 @@ class Pipeline(Owner):
             if source not in self._shards:
                 self._shards[source] = shard if shard is not None and parked_at == position else self._make_shard(source)
             self._position[source] = position
+        self._worker_of = {source: number % len(self._workers) for number, source in enumerate(sorted(self._shards))}
         self._parked.clear()
 
     async def release(self) -> None:
@@ -310,7 +317,7 @@ class Pipeline(Owner):
             await self._records.probe()
 
     def _show_state(self) -> None:
-        if not self._in_flight:
+        if not any(self._in_flight):
             # Control records bring no batch, but a position that must not lag behind for ever.
             for source, position in self._records.positions().items():
                 if position > self._position.get(source, position):

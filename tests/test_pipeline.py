@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -143,7 +143,7 @@ class Rig:
 
 @asynccontextmanager
 async def rig(
-    make: Callable[[Source], FakeShard] = FakeShard, *, interval_s: float = 0.02, take: dict[Source, int] | None = None
+    make: Callable[[Source], FakeShard] = FakeShard, *, interval_s: float = 0.02, take: dict[Source, int] | None = None, workers: int = 1
 ) -> AsyncIterator[Rig]:
     records, durable, metrics, shards = Records(), Durable(), Metrics(), dict[Source, list[FakeShard]]()
 
@@ -151,9 +151,10 @@ async def rig(
         shards.setdefault(source, []).append(make(source))
         return shards[source][-1]
 
-    with ThreadPoolExecutor(1, "worker") as worker:
+    with ExitStack() as threads:
+        executors = [threads.enter_context(ThreadPoolExecutor(1, f"worker-{number}")) for number in range(workers)]
         pipeline = Pipeline(
-            records, durable, make_shard, worker, metrics, alerts_topic="alerts", dead_letter_topic="dead", interval_s=interval_s
+            records, durable, make_shard, executors, metrics, alerts_topic="alerts", dead_letter_topic="dead", interval_s=interval_s
         )
         pipeline.take({ZERO: 0, ONE: 0} if take is None else take)
         running = asyncio.create_task(pipeline.run())
@@ -183,8 +184,18 @@ async def test_large_batches_run_in_the_worker_and_small_ones_at_once() -> None:
         it.records.put((ONE, 0, SMALL_RECORDS))
         await until(lambda: it.shards[ONE][0].seen, "the small batch")
 
-    assert it.shards[ZERO][0].threads == {"worker_0"}
+    assert it.shards[ZERO][0].threads == {"worker-0_0"}
     assert it.shards[ONE][0].threads == {threading.main_thread().name}
+
+
+async def test_partitions_share_the_workers_and_each_stays_in_order_on_its_own() -> None:
+    async with rig(workers=2) as it:
+        for first in range(0, 20_000, 1_000):
+            it.records.put((ZERO, first, 1_000), (ONE, first, 1_000))
+        await until(lambda: it.durable.positions == {ZERO: 20_000, ONE: 20_000}, "everything")
+
+    assert it.shards[ZERO][0].seen == it.shards[ONE][0].seen == list(range(20_000))
+    assert [it.shards[source][0].threads for source in (ZERO, ONE)] == [{"worker-0_0"}, {"worker-1_0"}]
 
 
 async def test_at_most_two_batches_are_under_way() -> None:

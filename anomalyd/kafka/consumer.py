@@ -25,6 +25,7 @@ from anomalyd.errors import DeliveryError, KafkaRefusedError
 from anomalyd.kafka import client
 from anomalyd.kafka.positions import Located, StartFrom, locate
 from anomalyd.kafka.salvage import UNREADABLE, first_readable
+from anomalyd.kafka.unwrapped import unwrap
 from anomalyd.settings import KafkaSettings
 
 COMMIT_DEADLINE_S: Final = 15.0
@@ -211,6 +212,7 @@ class Consumer:
             except BaseException:
                 await client.close(consumer)
                 raise
+        unwrap(consumer)
         self._client = consumer
         self._last_record_s = self._last_probe_s = self._clock()
         self._set_reachable(None)

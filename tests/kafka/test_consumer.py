@@ -60,6 +60,7 @@ class FakeClient:
         self.listener: ConsumerRebalanceListener
         self.stopped = False
         self.states: dict[TopicPartition, State] = {}
+        self._fetcher = SimpleNamespace(_records={})
         self._client = SimpleNamespace(cluster=SimpleNamespace(unauthorized_topics=set()))
         self._subscription = SimpleNamespace(subscription=SimpleNamespace(assignment=SimpleNamespace(state_value=self.states.get)))
         self.made.append(self)

@@ -250,8 +250,10 @@ class Consumer:
             async with asyncio.timeout(_POLL_DEADLINE_S):
                 got = await consumer.getmany(timeout_ms=_POLL_MS, max_records=self._most_records())
         except TimeoutError:
+            _fetch_ended(consumer)
             return []
         except (KafkaError, OSError, *UNREADABLE) as error:
+            _fetch_ended(consumer)
             await self._recover(error)
             return []
         polled = []
@@ -558,6 +560,12 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # the client 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         with self._consumer.failing_loudly():
             self._consumer.on_assigned(assigned)
+
+
+def _fetch_ended(consumer: AIOKafkaConsumer) -> None:
+    """After getmany() was cut short the client would count it as going on for ever, and never notice that our loop hangs."""
+    consumer._subscription._fetch_count = 0  # noqa: SLF001  nobody else fetches
+    consumer._subscription._last_fetch_ended = time.monotonic()  # noqa: SLF001
 
 
 def _names(partitions: Iterable[tuple[str, int]]) -> list[str]:

@@ -30,6 +30,8 @@ _HOST: Final = "host"
 _REFRESH_S: Final = 0.25
 _LINE_S: Final = 5.0
 _DRAIN_S: Final = 20.0
+_PATIENCE_S: Final = 4.0
+_START_S: Final = 600.0
 
 
 def run(*, seconds: float | None, series: int, json_output: bool, kafka: str | None, report: Path | None, seed: int) -> int:
@@ -88,7 +90,7 @@ class _Demo:
         self._reader.start()
         try:
             async with App(_settings(self._wire), observer=self._board.observe) as app:
-                await app.until_ready()
+                await _ready(app)
                 self._began = time.monotonic()
                 self._feeder.start()
                 async with self._display():
@@ -217,6 +219,15 @@ class _Demo:
     def _collect(self, *, last: bool = False) -> None:
         if self.album is not None:
             self.album.collect(list(self._fleet.incidents), self.judgement().false, self._now_ms(), last=last)
+
+
+async def _ready(app: App) -> None:
+    """Waits for the daemon, and says why it takes so long where it does."""
+    try:
+        await app.until_ready(_PATIENCE_S)
+    except TimeoutError:
+        print("the first start compiles machine code: about half a minute, longer on a busy machine", file=sys.stderr, flush=True)  # noqa: T201  progress
+        await app.until_ready(_START_S)
 
 
 def _settings(wire: Wire) -> Settings:

@@ -47,7 +47,7 @@ def main() -> None:
         with mock.patch.object(view, "line", remember), mock.patch.object(demo, "_LINE_S", 0.5):
             demo.run(seconds=seconds, series=200, json_output=False, kafka=None, report=report, seed=0)
         settled = [moment for moment in moments if moment.elapsed_s >= min(SETTLED_S, seconds / 2)]
-        live_view(max(settled, key=lambda moment: len(moment.firing)))
+        live_view(max(settled, key=lambda moment: moment.firing))
         if chromium := shutil.which("chromium") or shutil.which("google-chrome"):
             detected_incidents(chromium, report)
 

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from unittest import mock
 
 from rich.console import Console
@@ -21,8 +21,8 @@ from anomalyd.demo import main as demo
 from anomalyd.demo import view
 
 PICTURES: Final = Path(__file__).parent / "pictures"
-COLUMNS: Final = 110
-ROWS: Final = 8
+COLUMNS: Final = 112
+ROWS: Final = 10
 """Alerts shown."""
 SETTLED_S: Final = 30.0
 """Before that the view is mostly empty."""
@@ -35,16 +35,16 @@ def main() -> None:
     seconds = parser.parse_args().seconds
     PICTURES.mkdir(exist_ok=True)
     moments: list[view.Status] = []
-    line = view.line
+    status = demo._Demo._status  # noqa: SLF001  a script that looks over the demo's shoulder
 
-    def remember(status: view.Status) -> str:
-        moments.append(status)
-        return line(status)
+    def remember(running: Any, rate: float, _: int = 0) -> view.Status:  # noqa: ANN401  private
+        moments.append(status(running, rate, ROWS))
+        return moments[-1]
 
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.html"
         # Off a terminal the demo prints a line every few seconds, from the same status that the live view shows.
-        with mock.patch.object(view, "line", remember), mock.patch.object(demo, "_LINE_S", 0.5):
+        with mock.patch.object(demo._Demo, "_status", remember), mock.patch.object(demo, "_LINE_S", 0.5):  # noqa: SLF001  likewise
             demo.run(seconds=seconds, series=200, json_output=False, kafka=None, report=report, seed=0)
         settled = [moment for moment in moments if moment.elapsed_s >= min(SETTLED_S, seconds / 2)]
         live_view(max(settled, key=lambda moment: moment.firing))

@@ -1,5 +1,6 @@
 """What else is in the batch does not matter: scores and state bytes of a series are the same bit for bit."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 
@@ -91,6 +92,20 @@ def test_batch_size_does_not_matter_to_other_networks(size: int) -> None:
     order = np.random.default_rng(size).permutation(np.repeat(np.arange(SERIES), SAMPLES))
 
     assert_nothing_differs(detector.new_pages(SERIES), order, np.arange(SERIES), list(range(size, len(order), size)), OTHER)
+
+
+def test_threads_share_a_detector() -> None:
+    """The step runs without the GIL: partitions are stepped side by side by one detector."""
+    detector, *_ = alone()
+    order = np.tile(np.arange(SERIES), SAMPLES)
+
+    def one_partition(size: int) -> None:
+        for _ in range(20):
+            assert_nothing_differs(detector.new_pages(SERIES), order, np.arange(SERIES), list(range(size, len(order), size)))
+
+    with ThreadPoolExecutor(4) as threads:
+        for outcome in [threads.submit(one_partition, size) for size in (100, 101, 256, len(order))]:
+            outcome.result()
 
 
 def test_neighbouring_rows_are_not_touched() -> None:

@@ -51,7 +51,7 @@ def test_several_features(joint: bool) -> None:
 
 
 def test_joint_inputs_are_those_of_the_compiled_step() -> None:
-    shape = Shape(3, 7, 2, 2, joint=True)
+    shape = Shape(3, 7, 1, 2, joint=True)
     detector, values = Detector(untrained(shape), "cpu"), np.random.default_rng(0).standard_normal((100, 3))
     inputs, _ = network_inputs(values[None], np.array([60_000.0]), shape)
     pages = detector.new_pages(1)

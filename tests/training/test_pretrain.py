@@ -71,7 +71,7 @@ def test_pretrain_makes_an_artifact_that_loads_and_scores(
 ) -> None:
     monkeypatch.setattr(pretrain, "TRAINING_SERIES", (24, 192))
     monkeypatch.setattr(pretrain, "CALM_SERIES", (64, 1000))
-    monkeypatch.setattr(pretrain, "CALM_ENTITIES", (24, 1000, 3))
+    monkeypatch.setattr(pretrain, "CALM_ENTITIES", (24, 1000, 2))
     plan = Plan(steps=4, batch=16, stretch=64, window=4)
 
     assert pretrain.run(tmp_path / "one", seed=5, plan=plan) == 0

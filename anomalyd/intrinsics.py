@@ -167,3 +167,20 @@ def signed(_: Any, word: Any) -> Any:
         return arguments[0]
 
     return types.int64(types.uint64), generate
+
+
+@intrinsic
+def unowned(_: Any, array: Any) -> Any:
+    """unowned(array): the same array, but not counted: passing it on costs nothing (see `address_of`).
+
+    It keeps nothing alive: use it on a kernel's arguments only, whose owner waits for the kernel to return.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = context.make_array(signature.args[0])
+        borrowed = kind(context, builder, arguments[0])
+        borrowed.meminfo = ir.Constant(borrowed.meminfo.type, None)
+        borrowed.parent = ir.Constant(borrowed.parent.type, None)
+        return borrowed._getvalue()  # noqa: SLF001 - how numba's own intrinsics return a struct
+
+    return array(array), generate

@@ -81,10 +81,13 @@ def _table(shape: Shape) -> list[tuple[str, str, int]]:
         ("late_run", "i4", 1),
         ("rises", "i4", f),
         ("falls", "i4", f),
+        ("run", "i4", f),  # times in a row that the value has not changed
+        ("longest", "i4", f),  # such run so far
         ("kind", "i4", f),  # 0 undecided, 1 gauge, 2 counter
         ("step_ms", "f4", 1),  # usual distance of samples
         ("envelope", "f4", 1),  # refractory
         ("smooth", "f4", 1),  # level of u (F = 1) or of the joint error (F > 1), smoothed
+        ("unchanged", "f4", f),  # share of samples equal to the one before
         ("forecast", "f4", f),  # of the next input u
         ("error", "f4", f),  # mean |u - forecast|
         ("error_mean", "f4", 0 if single else f),

@@ -12,7 +12,11 @@ SCALER_SAMPLES: Final = 1000.0
 CLIP_SD: Final = 4.0
 """A sample moves the normaliser by at most this many standard deviations, so that an incident does not become the scale."""
 CLIP_SHARE: Final = 0.05
-"""... or by this share of its distance, so that a series that was constant can still find a new scale."""
+"""... or by this share of its distance, so that a series that was constant can still find a new scale,"""
+CLIP_FAR: Final = 100.0
+"""... but never by more than this many: one absurd value must not blind a series."""
+CLIP_FAR_STEP: Final = 1000.0
+"""The same for the mean step, which grows by its first power and not by its square."""
 RELATIVE_FLOOR: Final = 1e-4
 """Smallest standard deviation relative to the mean: differences below it are float noise of the producer."""
 ABSOLUTE_FLOOR: Final = 1e-9
@@ -64,6 +68,15 @@ EVIDENCE_LIMIT: Final = 12.0
 GUARD_TOLERANCE: Final = 0.05
 GUARD_SAMPLES: Final = 10_000.0
 GUARD_EVIDENCE: Final = 4.0
+GUARD_GROWTH: Final = 10.0
+"""The range grows to at most this many times its width by one sample."""
+
+# --- flat line guard ------------------------------------------------------------------------------------------------------
+FLAT_RUN: Final = 30
+"""A value must stand still for this many samples, and for four times the longest time so far, before that is evidence."""
+FLAT_LONG: Final = 500
+"""A value that has stood still for this long is the new normal."""
+FLAT_LIMIT: Final = 16.0
 
 # --- alerting ---------------------------------------------------------------------------------------------------------
 WARMUP_SAMPLES: Final = 100

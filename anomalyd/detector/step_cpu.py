@@ -10,7 +10,10 @@ The factory `build_step` turns the artifact's shape into constants, which is wha
 # ruff: noqa: ANN001, ANN201, ANN202 - numba types kernels by their arguments; they take columns, not objects
 
 import math
+import threading
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +21,9 @@ from numpy.typing import NDArray
 from anomalyd.batch import ARMED, COUNTER, LATE, REPEATED, WARMUP, SampleBatch, Verdicts
 from anomalyd.detector import recipe as R  # noqa: N812 - constants, named on every other line
 from anomalyd.detector.artifact import Artifact
-from anomalyd.detector.layout import ALIGNMENT, Layout
+from anomalyd.detector.layout import ALIGNMENT, Layout, Shape
 from anomalyd.detector.pages import Pages
-from anomalyd.intrinsics import prefetch
+from anomalyd.intrinsics import prefetch, unowned
 from anomalyd.jit import njit
 
 F4 = np.float32
@@ -35,8 +38,9 @@ _HALF = F4(0.5)
 _ONE = F4(1.0)
 _ZERO = F4(0.0)
 _LOG10 = F4(1.0 / math.log(10.0))
-AHEAD = 2
-"""Samples whose rows are already on their way to the cache while one is stepped."""
+_DECAY = math.exp(-1.0 / R.ENVELOPE_SAMPLES)
+LANES = 4
+"""Series whose networks advance side by side."""
 
 
 @njit(forceinline=True)
@@ -80,7 +84,7 @@ def floored_sd(variance, mean):
 
 
 @njit
-def evidence(i2, at, error, age, length_term):
+def evidence(histogram, error, age, length_term):
     """How surprising `error` is after all the errors of this channel so far; then learns it.
 
     Tail probability p from a decayed histogram of the log error, extrapolated by an exponential (that is, Pareto in the
@@ -91,17 +95,17 @@ def evidence(i2, at, error, age, length_term):
     bin_ = int(inside)
     total = 0
     for k in range(R.BINS):
-        total += i2[at + k]
+        total += histogram[k]
     result = _ZERO
     if age >= R.EVIDENCE_AGE and total > 0:
         # the quantile's bin: the first from the top at which the share above reaches TAIL_SHARE
         need = F4(R.TAIL_SHARE) * F4(total)
         above = 0
         k = R.BINS - 1
-        while k > 0 and F4(above + i2[at + k]) < need:
-            above += i2[at + k]
+        while k > 0 and F4(above + histogram[k]) < need:
+            above += histogram[k]
             k -= 1
-        part = (need - F4(above)) / F4(max(i2[at + k], 1))
+        part = (need - F4(above)) / F4(max(histogram[k], 1))
         edge = F4(k + 1) - min(part, _ONE)  # position of the quantile, in bins
         if position > edge:
             mass = F4(R.TAIL_PRIOR_COUNT * R.HISTOGRAM_UNIT)
@@ -109,7 +113,7 @@ def evidence(i2, at, error, age, length_term):
             for j in range(k, R.BINS):
                 beyond = F4(j) + _HALF - edge
                 if beyond > _ZERO:
-                    count = F4(i2[at + j])
+                    count = F4(histogram[j])
                     mass += count
                     excess += count * beyond
             log10p = -_ONE - (position - edge) * mass / max(excess, F4(1e-6)) * _LOG10
@@ -117,14 +121,14 @@ def evidence(i2, at, error, age, length_term):
             # inside the body: the share above, the own bin in proportion
             higher = 0
             for j in range(bin_ + 1, R.BINS):
-                higher += i2[at + j]
-            share = (F4(higher) + F4(i2[at + bin_]) * (F4(bin_ + 1) - inside)) / F4(total)
+                higher += histogram[j]
+            share = (F4(higher) + F4(histogram[bin_]) * (F4(bin_ + 1) - inside)) / F4(total)
             log10p = F4(math.log(max(share, F4(R.TAIL_SHARE)))) * _LOG10
         result = min(max(-log10p - length_term, _ZERO), F4(R.EVIDENCE_LIMIT))
     if age % R.HISTOGRAM_HALVING == R.HISTOGRAM_HALVING - 1:
         for k in range(R.BINS):
-            i2[at + k] = i2[at + k] >> 1
-    i2[at + bin_] += R.HISTOGRAM_UNIT
+            histogram[k] = histogram[k] >> 1
+    histogram[bin_] += R.HISTOGRAM_UNIT
     return result
 
 
@@ -142,30 +146,32 @@ def fixed(x):
 
 
 @njit
-def novelty(v, size, mean_at, variance_at, centre_at, weight_at, f4, i2, distances, age):
-    """Distance of v (size,) to the nearest prototype of this series, in units of each dimension's own spread; then learns it.
+def novelty(v, mean, variance, centre, weight, distances, age):
+    """Distance of v (D,) to the nearest prototype of this series, in units of each dimension's own spread; then learns it.
 
-    A new prototype counts as normal at once. Centres lie dimension by dimension, so that all distances are computed side by side.
+    `mean` and `variance` (D,) are those of v so far; `centre` (D * PROTOTYPES,) and `weight` (PROTOTYPES,) the memory. Centres lie
+    dimension by dimension, so that all distances are computed side by side. A new prototype counts as normal at once.
     """
+    size = len(mean)
     inverse = F4(1.0 / R.FIXED_POINT)
     for p in range(R.PROTOTYPES):
         distances[p] = _ZERO
     for j in range(size):
-        weight = _ONE / (f4[variance_at + j] + F4(1e-4))
+        scale = _ONE / (variance[j] + F4(1e-4))
         x = v[j]
-        base = centre_at + j * R.PROTOTYPES
+        side_by_side = centre[j * R.PROTOTYPES : (j + 1) * R.PROTOTYPES]
         for p in range(R.PROTOTYPES):
-            e = x - F4(i2[base + p]) * inverse
-            distances[p] += e * e * weight
+            e = x - F4(side_by_side[p]) * inverse
+            distances[p] += e * e * scale
     best = F4(1e30)
     nearest = -1
     lightest = 0
     free = -1
     for p in range(R.PROTOTYPES):
-        if i2[weight_at + p] == 0:
+        if weight[p] == 0:
             free = p  # prototypes fill from the front: beyond the first free one all are
             break
-        if i2[weight_at + p] < i2[weight_at + lightest]:
+        if weight[p] < weight[lightest]:
             lightest = p
         if distances[p] < best:
             best = distances[p]
@@ -180,96 +186,112 @@ def novelty(v, size, mean_at, variance_at, centre_at, weight_at, f4, i2, distanc
         fresh = lightest
     if fresh >= 0:
         for j in range(size):
-            i2[centre_at + j * R.PROTOTYPES + fresh] = fixed(v[j])
-        i2[weight_at + fresh] = R.PROTOTYPE_UNIT
+            centre[j * R.PROTOTYPES + fresh] = fixed(v[j])
+        weight[fresh] = R.PROTOTYPE_UNIT
     else:
-        weight_now = i2[weight_at + nearest] + R.PROTOTYPE_UNIT
-        rate = max(F4(R.PROTOTYPE_UNIT) / F4(weight_now), F4(R.PROTOTYPE_RATE))
+        grown = weight[nearest] + R.PROTOTYPE_UNIT
+        rate = max(F4(R.PROTOTYPE_UNIT) / F4(grown), F4(R.PROTOTYPE_RATE))
         for j in range(size):
-            k = centre_at + j * R.PROTOTYPES + nearest
-            old = F4(i2[k]) * inverse
-            i2[k] = fixed(old + rate * (v[j] - old))
-        i2[weight_at + nearest] = weight_now
+            k = j * R.PROTOTYPES + nearest
+            old = F4(centre[k]) * inverse
+            centre[k] = fixed(old + rate * (v[j] - old))
+        weight[nearest] = grown
     if age % R.PROTOTYPE_HALVING == R.PROTOTYPE_HALVING - 1:
         for p in range(R.PROTOTYPES):
-            if i2[weight_at + p] > 1:
-                i2[weight_at + p] = i2[weight_at + p] >> 1
+            if weight[p] > 1:
+                weight[p] = weight[p] >> 1
 
     share = max(_ONE / F4(age + 1), F4(1.0 / R.PROTOTYPE_SAMPLES))
     for j in range(size):
-        e = v[j] - f4[mean_at + j]
-        f4[mean_at + j] += share * e
-        f4[variance_at + j] = (_ONE - share) * (f4[variance_at + j] + share * e * e)
+        e = v[j] - mean[j]
+        mean[j] += share * e
+        variance[j] = (_ONE - share) * (variance[j] + share * e * e)
     return distance
 
 
-@njit
-def cell(w, weights_at, x, x_at, inputs, f4, h_at, c_at, units, gates):
-    """One LSTM layer: f4[h_at:], f4[c_at:] become the next h and c for the input x[x_at : x_at + inputs].
+@cache
+def build_cells(units: int) -> Callable[..., None]:
+    """Compiles one LSTM layer for LANES series side by side; `units` becomes a constant of the machine code.
 
-    Gates i, f, g, o as in torch: c = f * c + i * g, h = o * tanh(c). `w` from `weights_at`: input rows, recurrent rows, bias,
-    each of 4 * units.
+    Side by side, because the weights of two layers do not fit the first cache: what is loaded once serves LANES series. Every
+    lane sums in the same order whatever the others hold, so a series' result does not depend on its company.
     """
-    width = 4 * units
-    bias = weights_at + (inputs + units) * width
-    for j in range(width):
-        gates[j] = w[bias + j]
-    at = weights_at
-    for k in range(inputs):
-        a = x[x_at + k]
-        for j in range(width):
-            gates[j] += a * w[at + j]
-        at += width
-    k = 0
-    while k + 8 <= units:  # eight rows at a time: each sum is loaded and stored an eighth as often
-        a, b, c, d = f4[h_at + k], f4[h_at + k + 1], f4[h_at + k + 2], f4[h_at + k + 3]
-        e, f, g, h = f4[h_at + k + 4], f4[h_at + k + 5], f4[h_at + k + 6], f4[h_at + k + 7]
-        for j in range(width):
-            gates[j] += (
-                (a * w[at + j] + b * w[at + width + j])
-                + (c * w[at + 2 * width + j] + d * w[at + 3 * width + j])
-                + (e * w[at + 4 * width + j] + f * w[at + 5 * width + j])
-                + (g * w[at + 6 * width + j] + h * w[at + 7 * width + j])
-            )
-        at += 8 * width
-        k += 8
-    while k < units:
-        a = f4[h_at + k]
-        for j in range(width):
-            gates[j] += a * w[at + j]
-        at += width
-        k += 1
-    for j in range(2 * units):
-        gates[j] = _HALF * tanh(_HALF * gates[j]) + _HALF
-    for j in range(2 * units, 3 * units):
-        gates[j] = tanh(gates[j])
-    for j in range(3 * units, width):
-        gates[j] = _HALF * tanh(_HALF * gates[j]) + _HALF
-    for j in range(units):
-        state = gates[units + j] * f4[c_at + j] + gates[j] * gates[2 * units + j]
-        f4[c_at + j] = state
-        f4[h_at + j] = gates[3 * units + j] * tanh(state)
+    WIDTH = 4 * units
+
+    @njit
+    def add_products(w, at, v, n, gates):
+        """gates[lane] += v[lane] . rows of w, two rows at a time.
+
+        Rows are sliced out first: an index that might be negative costs a test in the loop, and the loop is no longer vectorised.
+        """
+        k = 0
+        while k + 2 <= n:
+            p, q = w[at : at + WIDTH], w[at + WIDTH : at + 2 * WIDTH]
+            a0, a1, b0, b1 = v[0, k], v[0, k + 1], v[1, k], v[1, k + 1]
+            c0, c1, d0, d1 = v[2, k], v[2, k + 1], v[3, k], v[3, k + 1]
+            for j in range(WIDTH):
+                gates[j] += a0 * p[j] + a1 * q[j]
+                gates[WIDTH + j] += b0 * p[j] + b1 * q[j]
+                gates[2 * WIDTH + j] += c0 * p[j] + c1 * q[j]
+                gates[3 * WIDTH + j] += d0 * p[j] + d1 * q[j]
+            at += 2 * WIDTH
+            k += 2
+        if k < n:
+            p = w[at : at + WIDTH]
+            a0, b0, c0, d0 = v[0, k], v[1, k], v[2, k], v[3, k]
+            for j in range(WIDTH):
+                gates[j] += a0 * p[j]
+                gates[WIDTH + j] += b0 * p[j]
+                gates[2 * WIDTH + j] += c0 * p[j]
+                gates[3 * WIDTH + j] += d0 * p[j]
+
+    @njit
+    def cells(w, at, x, inputs, h, c, gates):
+        """h, c (LANES, units) become the next ones for x (LANES, inputs); `gates` (LANES * 4 * units) is scratch.
+
+        Gates i, f, g, o as in torch: c = f * c + i * g, h = o * tanh(c). `w` from `at`: input rows, recurrent rows, bias.
+        """
+        bias = w[at + (inputs + units) * WIDTH :]
+        for lane in range(LANES):
+            for j in range(WIDTH):
+                gates[lane * WIDTH + j] = bias[j]
+        add_products(w, at, x, inputs, gates)
+        add_products(w, at + inputs * WIDTH, h, units, gates)
+        for lane in range(LANES):
+            first = lane * WIDTH
+            for j in range(first, first + 2 * units):
+                gates[j] = _HALF * tanh(_HALF * gates[j]) + _HALF
+            for j in range(first + 2 * units, first + 3 * units):
+                gates[j] = tanh(gates[j])
+            for j in range(first + 3 * units, first + WIDTH):
+                gates[j] = _HALF * tanh(_HALF * gates[j]) + _HALF
+            for j in range(units):
+                state = gates[first + units + j] * c[lane, j] + gates[first + j] * gates[first + 2 * units + j]
+                c[lane, j] = state
+                h[lane, j] = gates[first + 3 * units + j] * tanh(state)
+
+    return cells
 
 
 @njit(forceinline=True)
-def dot(w, at, bias, x, x_at, n):
-    """w[at:at+n] . x[x_at:x_at+n] + w[bias], in eight running sums: a single one would wait for itself n times."""
+def dot(a, b):
+    """The product a . b in eight running sums: a single one would wait for itself at every element."""
+    n = len(a)
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = _ZERO
     k = 0
     while k + 8 <= n:
-        i, j = at + k, x_at + k
-        s0 += w[i] * x[j]
-        s1 += w[i + 1] * x[j + 1]
-        s2 += w[i + 2] * x[j + 2]
-        s3 += w[i + 3] * x[j + 3]
-        s4 += w[i + 4] * x[j + 4]
-        s5 += w[i + 5] * x[j + 5]
-        s6 += w[i + 6] * x[j + 6]
-        s7 += w[i + 7] * x[j + 7]
+        s0 += a[k] * b[k]
+        s1 += a[k + 1] * b[k + 1]
+        s2 += a[k + 2] * b[k + 2]
+        s3 += a[k + 3] * b[k + 3]
+        s4 += a[k + 4] * b[k + 4]
+        s5 += a[k + 5] * b[k + 5]
+        s6 += a[k + 6] * b[k + 6]
+        s7 += a[k + 7] * b[k + 7]
         k += 8
-    s = w[bias]
+    s = _ZERO
     while k < n:
-        s += w[at + k] * x[x_at + k]
+        s += a[k] * b[k]
         k += 1
     return s + (((s0 + s4) + (s1 + s5)) + ((s2 + s6) + (s3 + s7)))
 
@@ -288,6 +310,7 @@ def build_step(layout: Layout) -> Callable[..., None]:
     LAST, SEEN, MEAN, VARIANCE, STEP_SIZE = (layout[n].first for n in ("last", "seen", "mean", "variance", "step_size"))
     LOW, HIGH = layout["low"].first, layout["high"].first
     AGE, BORN, LATE_RUN = layout["age"].first, layout["born"].first, layout["late_run"].first
+    RUN, LONGEST, UNCHANGED = layout["run"].first, layout["longest"].first, layout["unchanged"].first
     RISES, FALLS, KIND = layout["rises"].first, layout["falls"].first, layout["kind"].first
     STEP_MS, ENVELOPE, SMOOTH = layout["step_ms"].first, layout["envelope"].first, layout["smooth"].first
     FORECAST, ERROR = layout["forecast"].first, layout["error"].first
@@ -300,6 +323,7 @@ def build_step(layout: Layout) -> Callable[..., None]:
     HISTOGRAM, RECENT = layout["histogram"].first, layout["recent"].first
     EPISODE = layout["episode"].offset
     SCALER = R.SCALER_SAMPLES if SINGLE else R.JOINT_SCALER_SAMPLES
+    cells = build_cells(H)
     # where the parts of the packed weights begin: see weights.pack
     FIRST_CELL = (INPUTS + H + 1) * 4 * H
     NEXT_CELL = (2 * H + 1) * 4 * H
@@ -361,10 +385,10 @@ def build_step(layout: Layout) -> Callable[..., None]:
         return x
 
     @njit
-    def front(y, k, gap, at, f8, f4, i4, inputs, expected, low, high, i):
+    def front(y, k, gap, at, f8, f4, i4, inputs, lane, expected, low, high, i):
         """Scales one judged value with the statistics before it, writes the network's inputs and the expectation; then learns it.
 
-        Returns the evidence of the range guard.
+        Returns the evidence of the guards: of a value outside the range so far, and of one that no longer moves.
         """
         a8, a4 = at // 8, at // 4
         n = i4[a4 + BORN + k]
@@ -401,108 +425,142 @@ def build_step(layout: Layout) -> Callable[..., None]:
             excess = max(y - highest, lowest - y) / span
             if n >= R.EVIDENCE_AGE and excess > R.GUARD_TOLERANCE:
                 guard = F4(min(R.GUARD_EVIDENCE + math.log10(1.0 + excess), R.EVIDENCE_LIMIT))
-            f8[a8 + LOW + k] = min(lowest + (mean - lowest) / R.GUARD_SAMPLES, y)
-            f8[a8 + HIGH + k] = max(highest + (mean - highest) / R.GUARD_SAMPLES, y)
+            reach = R.GUARD_GROWTH * span if n >= 10 else math.inf
+            f8[a8 + LOW + k] = min(lowest + (mean - lowest) / R.GUARD_SAMPLES, max(y, lowest - reach))
+            f8[a8 + HIGH + k] = max(highest + (mean - highest) / R.GUARD_SAMPLES, min(y, highest + reach))
 
             share = 1.0 / min(n + 1.0, SCALER)
+            run, longest, unchanged = i4[a4 + RUN + k], i4[a4 + LONGEST + k], f4[a4 + UNCHANGED + k]
+            same = y == f8[a8 + SEEN + k] and not gap
+            if same:
+                run += 1
+                if n >= R.EVIDENCE_AGE and run >= R.FLAT_RUN and run > 4 * longest:
+                    # how likely it is to stand still so often in a row, had each time the same chance
+                    chance = max(unchanged, _ONE / F4(n + 2))
+                    guard = max(guard, min(-F4(run) * F4(math.log(chance)) * _LOG10, F4(R.FLAT_LIMIT)))
+            if not same or run > R.FLAT_LONG:
+                longest = max(longest, run)
+                run = run if same else 0
+            i4[a4 + RUN + k] = run
+            i4[a4 + LONGEST + k] = longest
+            f4[a4 + UNCHANGED + k] = unchanged + F4(share) * ((_ONE if same else _ZERO) - unchanged)
+
             delta = y - mean
-            limit = max(R.CLIP_SD * sd, R.CLIP_SHARE * abs(delta))
+            limit = max(R.CLIP_SD * sd, min(R.CLIP_SHARE * abs(delta), R.CLIP_FAR * sd))
             if n >= 10:
                 delta = min(max(delta, -limit), limit)
             f8[a8 + MEAN + k] = mean + share * delta
             f8[a8 + VARIANCE + k] = (1.0 - share) * (variance + share * delta * delta)
             size = abs(difference)
             if n >= 10:
-                size = min(size, max(R.CLIP_SD * scale, R.CLIP_SHARE * size))
+                size = min(size, max(R.CLIP_SD * scale, min(R.CLIP_SHARE * size, R.CLIP_FAR_STEP * scale)))
             f8[a8 + STEP_SIZE + k] = step_size + (size - step_size) * (1.0 / min(float(n), SCALER))
         f8[a8 + SEEN + k] = y
         i4[a4 + BORN + k] = n + 1
         if JOINT:
-            inputs[k] = u
+            inputs[lane, k] = u
         else:
-            inputs[2 * k] = u
-            inputs[2 * k + 1] = d
+            inputs[lane, 2 * k] = u
+            inputs[lane, 2 * k + 1] = d
         return guard
 
     @njit
-    def network(w, inputs, at, f4, i2, age, gates, z, newest):
-        """Advances every recurrent state of the row by one sample; newest[k] becomes the reconstruction of u, FORECAST the next u."""
-        a4 = at // 4
-        ring = at // 2 + RECENT + (age % R.RECENT) * NETWORKS * INPUTS
-        for j in range(NETWORKS * INPUTS):
-            i2[ring + j] = fixed(inputs[j])
-        for n in range(NETWORKS):
-            own = a4 + n * L * H
-            cell(w, 0, inputs, n * INPUTS, INPUTS, f4, own + EH, own + EC, H, gates)
-            for layer in range(1, L):
-                cell(
-                    w,
-                    FIRST_CELL + (layer - 1) * NEXT_CELL,
-                    f4,
-                    own + EH + (layer - 1) * H,
-                    H,
-                    f4,
-                    own + EH + layer * H,
-                    own + EC + layer * H,
-                    H,
-                    gates,
-                )
-            for j in range(Z):
-                z[j] = dot(w, CODE + j * H, CODE_BIAS + j, f4, own + EH + (L - 1) * H, H)
-            cell(w, DECODER, z, 0, Z, f4, own + DH, own + DC, H, gates)
-            for layer in range(1, L):
-                cell(
-                    w,
-                    DECODER + FIRST_DECODER_CELL + (layer - 1) * NEXT_CELL,
-                    f4,
-                    own + DH + (layer - 1) * H,
-                    H,
-                    f4,
-                    own + DH + layer * H,
-                    own + DC + layer * H,
-                    H,
-                    gates,
-                )
-            top = own + DH + (L - 1) * H
-            for j in range(OUT):
-                newest[n * OUT + j] = dot(w, NEWEST + j * H, NEWEST_BIAS + j, f4, top, H)
-                f4[a4 + FORECAST + n * OUT + j] = min(
-                    max(dot(w, NEXT + j * H, NEXT_BIAS + j, f4, top, H), -F4(R.INPUT_LIMIT)), F4(R.INPUT_LIMIT)
-                )
+    def stack(w, at, inputs, x, lanes, count, f4, h_at, c_at, h, c, gates):
+        """One LSTM with all its layers, in the rows that begin at `lanes`; leaves the top layer's output in h (LANES, H)."""
+        for layer in range(L):
+            for lane in range(LANES):
+                if layer > 0:
+                    x[lane, :H] = h[lane]
+                if lane < count:
+                    first = lanes[lane] // 4 + layer * H
+                    h[lane] = f4[first + h_at : first + h_at + H]
+                    c[lane] = f4[first + c_at : first + c_at + H]
+                else:  # a lane without a sample computes on zeros, so that the others always take the same path
+                    h[lane] = _ZERO
+                    c[lane] = _ZERO
+            cells(w, at, x, inputs, h, c, gates)
+            for lane in range(count):
+                first = lanes[lane] // 4 + layer * H
+                f4[first + h_at : first + h_at + H] = h[lane]
+                f4[first + c_at : first + c_at + H] = c[lane]
+            at += (inputs + H + 1) * 4 * H
+            inputs = H
 
     @njit
-    def single_evidence(inputs, newest, z, at, f4, i2, age, v, distances):
+    def network(w, inputs, lanes, count, f4, i4, i2, x, h, c, gates, z, newest):
+        """Advances every recurrent state of `count` rows by one sample.
+
+        newest[lane, k] becomes the reconstruction of u, z[lane] the code (of the last network), FORECAST in the row the next u.
+        """
+        for lane in range(count):
+            at = lanes[lane]
+            ring = at // 2 + RECENT + (i4[at // 4 + AGE] % R.RECENT) * NETWORKS * INPUTS
+            for j in range(NETWORKS * INPUTS):
+                i2[ring + j] = fixed(inputs[lane, j])
+        for n in range(NETWORKS):
+            own = n * L * H
+            for lane in range(LANES):
+                for j in range(INPUTS):
+                    x[lane, j] = inputs[lane, n * INPUTS + j] if lane < count else _ZERO
+            stack(w, 0, INPUTS, x, lanes, count, f4, own + EH, own + EC, h, c, gates)
+            for lane in range(LANES):
+                for j in range(Z):
+                    z[lane, j] = dot(w[CODE + j * H : CODE + (j + 1) * H], h[lane]) + w[CODE_BIAS + j]
+                    x[lane, j] = z[lane, j]
+            stack(w, DECODER, Z, x, lanes, count, f4, own + DH, own + DC, h, c, gates)
+            for lane in range(count):
+                for j in range(OUT):
+                    newest[lane, n * OUT + j] = dot(w[NEWEST + j * H : NEWEST + (j + 1) * H], h[lane]) + w[NEWEST_BIAS + j]
+                    coming = dot(w[NEXT + j * H : NEXT + (j + 1) * H], h[lane]) + w[NEXT_BIAS + j]
+                    coming = min(max(coming, -F4(R.INPUT_LIMIT)), F4(R.INPUT_LIMIT))
+                    f4[lanes[lane] // 4 + FORECAST + n * OUT + j] = coming
+
+    @njit
+    def single_evidence(inputs, newest, z, lane, at, f4, i2, age, v, distances):
         """F = 1: the summed evidence of novelty in [residual, code], |u|, |d| and novelty in [u, d, level of u]."""
         a4, a2 = at // 4, at // 2
-        u, d = inputs[0], inputs[1]
-        v[0] = u - newest[0]
-        for j in range(Z):
-            v[1 + j] = z[j]
-        a = novelty(v, A_SIZE, a4 + A_MEAN, a4 + A_VARIANCE, a2 + A_CENTRE, a2 + A_WEIGHT, f4, i2, distances, age)
+        u, d = inputs[lane, 0], inputs[lane, 1]
+        v[0] = u - newest[lane, 0]
+        v[1:A_SIZE] = z[lane]
+        a = novelty(
+            v,
+            f4[a4 + A_MEAN : a4 + A_MEAN + A_SIZE],
+            f4[a4 + A_VARIANCE : a4 + A_VARIANCE + A_SIZE],
+            i2[a2 + A_CENTRE : a2 + A_CENTRE + A_SIZE * R.PROTOTYPES],
+            i2[a2 + A_WEIGHT : a2 + A_WEIGHT + R.PROTOTYPES],
+            distances,
+            age,
+        )
         v[0] = u
         v[1] = d
         v[2] = f4[a4 + SMOOTH]
-        b = novelty(v, 3, a4 + B_MEAN, a4 + B_VARIANCE, a2 + B_CENTRE, a2 + B_WEIGHT, f4, i2, distances, age)
-        f4[a4 + SMOOTH] += (u - f4[a4 + SMOOTH]) * F4(1.0 / R.LEVEL_SAMPLES)
-        at2 = a2 + HISTOGRAM
-        term = length_term(age)
-        return (
-            evidence(i2, at2, a, age, term)
-            + evidence(i2, at2 + R.BINS, abs(u), age, term)
-            + evidence(i2, at2 + 2 * R.BINS, abs(d), age, term)
-            + evidence(i2, at2 + 3 * R.BINS, b, age, term)
+        b = novelty(
+            v,
+            f4[a4 + B_MEAN : a4 + B_MEAN + 3],
+            f4[a4 + B_VARIANCE : a4 + B_VARIANCE + 3],
+            i2[a2 + B_CENTRE : a2 + B_CENTRE + 3 * R.PROTOTYPES],
+            i2[a2 + B_WEIGHT : a2 + B_WEIGHT + R.PROTOTYPES],
+            distances,
+            age,
         )
+        f4[a4 + SMOOTH] += (u - f4[a4 + SMOOTH]) * F4(1.0 / R.LEVEL_SAMPLES)
+        term = length_term(age)
+        total = _ZERO
+        for channel, error in enumerate((a, abs(u), abs(d), b)):
+            first = a2 + HISTOGRAM + channel * R.BINS
+            total += evidence(i2[first : first + R.BINS], error, age, term)
+        return total
 
     @njit
-    def joint_evidence(inputs, newest, at, f4, i2, age, share, i):
+    def joint_evidence(inputs, newest, lane, at, f4, i2, age, share, i):
         """F > 1: summed evidence of the error, standardised per feature and averaged over features, now and smoothed; writes the shares."""
         a4 = at // 4
         total = _ZERO
         weight = F4(1.0 / min(age + 1.0, R.JOINT_SCALER_SAMPLES))
         parts = F4(1e-6) * F4(F)
         for k in range(F):
-            u = inputs[k] if JOINT else inputs[2 * k]
-            error = abs(u - newest[k])
+            u = inputs[lane, k] if JOINT else inputs[lane, 2 * k]
+            error = abs(u - newest[lane, k])
             mean, variance = f4[a4 + ERROR_MEAN + k], f4[a4 + ERROR_VARIANCE + k]
             standard = (error - mean) / (F4(math.sqrt(variance)) + F4(1e-3))
             standard = min(max(standard, -F4(R.JOINT_LIMIT)), F4(R.JOINT_LIMIT))
@@ -523,100 +581,154 @@ def build_step(layout: Layout) -> Callable[..., None]:
         now = total / F4(F)
         smooth = f4[a4 + SMOOTH] + (now - f4[a4 + SMOOTH]) * F4(2.0 / (R.JOINT_SAMPLES + 1.0))
         f4[a4 + SMOOTH] = smooth
-        first = at // 2 + HISTOGRAM
         term = length_term(age)
-        return evidence(i2, first, max(smooth + _ONE, F4(1e-3)), age, term) + evidence(
-            i2, first + R.BINS, max(now + _ONE, F4(1e-3)), age, term
-        )
+        evidence_ = _ZERO
+        for channel, error in enumerate((smooth, now)):
+            first = at // 2 + HISTOGRAM + channel * R.BINS
+            evidence_ += evidence(i2[first : first + R.BINS], max(error + _ONE, F4(1e-3)), age, term)
+        return evidence_
 
     @njit
-    def step(u1, f8, i8, f4, i4, i2, rows, times, values, w, budget, score, raw, observed, expected, low, high, share, flags):
-        """Scores every sample in order, then learns it. Arrays as in SampleBatch and Verdicts; u1 … i2 are the pages, flat."""
-        inputs = np.empty(2 * F, np.float32)
-        newest = np.empty(F, np.float32)
-        gates = np.empty(4 * H, np.float32)
-        z = np.empty(Z, np.float32)
-        v = np.empty(max(A_SIZE, 3), np.float32)
-        distances = np.empty(R.PROTOTYPES, np.float32)
-        backup = np.empty(ROW, np.uint8)
-        log10_budget, intercept, slope, lowest = budget[0], budget[1], budget[2], budget[3]
-        decay = F4(math.exp(-1.0 / R.ENVELOPE_SAMPLES))
-        for i in range(len(rows)):
-            ahead = np.int64(rows[min(i + AHEAD, len(rows) - 1)]) * ROW
-            for line in range(0, ROW, ALIGNMENT):
-                prefetch(u1, ahead + line)
-            at = np.int64(rows[i]) * ROW
-            a8, a4 = at // 8, at // 4
-            age = i4[a4 + AGE]
-            dt = times[i] - i8[a8 + TIME] if age > 0 else np.int64(0)
-            flag = 0
-            if age > 0:
-                if dt < 0:
-                    i4[a4 + LATE_RUN] += 1
-                    if i4[a4 + LATE_RUN] < R.LATE_RUN:
-                        flag = LATE
-                    else:
-                        i4[a4 + LATE_RUN] = 0
-                        dt = np.int64(0)
+    def receive(i, lane, at, u1, f8, i8, f4, i4, times, values, inputs, backup, observed, expected, low, high):
+        """What comes before the network: order, rate of a counter, scaling. Returns flags and the evidence of the guards."""
+        a8, a4 = at // 8, at // 4
+        age = i4[a4 + AGE]
+        dt = times[i] - i8[a8 + TIME] if age > 0 else np.int64(0)
+        flag = 0
+        if age > 0:
+            if dt < 0:
+                i4[a4 + LATE_RUN] += 1
+                if i4[a4 + LATE_RUN] < R.LATE_RUN:
+                    flag = LATE
                 else:
                     i4[a4 + LATE_RUN] = 0
-                    if dt == 0:
-                        flag = REPEATED
-                        for k in range(F):
-                            if values[i, k] != f8[a8 + LAST + k]:
-                                flag = 0
-            if flag:
-                backup[:] = u1[at : at + ROW]
+                    dt = np.int64(0)
+            else:
+                i4[a4 + LATE_RUN] = 0
+                if dt == 0:
+                    flag = REPEATED
+                    for k in range(F):
+                        if min(max(values[i, k], -R.VALUE_LIMIT), R.VALUE_LIMIT) != f8[a8 + LAST + k]:
+                            flag = 0
+        if flag:
+            backup[lane, :] = u1[at : at + ROW]
 
-            step_ms = f4[a4 + STEP_MS]
-            if dt > 0 and not flag:
-                if step_ms == 0.0:
-                    step_ms = F4(dt)
+        step_ms = f4[a4 + STEP_MS]
+        if dt > 0 and not flag:
+            if step_ms == 0.0:
+                step_ms = F4(dt)
+            else:
+                change = min(max(F4(dt) - step_ms, -_HALF * step_ms), _HALF * step_ms)
+                step_ms += change * F4(1.0 / 16.0)
+            f4[a4 + STEP_MS] = step_ms
+        gap = F4(dt) > F4(R.GAP_STEPS) * step_ms and age > 1
+
+        guard = _ZERO
+        for k in range(F):
+            y = judged(values[i, k], k, dt, at, u1, f8, i8, f4, i4)
+            if i4[a4 + KIND + k] == 2:
+                flag |= COUNTER
+            observed[i, k] = y
+            guard = max(guard, front(y, k, gap, at, f8, f4, i4, inputs, lane, expected, low, high, i))
+            f8[a8 + LAST + k] = min(max(values[i, k], -R.VALUE_LIMIT), R.VALUE_LIMIT)
+        return flag, guard
+
+    @njit
+    def conclude(i, lane, at, flag, total, u1, i8, f4, i4, times, budget, backup, score, raw, flags):
+        """What comes after the evidence: threshold, refractory envelope, flags; a sample that must not be learned is undone."""
+        a8, a4 = at // 8, at // 4
+        age = i4[a4 + AGE]
+        log10_rate = budget[0] + F4(math.log(max(f4[a4 + STEP_MS], F4(R.TRIAL_MS)))) * _LOG10
+        threshold = max((budget[1] - log10_rate) / budget[2], budget[3])
+        result = 0.0
+        if age < R.WARMUP_SAMPLES:
+            flag |= WARMUP
+        else:
+            result = total / threshold
+            envelope = f4[a4 + ENVELOPE]
+            if result > envelope:
+                flag |= ARMED
+            f4[a4 + ENVELOPE] = max(F4(result), envelope * F4(_DECAY))
+        score[i] = result
+        raw[i] = total
+        flags[i] = flag
+        i4[a4 + AGE] = age + 1
+        i8[a8 + TIME] = times[i]
+        if flag & (LATE | REPEATED):
+            late_run = i4[a4 + LATE_RUN]
+            u1[at : at + ROW] = backup[lane, :]
+            i4[a4 + LATE_RUN] = late_run
+
+    @njit
+    def step(pages, rows, times, values, w, budget, verdicts, scratch):
+        """Scores every sample in order, then learns it.
+
+        `pages` are all rows, flat, once per element type; `verdicts` the columns of Verdicts; `scratch` as `new_scratch` makes it.
+        """
+        u1, f8, i8, f4, i4, i2 = pages
+        u1, f8, i8, f4, i4, i2 = unowned(u1), unowned(f8), unowned(i8), unowned(f4), unowned(i4), unowned(i2)
+        rows, times, values, w, budget = unowned(rows), unowned(times), unowned(values), unowned(w), unowned(budget)
+        score, raw, observed, expected, low, high, share, flags = verdicts
+        score, raw, observed, expected = unowned(score), unowned(raw), unowned(observed), unowned(expected)
+        low, high, share, flags = unowned(low), unowned(high), unowned(share), unowned(flags)
+        inputs, newest, x, h, c, z, gates, v, distances, guards, backup, lanes, lane_flags = scratch
+        inputs, newest, x, h, c, z = unowned(inputs), unowned(newest), unowned(x), unowned(h), unowned(c), unowned(z)
+        gates, v, distances, guards = unowned(gates), unowned(v), unowned(distances), unowned(guards)
+        backup, lanes, lane_flags = unowned(backup), unowned(lanes), unowned(lane_flags)
+        begin = 0
+        while begin < len(rows):
+            # a block: the next samples, as long as each is of another series
+            count = 0
+            while count < LANES and begin + count < len(rows):
+                at = np.int64(rows[begin + count]) * ROW
+                known = False
+                for lane in range(count):
+                    known |= lanes[lane] == at
+                if known:
+                    break
+                lanes[count] = at
+                count += 1
+            for ahead in range(begin + count, min(begin + count + LANES, len(rows))):
+                for line in range(0, ROW, ALIGNMENT):
+                    prefetch(u1, np.int64(rows[ahead]) * ROW + line)
+            for lane in range(count):
+                i = begin + lane
+                lane_flags[lane], guards[lane] = receive(
+                    i, lane, lanes[lane], u1, f8, i8, f4, i4, times, values, inputs, backup, observed, expected, low, high
+                )
+            network(w, inputs, lanes, count, f4, i4, i2, x, h, c, gates, z, newest)
+            for lane in range(count):
+                i = begin + lane
+                at = lanes[lane]
+                age = i4[at // 4 + AGE]
+                if SINGLE:
+                    share[i, 0] = _ONE
+                    total = guards[lane] + single_evidence(inputs, newest, z, lane, at, f4, i2, age, v, distances)
                 else:
-                    change = min(max(F4(dt) - step_ms, -_HALF * step_ms), _HALF * step_ms)
-                    step_ms += change * F4(1.0 / 16.0)
-                f4[a4 + STEP_MS] = step_ms
-            gap = F4(dt) > F4(R.GAP_STEPS) * step_ms and age > 1
-
-            guard = _ZERO
-            counter = 0
-            for k in range(F):
-                y = judged(values[i, k], k, dt, at, u1, f8, i8, f4, i4)
-                if i4[a4 + KIND + k] == 2:
-                    counter = COUNTER
-                observed[i, k] = y
-                guard = max(guard, front(y, k, gap, at, f8, f4, i4, inputs, expected, low, high, i))
-                f8[a8 + LAST + k] = min(max(values[i, k], -R.VALUE_LIMIT), R.VALUE_LIMIT)
-            age = i4[a4 + AGE]  # a series that turned out to be a counter starts anew
-            network(w, inputs, at, f4, i2, age, gates, z, newest)
-            if SINGLE:
-                share[i, 0] = _ONE
-                total = guard + single_evidence(inputs, newest, z, at, f4, i2, age, v, distances)
-            else:
-                total = joint_evidence(inputs, newest, at, f4, i2, age, share, i)
-
-            log10_rate = log10_budget + F4(math.log(max(step_ms, F4(R.TRIAL_MS)))) * _LOG10
-            threshold = max((intercept - log10_rate) / slope, lowest)
-            result = 0.0
-            if age < R.WARMUP_SAMPLES:
-                flag |= WARMUP
-            else:
-                result = total / threshold
-                envelope = f4[a4 + ENVELOPE]
-                if result > envelope:
-                    flag |= ARMED
-                f4[a4 + ENVELOPE] = max(F4(result), envelope * decay)
-            score[i] = result
-            raw[i] = total
-            flags[i] = flag | counter
-            i4[a4 + AGE] = age + 1
-            i8[a8 + TIME] = times[i]
-            if flag & (LATE | REPEATED):
-                late_run = i4[a4 + LATE_RUN]
-                u1[at : at + ROW] = backup
-                i4[a4 + LATE_RUN] = late_run
+                    total = joint_evidence(inputs, newest, lane, at, f4, i2, age, share, i)
+                conclude(i, lane, at, lane_flags[lane], total, u1, i8, f4, i4, times, budget, backup, score, raw, flags)
+            begin += count
 
     return step
+
+
+def new_scratch(shape: Shape) -> tuple[NDArray[Any], ...]:
+    """What the step keeps between its parts, for one thread: made here, because arrays that a kernel makes are counted."""
+    h = shape.units
+    floats: list[tuple[int, ...]] = [
+        (LANES, shape.networks * shape.inputs),
+        (LANES, shape.features),
+        (LANES, max(h, shape.latent, shape.inputs)),
+        (LANES, h),
+        (LANES, h),
+        (LANES, shape.latent),
+        (LANES * 4 * h,),
+        (max(1 + shape.latent, 3),),
+        (R.PROTOTYPES,),
+        (LANES,),
+    ]
+    backup = np.zeros((LANES, Layout(shape).row_bytes), np.uint8)
+    return (*(np.zeros(size, np.float32) for size in floats), backup, np.zeros(LANES, np.int64), np.zeros(LANES, np.int64))
 
 
 class CpuBackend:
@@ -626,24 +738,31 @@ class CpuBackend:
         self._step = build_step(layout)
         self._weights = artifact.packed()
         self._threshold = threshold
+        self._shape = layout.shape
+        self._threads = threading.local()
 
     def step(self, pages: Pages, batch: SampleBatch, verdicts: Verdicts) -> None:
         """Fills `verdicts`; see Detector.step."""
+        scratch = getattr(self._threads, "scratch", None)
+        if scratch is None:
+            scratch = self._threads.scratch = new_scratch(self._shape)
         flat = pages.buffer.reshape(-1)
         self._step(
-            flat,
-            *(flat.view(t) for t in (np.float64, np.int64, np.float32, np.int32, np.int16)),
+            tuple(flat.view(t) for t in (np.uint8, np.float64, np.int64, np.float32, np.int32, np.int16)),
             batch.row,
             batch.time_ms,
             batch.value,
             self._weights,
             self._threshold,
-            verdicts.score,
-            verdicts.evidence,
-            verdicts.observed,
-            verdicts.expected,
-            verdicts.low,
-            verdicts.high,
-            verdicts.share,
-            verdicts.flags,
+            (
+                verdicts.score,
+                verdicts.evidence,
+                verdicts.observed,
+                verdicts.expected,
+                verdicts.low,
+                verdicts.high,
+                verdicts.share,
+                verdicts.flags,
+            ),
+            scratch,
         )

@@ -98,7 +98,7 @@ def judged(s: Rows, x: Tensor, dt: Tensor, *, single: bool) -> Tensor:
 def front(s: Rows, y: Tensor, gap: Tensor, *, scaler: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Scales the judged values (B, F) with the statistics before them, then learns them.
 
-    Returns u, d (B, F), expected, low, high (B, F) in the units of y, and the evidence of the range guard (B,).
+    Returns u, d (B, F), expected, low, high (B, F) in the units of y, and the evidence of the guards (B,).
     """
     n, mean, variance = s["born"], s["mean"], s["variance"]
     first = n == 0
@@ -120,15 +120,27 @@ def front(s: Rows, y: Tensor, gap: Tensor, *, scaler: float) -> tuple[Tensor, Te
     excess = torch.maximum(y - highest, lowest - y) / span
     outside = (n >= R.EVIDENCE_AGE) & (excess > R.GUARD_TOLERANCE)
     guard = torch.where(outside, (R.GUARD_EVIDENCE + torch.log10(1.0 + excess.clamp(min=0.0))).clamp(max=R.EVIDENCE_LIMIT), 0.0)
-    s["low"] = torch.where(first, y, torch.minimum(lowest + (mean - lowest) / R.GUARD_SAMPLES, y))
-    s["high"] = torch.where(first, y, torch.maximum(highest + (mean - highest) / R.GUARD_SAMPLES, y))
+    reach = torch.where(n >= 10, R.GUARD_GROWTH * span, math.inf)
+    s["low"] = torch.where(first, y, torch.minimum(lowest + (mean - lowest) / R.GUARD_SAMPLES, torch.maximum(y, lowest - reach)))
+    s["high"] = torch.where(first, y, torch.maximum(highest + (mean - highest) / R.GUARD_SAMPLES, torch.minimum(y, highest + reach)))
 
     share = 1.0 / (n + 1.0).double().clamp(max=scaler)
+    same = ~first & (y == s["seen"]) & ~gap[:, None]
+    run, unchanged = torch.where(same, s["run"] + 1, s["run"]), s["unchanged"]
+    still = same & (n >= R.EVIDENCE_AGE) & (run >= R.FLAT_RUN) & (run > 4 * s["longest"])
+    chance = torch.maximum(unchanged, 1.0 / (n + 2.0).to(_F4))
+    flat = torch.where(still, (-run * torch.log10(chance)).clamp(max=R.FLAT_LIMIT), 0.0)
+    guard = torch.maximum(guard, flat.to(_F8))
+    over = ~first & (~same | (run > R.FLAT_LONG))
+    s["longest"] = torch.where(over, torch.maximum(s["longest"], run), s["longest"]).int()
+    s["run"] = torch.where(first | same, run, 0).int()
+    s["unchanged"] = torch.where(first, unchanged, unchanged + share.to(_F4) * (same.to(_F4) - unchanged))
     delta = y - mean
-    limit = torch.maximum(R.CLIP_SD * sd, R.CLIP_SHARE * delta.abs())
+    limit = torch.maximum(R.CLIP_SD * sd, torch.minimum(R.CLIP_SHARE * delta.abs(), R.CLIP_FAR * sd))
     delta = torch.where(n >= 10, torch.clamp(delta, -limit, limit), delta)
     size = difference.abs()
-    size = torch.where(n >= 10, torch.minimum(size, torch.maximum(R.CLIP_SD * scale, R.CLIP_SHARE * size)), size)
+    limit_step = torch.maximum(R.CLIP_SD * scale, torch.minimum(R.CLIP_SHARE * size, R.CLIP_FAR_STEP * scale))
+    size = torch.where(n >= 10, torch.minimum(size, limit_step), size)
     s["mean"] = torch.where(first, y, mean + share * delta)
     s["variance"] = torch.where(first, 0.0, (1.0 - share) * (variance + share * delta * delta))
     s["step_size"] = torch.where(first, 0.0, s["step_size"] + (size - s["step_size"]) / n.double().clamp(min=1.0, max=scaler))

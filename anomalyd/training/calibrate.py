@@ -1,7 +1,7 @@
 """How much evidence means how many false alarms: the one number that turns an alert budget into a threshold.
 
 The detector runs over generated calm series that training never saw; openings of episodes are counted at many thresholds, and a straight
-line is laid through log10 of their rate. Rates beyond what was counted are extrapolated along it, as tails of evidence fall exponentially.
+line is laid through log10 of their rate in typical series. Rates beyond what was counted are extrapolated along it, as tails of evidence fall exponentially.
 """
 
 from dataclasses import replace
@@ -18,6 +18,8 @@ QUIET_SAMPLES: Final = 10
 """Samples below the threshold that end an episode; the default of the alert policy."""
 RATES: Final = (5e-5, 2e-3)
 """Openings per sample between which the line is laid: enough events to count, few enough to be alarms."""
+TYPICAL: Final = 0.95
+"""Share of the series that the line is laid for: at each threshold the noisiest twentieth is left out, or it alone would decide."""
 START: Final = 250
 """Samples of each series that are left out: full confidence comes with age."""
 
@@ -30,7 +32,8 @@ def calibrate(artifact: Artifact, values: NDArray[np.float64], step_ms: NDArray[
     neutral = replace(artifact, calibration=Calibration(0.0, 1.0, 1.0))
     evidence, armed = _run(Detector(neutral, "cpu"), values, step_ms)
     thresholds = np.arange(1.0, 40.0, 0.25)
-    rates = np.array([openings(evidence, armed, t)[START:].mean() for t in thresholds])
+    typical = max(1, round(TYPICAL * evidence.shape[1]))
+    rates = np.array([np.sort(openings(evidence, armed, t)[START:].mean(axis=0))[:typical].mean() for t in thresholds])
     usable = (rates >= RATES[0]) & (rates <= RATES[1]) & (thresholds >= thresholds[np.argmax(rates)])
     if usable.sum() < 3:
         msg = f"cannot calibrate: episodes open at {rates.min():.1e} to {rates.max():.1e} per sample"

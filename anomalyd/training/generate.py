@@ -3,7 +3,7 @@
 Every series has its own sampling interval (1 minute to 1 hour) and is a sum of parts (daily shapes, other periods, trends, level
 changes, noise of several kinds) put through one of the transforms that metrics go through (rates, counts, quantised, clipped).
 None of it is labelled anomalous: bursts and level changes are part of normal life here, as they are in production. Calm series, which
-the threshold is calibrated on, are the same without changes of level: those are what an alert is for.
+the threshold is calibrated on, are the same without bursts and changes of level: those are what an alert is for.
 """
 
 from typing import Final
@@ -74,7 +74,7 @@ def _one(rng: Generator, n: int, step_s: float, *, calm: bool) -> Floats:  # noq
     if rng.random() < 0.4:
         x += rng.uniform(0.2, 1.5) * _ar1(rng, n, rng.uniform(0.5, 0.99))
     x += _noise(rng, t, _DAY_S / step_s)
-    if rng.random() < 0.2:
+    if rng.random() < 0.2 and not calm:
         x += _bursts(rng, n)
     x = _transformed(rng, x)
     if rng.random() < 0.5:

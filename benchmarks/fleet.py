@@ -8,22 +8,23 @@ With several budgets it shows what sensitivity costs. Forty-five seconds of `ano
 import argparse
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from anomalyd.batch import Source
 from anomalyd.demo.board import epoch_ms
-from anomalyd.demo.fleet import BLOCK, DAY, KINDS, START_MS, STEP_MS, Fleet
+from anomalyd.demo.fleet import BLOCK, DAY, DEMONSTRATED, KINDS, START_MS, STEP_MS, Fleet, Kind
 from anomalyd.demo.judge import Episode, Judgement, judge
 from anomalyd.detector import Detector, Options, SampleBatch
 from anomalyd.formats import make_decoder
 from anomalyd.shard import Shard, StreamPlan
 
 
-def judged(detector: Detector, series: int, seed: int, days: float) -> Judgement:
+def judged(detector: Detector, series: int, seed: int, days: float, kinds: Sequence[Kind]) -> Judgement:
     """One fleet through one shard."""
-    fleet = Fleet(series, seed)
+    fleet = Fleet(series, seed, kinds)
     shard = Shard(StreamPlan("fleet"), Source("fleet", 0), detector, make_decoder("telegraf-json"), series)
     identities = [(key.partition("{")[0], {"host": key.split('"')[1]}) for key in fleet.keys]
     rows = np.array([shard.index.row(*identity) for identity in identities], np.int32)
@@ -40,10 +41,10 @@ def judged(detector: Detector, series: int, seed: int, days: float) -> Judgement
     return judge(fleet.incidents, episodes, series=series, ticks=ticks, until_ms=START_MS + (ticks - 1) * STEP_MS)
 
 
-def measure(budget: float, series: int, seeds: int, days: float) -> dict[str, Any]:
+def measure(budget: float, series: int, seeds: int, days: float, injected: Sequence[Kind]) -> dict[str, Any]:
     """All seeds at one budget."""
     detector = Detector.load(device="cpu", options=Options(budget_per_day=budget))
-    judgements = [judged(detector, series, seed, days) for seed in range(seeds)]
+    judgements = [judged(detector, series, seed, days, injected) for seed in range(seeds)]
     findings = [finding for judgement in judgements for finding in judgement.findings]
     delays = [finding.delay for finding in findings if finding.delay is not None]
     kinds = {kind: [sum(j.by_kind().get(kind, (0, 0))[part] for j in judgements) for part in (0, 1)] for kind in KINDS}
@@ -69,9 +70,11 @@ def main() -> None:
     parser.add_argument("--series", type=int, default=200)
     parser.add_argument("--days", type=float, default=2.25)
     parser.add_argument("--budget", type=float, nargs="+", default=[0.1])
+    parser.add_argument("--ramps", action="store_true", help="inject slow ramps too, which the demo leaves out")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    results = [measure(budget, arguments.series, arguments.seeds, arguments.days) for budget in arguments.budget]
+    kinds = KINDS if arguments.ramps else DEMONSTRATED
+    results = [measure(budget, arguments.series, arguments.seeds, arguments.days, kinds) for budget in arguments.budget]
     if arguments.json:
         print(json.dumps(results))
         return

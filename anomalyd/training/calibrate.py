@@ -1,7 +1,8 @@
 """How much evidence means how many false alarms: the one number that turns an alert budget into a threshold.
 
 The detector runs over generated calm series that training never saw; openings of episodes are counted at many thresholds, and a straight
-line is laid through log10 of their rate in typical series. Rates beyond what was counted are extrapolated along it, as tails of evidence fall exponentially.
+line is laid through log10 of their rate in typical series. Rates beyond what was counted are extrapolated along it, as tails of evidence
+fall exponentially.
 """
 
 from dataclasses import replace

@@ -7,7 +7,8 @@ import signal
 import threading
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import confluent_kafka
 import jsonschema
@@ -89,44 +90,67 @@ def every_poison(found: Sequence[Any], count: int) -> bool:
     return {record.value for record in found} >= {poison(n) for n in range(count)}
 
 
+class Feeder:
+    """Bad records into both partitions of a topic, from `with` until `stop`."""
+
+    def __init__(self, kafka: str, topic: str) -> None:
+        self._kafka, self._topic = kafka, topic
+        self._count = 0
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._feed)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def stop(self) -> int:
+        """Returns how many there are."""
+        self._enough.set()
+        self._thread.join()
+        return self._count
+
+    def _feed(self) -> None:
+        while not self._enough.is_set():
+            batch = [poison(n) for n in range(self._count, self._count + 50)]
+            produce(self._kafka, self._topic, batch, partition=self._count // 50 % 2)
+            self._count += 50
+
+
 @pytest.mark.real_kafka
 class TestAtLeastOnce:
     """Each bad record comes back as a dead letter: what is missing there was lost on the way."""
 
     def test_kills_lose_nothing(self, kafka: str, tmp_path: Path) -> None:
-        count, draw = 3_000, random.Random(1)
-        with Daemon(kafka, tmp_path, partitions=2) as daemon:
-            feeder = threading.Thread(target=self._feed, args=(kafka, daemon.source, count))
-            feeder.start()
+        draw = random.Random(1)
+        with Daemon(kafka, tmp_path, partitions=2) as daemon, Feeder(kafka, daemon.source) as feeder:
             for _ in range(4):
                 poll_until(lambda: (daemon.metric("anomalyd_records_consumed_total") or 0) > 0, "some records", 60)
                 poll_until(lambda: draw.random() < 0.02, "a random moment")
                 daemon.kill()
                 daemon.start()
-            feeder.join()
+            count = feeder.stop()
 
             read_until(kafka, daemon.dead, lambda found: every_poison(found, count), "every dead letter", 90)
 
     def test_instances_that_come_and_go_lose_nothing(self, kafka: str, tmp_path: Path) -> None:
-        count = 3_000
-        with Daemon(kafka, tmp_path, partitions=2) as first, Daemon(kafka, tmp_path, source=first.source, group=first.group) as second:
-            feeder = threading.Thread(target=self._feed, args=(kafka, first.source, count))
-            feeder.start()
+        with (
+            Daemon(kafka, tmp_path, partitions=2) as first,
+            Daemon(kafka, tmp_path, source=first.source, group=first.group) as second,
+            Feeder(kafka, first.source) as feeder,
+        ):
             for instance in (first, second):
                 poll_until(lambda i=instance: i.metric("anomalyd_assigned_partitions") == 1, "one partition each", 60)  # type: ignore[misc]
             assert first.stop() == 0
             poll_until(lambda: second.metric("anomalyd_assigned_partitions") == 2, "both partitions", 60)
             first.start()
             poll_until(lambda: first.metric("anomalyd_assigned_partitions") == 1, "one partition again", 60)
-            feeder.join()
+            count = feeder.stop()
 
             read_until(kafka, first.dead, lambda found: every_poison(found, count), "every dead letter", 90)
             assert "Traceback" not in first.log() + second.log()
-
-    @staticmethod
-    def _feed(kafka: str, topic: str, count: int) -> None:
-        for start in range(0, count, 50):
-            produce(kafka, topic, [poison(n) for n in range(start, start + 50)], partition=start // 50 % 2)
 
     async def test_positions_wait_for_the_acknowledgement_of_what_they_vouch_for(
         self, kafka: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

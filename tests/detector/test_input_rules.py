@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from anomalyd.batch import ARMED, COUNTER, LATE, REPEATED, WARMUP, Verdicts
 from anomalyd.detector import Detector, Pages
-from anomalyd.detector.recipe import COUNTER_AGE, LATE_RUN, WARMUP_SAMPLES
+from anomalyd.detector.recipe import COUNTER_AGE, FLAT_LONG, FLAT_RUN, LATE_RUN, WARMUP_SAMPLES
 from tests.detector.population import MINUTE_MS, START_MS, Floats, assert_same_bits, batch_of, every, feed, joined
 
 SECOND_MS = 1000
@@ -302,6 +302,37 @@ def test_constant_series_never_alarms_and_its_change_does(detector: Detector, le
     assert (verdicts.score[:900] < 0.5).all()
     assert verdicts.score[900] > 1.0
     assert verdicts.flags[900] & ARMED
+
+
+def noisy_then_still(still: int, repeats: int = 0) -> Floats:
+    """Noise, in which `repeats` equal values in a row have been seen before, and at the end a value that stands still."""
+    value: Floats = 50.0 + np.random.default_rng(6).standard_normal(2000 + still)
+    value[500 : 501 + repeats] = value[500]
+    value[2000:] = value[1999]
+    return value
+
+
+def test_value_that_stands_still_alarms_once_it_is_no_chance(detector: Detector) -> None:
+    """Thirty equal readings of a series that never repeated itself: a stuck sensor."""
+    verdicts = detector.step(detector.new_pages(1), batch_of(0, every(2060), noisy_then_still(60)))
+
+    assert verdicts.score[2000 + FLAT_RUN - 2] < 1.0
+    assert verdicts.score[2000 + FLAT_RUN] > 1.0
+
+
+def test_standing_still_as_long_as_before_is_normal(detector: Detector) -> None:
+    """A series that stood still for an hour once does not alarm when it does so for two."""
+    verdicts = detector.step(detector.new_pages(1), batch_of(0, every(2120), noisy_then_still(120, repeats=60)))
+
+    assert (verdicts.score[2010:] < 1.0).all()
+
+
+def test_standing_still_for_long_becomes_normal(detector: Detector) -> None:
+    """A device taken out of service does not alarm for ever."""
+    verdicts = detector.step(detector.new_pages(1), batch_of(0, every(2000 + FLAT_LONG + 20), noisy_then_still(FLAT_LONG + 20)))
+
+    assert verdicts.score[2000 + FLAT_LONG - 10] > 1.0
+    assert (verdicts.score[2000 + FLAT_LONG + 2 :] < 1.0).all()
 
 
 def test_level_shift_alarms_at_once_and_is_then_learned(detector: Detector) -> None:

@@ -60,6 +60,8 @@ TAIL_SHARE: Final = 0.1
 TAIL_PRIOR_COUNT: Final = 4.0
 TAIL_PRIOR_MEAN: Final = 0.25
 """Exponential tail of the log error above the 90 % quantile; the prior steadies it while few samples lie there."""
+FAMILIAR: Final = 3
+"""Errors that were as large before are as likely as they were often; it takes this many, or one incident would hide the next."""
 LENGTH_COEFFICIENT: Final = 0.5
 EVIDENCE_AGE: Final = 50
 EVIDENCE_LIMIT: Final = 12.0

@@ -117,6 +117,11 @@ def evidence(histogram, error, age, length_term):
                     mass += count
                     excess += count * beyond
             log10p = -_ONE - (position - edge) * mass / max(excess, F4(1e-6)) * _LOG10
+            seen = 0
+            for j in range(bin_, R.BINS):
+                seen += histogram[j]
+            if seen >= R.FAMILIAR * R.HISTOGRAM_UNIT:
+                log10p = max(log10p, F4(math.log(F4(seen) / F4(total))) * _LOG10)
         else:
             # inside the body: the share above, the own bin in proportion
             higher = 0
@@ -425,7 +430,7 @@ def build_step(layout: Layout) -> Callable[..., None]:
             excess = max(y - highest, lowest - y) / span
             if n >= R.EVIDENCE_AGE and excess > R.GUARD_TOLERANCE:
                 guard = F4(min(R.GUARD_EVIDENCE + math.log10(1.0 + excess), R.EVIDENCE_LIMIT))
-            reach = R.GUARD_GROWTH * span if n >= 10 else math.inf
+            reach = R.GUARD_GROWTH * span if n >= 10 and highest - lowest >= span else math.inf  # a constant's first change sets the range
             f8[a8 + LOW + k] = min(lowest + (mean - lowest) / R.GUARD_SAMPLES, max(y, lowest - reach))
             f8[a8 + HIGH + k] = max(highest + (mean - highest) / R.GUARD_SAMPLES, min(y, highest + reach))
 

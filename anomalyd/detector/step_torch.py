@@ -120,7 +120,7 @@ def front(s: Rows, y: Tensor, gap: Tensor, *, scaler: float) -> tuple[Tensor, Te
     excess = torch.maximum(y - highest, lowest - y) / span
     outside = (n >= R.EVIDENCE_AGE) & (excess > R.GUARD_TOLERANCE)
     guard = torch.where(outside, (R.GUARD_EVIDENCE + torch.log10(1.0 + excess.clamp(min=0.0))).clamp(max=R.EVIDENCE_LIMIT), 0.0)
-    reach = torch.where(n >= 10, R.GUARD_GROWTH * span, math.inf)
+    reach = torch.where((n >= 10) & (highest - lowest >= span), R.GUARD_GROWTH * span, math.inf)
     s["low"] = torch.where(first, y, torch.minimum(lowest + (mean - lowest) / R.GUARD_SAMPLES, torch.maximum(y, lowest - reach)))
     s["high"] = torch.where(first, y, torch.maximum(highest + (mean - highest) / R.GUARD_SAMPLES, torch.minimum(y, highest + reach)))
 
@@ -241,6 +241,9 @@ def evidence(s: Rows, channel: int, error: Tensor) -> Tensor:
     tail = -1.0 - (position - edge) * mass / excess.clamp(min=1e-6) / math.log(10.0)
     mine = bin_[:, None]
     share = (above.gather(1, mine)[:, 0] + counts.gather(1, mine)[:, 0] * (bin_ + 1 - inside)) / total.clamp(min=1.0)
+    seen = from_top.gather(1, mine)[:, 0]
+    familiar = torch.log10(seen.clamp(min=1.0) / total.clamp(min=1.0))
+    tail = torch.where(seen >= R.FAMILIAR * R.HISTOGRAM_UNIT, torch.maximum(tail, familiar), tail)
     log10p = torch.where(position > edge, tail, torch.log10(share.clamp(min=R.TAIL_SHARE)))
     length = (age + R.EVIDENCE_AGE).clamp(max=int(R.HISTOGRAM_SAMPLES)).to(_F4)
     result = (-log10p - R.LENGTH_COEFFICIENT * (torch.log10(length) - 3.0)).clamp(0.0, R.EVIDENCE_LIMIT)

@@ -19,8 +19,8 @@ QUIET_SAMPLES: Final = 10
 """Samples below the threshold that end an episode; the default of the alert policy."""
 RATES: Final = (5e-5, 2e-3)
 """Openings per sample between which the line is laid: enough events to count, few enough to be alarms."""
-TYPICAL: Final = 0.95
-"""Share of the series that the line is laid for: at each threshold the noisiest twentieth is left out, or it alone would decide."""
+TYPICAL: Final = 0.9
+"""Share of the series that the line is laid for: at each threshold the noisiest tenth is left out, or it alone would decide."""
 START: Final = 250
 """Samples of each series that are left out: full confidence comes with age."""
 

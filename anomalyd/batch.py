@@ -4,7 +4,7 @@ Letters: n samples, F features of a sample (1 for an ordinary metric).
 """
 
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,26 @@ class Source(NamedTuple):
 
     topic: str
     partition: int
+
+
+class Record(Protocol):
+    """What is read of one Kafka message, by whoever it comes from."""
+
+    @property
+    def key(self) -> bytes | None:
+        """As produced."""
+
+    @property
+    def value(self) -> bytes | None:
+        """As produced; None is a tombstone."""
+
+    @property
+    def timestamp(self) -> int:
+        """Of production (or of the append), milliseconds since the epoch; negative if unknown."""
+
+    @property
+    def offset(self) -> int:
+        """In its partition."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Synchronous, and without effects on anything but its own state: daemon, demo, ba
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -14,7 +14,7 @@ import structlog
 
 from anomalyd.alerts.episodes import Episodes, Policy
 from anomalyd.alerts.messages import Message, MessageBuilder, Model
-from anomalyd.batch import LATE, REPEATED, SampleBatch, Source, Verdicts
+from anomalyd.batch import LATE, REPEATED, Record, SampleBatch, Source, Verdicts
 from anomalyd.detector import Detector, Pages
 from anomalyd.formats import Decoder
 from anomalyd.series import Selection, SeriesIndex
@@ -25,26 +25,6 @@ INTERNAL_ERROR: Final = "internal-error"
 _MANY: Final = 1 << 30
 
 _log = structlog.get_logger(__name__)
-
-
-class RecordLike(Protocol):
-    """What is read of a record."""
-
-    @property
-    def key(self) -> bytes | None:
-        """As produced."""
-
-    @property
-    def value(self) -> bytes | None:
-        """As produced; None is a tombstone."""
-
-    @property
-    def timestamp(self) -> int:
-        """When it was produced, milliseconds since the epoch; negative if unknown."""
-
-    @property
-    def offset(self) -> int:
-        """In its partition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +49,7 @@ class OutgoingAlert(NamedTuple):
 class DeadLetter(NamedTuple):
     """A record that could not be read, wholly or in part."""
 
-    record: RecordLike
+    record: Record
     reason: str
 
 
@@ -168,7 +148,7 @@ class Shard:
         """Alerts that are firing."""
         return self._episodes.open_count
 
-    def process(self, records: Sequence[RecordLike]) -> Outcome:
+    def process(self, records: Sequence[Record]) -> Outcome:
         """Decodes, scores and judges records in order. Never raises because of what is in them.
 
         If our own code fails, the records go through once more, one by one, and the culprit ends as a dead letter with reason
@@ -234,7 +214,7 @@ class Shard:
             self._observer(self, batch, verdicts, [msgspec.json.decode(alert.message.value) for alert in outcome.alerts])
         return outcome
 
-    def _process(self, records: Sequence[RecordLike]) -> Outcome:
+    def _process(self, records: Sequence[Record]) -> Outcome:
         values = [record.value for record in records]
         outcome = Outcome()
         start, size = 0, _MANY
@@ -270,7 +250,7 @@ class Shard:
 class _Behind:
     """What is asked about few records, by their number behind `first`, so that nothing is copied for the many."""
 
-    def __init__(self, records: Sequence[RecordLike], first: int) -> None:
+    def __init__(self, records: Sequence[Record], first: int) -> None:
         self._records = records
         self._first = first
 

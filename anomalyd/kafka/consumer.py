@@ -20,7 +20,7 @@ from aiokafka.errors import (
     RecordTooLargeError,
 )
 
-from anomalyd.batch import Source
+from anomalyd.batch import Record, Source
 from anomalyd.errors import DeliveryError, KafkaRefusedError
 from anomalyd.kafka import client
 from anomalyd.kafka.positions import Located, StartFrom, locate
@@ -45,26 +45,6 @@ _READ_AGAIN_S: Final = 0.2
 _CAREFUL_S: Final = 10.0
 
 _log = structlog.get_logger(__name__)
-
-
-class Record(Protocol):
-    """What we use of the client's records."""
-
-    @property
-    def key(self) -> bytes | None:
-        """As produced."""
-
-    @property
-    def value(self) -> bytes | None:
-        """As produced; None is a tombstone."""
-
-    @property
-    def timestamp(self) -> int:
-        """Of production (or of the append), milliseconds since the epoch."""
-
-    @property
-    def offset(self) -> int:
-        """In its partition."""
 
 
 class Polled(NamedTuple):

@@ -194,9 +194,11 @@ def novelty(s: Rows, memory: str, v: Tensor) -> Tensor:
     distance = torch.where(empty, 0.0, (best / size).sqrt())
 
     room = (weight == 0).any(dim=1)
-    free = (weight == 0).int().argmax(dim=1)
+    free = (weight > 0).sum(dim=1)  # prototypes fill from the front
+    # the first of the lightest: which of several equal ones argmin names is up to the device
+    lightest = (weight * R.PROTOTYPES + torch.arange(R.PROTOTYPES, device=weight.device)).argmin(dim=1)
     fresh = torch.where(room, empty | (distance > R.PROTOTYPE_NEW), distance > R.PROTOTYPE_REPLACE)
-    chosen = torch.where(fresh, torch.where(room, free, weight.argmin(dim=1)), nearest)[:, None]
+    chosen = torch.where(fresh, torch.where(room, free, lightest), nearest)[:, None]
     grown = weight.gather(1, chosen) + R.PROTOTYPE_UNIT
     rate = torch.clamp(R.PROTOTYPE_UNIT / grown, min=R.PROTOTYPE_RATE)
     at = chosen[:, None, :].expand(b, size, 1)

@@ -28,6 +28,7 @@ T = TypeVar("T", Counter, Gauge)
 STATUSES: Final = ("firing", "updated", "resolved")
 SEVERITIES: Final = ("warning", "critical")
 LOSSES: Final = ("expired", "corrupt", "too-large")
+KINDS: Final = ("alert", "dead-letter")
 STAGES: Final = ("decode", "step", "episodes")
 
 # Buckets sit around what is good and what is not: a batch steps in 0.1-30 ms, an alert is due within a second.
@@ -82,6 +83,10 @@ class Metrics:
         self._dead_letters = counter("dead_letters", "Records written to the dead-letter topic.")
         alerts = counter("alerts", "Alert messages written and acknowledged, by status and severity.", ("status", "severity"))
         self._alerts = {(status, severity): alerts.labels(status, severity) for status in STATUSES for severity in SEVERITIES}
+        dropped = counter(
+            "messages_dropped", "Alerts and dead letters given up because their topic refuses them for their size.", ("kind",)
+        )
+        self._dropped = _Children(dropped, KINDS)
         # Not preset: the age of a time that nobody has seen yet would be that of 1970.
         self._last_event = _Children(gauge("last_event_timestamp_seconds", "Newest event time seen in a stream.", ("stream",)))
         # what is held
@@ -96,7 +101,7 @@ class Metrics:
         self._batch_samples = self._histogram("batch_samples", "Samples in one batch.", _BATCH_SAMPLES)
         busy = counter("worker_busy_seconds", "Time spent working, by stage; its rate is the share of a core.", ("stage",))
         self._busy = _Children(busy, STAGES)
-        self._in_flight = gauge("batches_in_flight", "Batches decoded and not yet through the detector.")
+        self._in_flight = gauge("batches_in_flight", "Batches handed to the workers and not yet back.")
         self._loop_lag_s = self._histogram(
             "event_loop_lag_seconds", "How late the event loop wakes; heartbeats to Kafka wait as long.", _LOOP_LAG_S
         )
@@ -104,14 +109,16 @@ class Metrics:
         self._checkpoint_s = self._histogram(
             "checkpoint_seconds", "Time of one checkpoint: alerts and dead letters acknowledged, positions committed.", _CHECKPOINT_S
         )
-        self._checkpoint_failures = counter("checkpoint_failures", "Checkpoints that failed; their batches are done again.")
+        self._checkpoint_failures = counter(
+            "checkpoint_failures", "Checkpoints that could not be written; the same alerts and positions are tried again with the next one."
+        )
         self._last_checkpoint = gauge("last_checkpoint_timestamp_seconds", "When the last checkpoint succeeded; 0 before the first.")
         # Kafka
         self._lag = gauge(
             "consumer_lag_records", "Records not yet read (log end - next position) of each assigned partition.", ("topic", "partition")
         )
         self._assigned = gauge("assigned_partitions", "Input partitions that this instance reads.")
-        self._paused = gauge("paused_partitions", "Input partitions paused because the detector is busy.")
+        self._paused = gauge("paused_partitions", "Input partitions paused because brokers take no messages.")
         self._rebalances = counter("rebalances", "Times the group gave partitions out anew.")
         self._fetch_errors = counter("fetch_errors", "Fetches from Kafka that failed and were tried again.")
         lost = counter("records_lost", "Records passed over because Kafka can't hand them out, by reason; act, they are gone.", ("reason",))
@@ -190,6 +197,10 @@ class Metrics:
             self._alerts[kind].inc(count)
         for latency_s in latencies_s:
             self._detection_s.observe(max(0.0, latency_s))  # the producer's clock may run ahead of ours
+
+    def dropped(self, kind: str) -> None:
+        """A message was given up because its topic refuses it for its size: one of KINDS."""
+        self._dropped[kind].inc()
 
     def checkpoint_failed(self) -> None:
         """A checkpoint failed; what it held will be done again."""

@@ -112,7 +112,7 @@ class App:
         metrics.model(model.name, model.version, model.hash)
         _log.info("model_loaded", model=model.name, version=model.version, device=next(iter(streams.values())).detector.device)
 
-        producer = Producer(settings.kafka)
+        producer = Producer(settings.kafka, metrics)
         teardown.push_async_callback(producer.stop)
         await producer.start()
         await _verify_topics(settings)

@@ -379,4 +379,5 @@ def _dead_letter(topic: str, source: Source, letter: DeadLetter) -> Message:
             ("anomalyd-partition", str(source.partition).encode()),
             ("anomalyd-offset", str(letter.record.offset).encode()),
         ),
+        dead_letter=True,
     )

@@ -2,18 +2,19 @@
 
 import asyncio
 import zlib
+from collections import deque
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import structlog
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
+from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, RecordListTooLargeError
 
 from anomalyd.kafka import client
 from anomalyd.settings import KafkaSettings
 
 TRUNCATED_BYTES: Final = 1_024
-"""What is kept of a message that its topic refuses for its size."""
+"""What is kept of the key and of the value of a dead letter that its topic refuses for its size."""
 
 _MAX_BATCH_BYTES: Final = 512 << 10  # below the brokers' default message.max.bytes of 1 MiB, which counts whole batches
 _MAX_REQUEST_BYTES: Final = 256 << 20  # the topic's limit decides, not the client's
@@ -32,11 +33,20 @@ class Message(NamedTuple):
     key: bytes | None
     value: bytes
     headers: tuple[tuple[str, bytes], ...] = ()
+    dead_letter: bool = False
+    """It may be cut. An alert may not: half of its JSON would break whoever reads it."""
 
     @property
     def size(self) -> int:
         """Bytes, about."""
         return len(self.key or b"") + len(self.value) + sum(len(name) + len(value) for name, value in self.headers)
+
+
+class Metrics(Protocol):
+    """What is counted here."""
+
+    def dropped(self, kind: str) -> None:
+        """A message, "alert" or "dead-letter", was given up because its topic refuses it for its size."""
 
 
 class Producer:
@@ -46,8 +56,11 @@ class Producer:
     failed once is replaced, and what was not acknowledged is sent by the next one.
     """
 
-    def __init__(self, settings: KafkaSettings) -> None:
+    def __init__(self, settings: KafkaSettings, metrics: Metrics) -> None:
         self._settings = settings
+        self._metrics = metrics
+        # Twice what a request may take: an idempotent client repeats requests for ever.
+        self._acknowledged_within_s = 2 * settings.request_timeout_ms / 1000
         self._client: AIOKafkaProducer | None = None
 
     async def start(self) -> None:
@@ -64,15 +77,11 @@ class Producer:
             client_, self._client = self._client, None
             await client.close(client_)
 
-    async def partitions(self, topic: str) -> int:
-        """How many partitions a topic has."""
-        return len(await (await self._connected()).partitions_for(topic))
-
     async def deliver(self, messages: Sequence[Message]) -> None:
         """Returns when every message is acknowledged; per partition and key in the order given, unless a send failed in between.
 
-        A message that its topic refuses for its size is cut to its first KiB and marked with the header `anomalyd-truncated`: it must not
-        hold up what comes behind it.
+        What a topic refuses for its size must not hold up what comes behind it: a dead letter is cut and marked with the header
+        `anomalyd-truncated`; an alert, or a dead letter that is too large even so, is dropped with an error in the log.
 
         Raises:
             KafkaRefusedError: trying again would not help.
@@ -85,42 +94,47 @@ class Producer:
             if not failed:
                 return
             await self.stop()
-            first = failed[0][1]
+            waiting, first = [message for message, _ in failed], failed[0][1]
+            if any(isinstance(error, _OVERSIZE) for _, error in failed):
+                waiting, other = await self._alone(waiting)
+                if other is None:
+                    return
+                first = other
             if refused := client.refusal(first, self._settings):
                 raise refused from first
-            oversize = any(isinstance(error, _OVERSIZE) for _, error in failed)
-            waiting = [message for message, _ in failed]
-            if oversize:
-                waiting = await self._alone(waiting)
-            else:
-                delay_s = backoff.next_s()
-                _log.warning(
-                    "delivery_retry", messages=len(failed), reason=client.reason(first), attempt=backoff.attempts, wait_s=round(delay_s, 2)
-                )
-                await asyncio.sleep(delay_s)
+            delay_s = backoff.next_s()
+            _log.warning(
+                "delivery_retry", messages=len(waiting), reason=client.reason(first), attempt=backoff.attempts, wait_s=round(delay_s, 2)
+            )
+            await asyncio.sleep(delay_s)
 
-    async def _alone(self, messages: Sequence[Message]) -> list[Message]:
-        """Sends one by one, since a batch that is too large fails all its messages; cuts those that are too large by themselves.
+    async def _alone(self, messages: Sequence[Message]) -> tuple[list[Message], Exception | None]:
+        """Sends one by one, since a batch that is too large fails all its messages; cuts or drops those that are too large by themselves.
 
-        Returns what failed for another reason.
+        Stops at the first that fails for another reason; returns that one and all behind it, and the reason.
         """
-        rest = []
-        for message in messages:
+        waiting = deque(messages)
+        while waiting:
+            message = waiting.popleft()
             (error,) = await self._send([message])
             if error is None:
                 continue
             await self.stop()
-            if isinstance(error, _OVERSIZE) and len(message.value) > TRUNCATED_BYTES:
-                _log.warning("message_truncated", topic=message.topic, bytes=len(message.value), kept=TRUNCATED_BYTES)
-                rest.append(truncated(message))
+            if not isinstance(error, _OVERSIZE):
+                return [message, *waiting], error
+            if message.dead_letter and max(len(message.value), len(message.key or b"")) > TRUNCATED_BYTES:
+                _log.warning("message_truncated", topic=message.topic, bytes=message.size, kept=TRUNCATED_BYTES)
+                waiting.appendleft(truncated(message))
             else:
-                rest.append(message)
-        return rest
+                kind = "dead-letter" if message.dead_letter else "alert"
+                _log.error("message_dropped", topic=message.topic, kind=kind, bytes=message.size, reason=client.reason(error))
+                self._metrics.dropped(kind)
+        return [], None
 
     async def _send(self, messages: Sequence[Message]) -> list[Exception | None]:
-        """Sends and waits for every acknowledgement; the error of each message, or None.
+        """Sends and waits for every acknowledgement, within a deadline; the error of each message, or None.
 
-        All futures are awaited: a batch that fails tells nobody but its own futures.
+        All futures are looked at: a batch that fails tells nobody but its own futures.
         """
         errors: list[Exception | None] = [None] * len(messages)
         futures: list[asyncio.Future[Any]] = []
@@ -139,10 +153,26 @@ class Producer:
                 errors[i] = error
             if i % _YIELD_EVERY == _YIELD_EVERY - 1:
                 await asyncio.sleep(0)
-        for i, result in zip(owners, await asyncio.gather(*futures, return_exceptions=True), strict=True):
-            if isinstance(result, Exception):
-                errors[i] = result
+        if futures:
+            await asyncio.wait(futures, timeout=self._acknowledged_within_s)
+        for i, future in zip(owners, futures, strict=True):
+            errors[i] = self._error_of(future)
         return errors
+
+    def _error_of(self, future: asyncio.Future[Any]) -> Exception | None:
+        """Why the message of a future is not known to be written; None if it is acknowledged."""
+        error: BaseException | None
+        if not future.done():
+            # Its client is replaced now, and nobody asks for what becomes of it.
+            future.add_done_callback(lambda late: late.cancelled() or late.exception())
+            error = KafkaTimeoutError(f"not acknowledged within {self._acknowledged_within_s:g} s")
+        elif future.cancelled():
+            error = KafkaError("given up by the client")
+        else:
+            error = future.exception()
+        if error is None or isinstance(error, Exception):
+            return error
+        raise error
 
     async def _connected(self) -> AIOKafkaProducer:
         if self._client is not None:
@@ -173,7 +203,7 @@ _OVERSIZE: Final = (MessageSizeTooLargeError, RecordListTooLargeError)
 
 
 def truncated(message: Message) -> Message:
-    """The first KiB of a message that is too large for its topic, with the full length and checksum in the header."""
+    """The first KiB of the key and of the value, with the value's full length and checksum in a header."""
     told = f"{len(message.value)} bytes, crc32 {zlib.crc32(message.value):08x}".encode()
-    key = message.key if message.key is None or len(message.key) <= TRUNCATED_BYTES else message.key[:TRUNCATED_BYTES]
+    key = None if message.key is None else message.key[:TRUNCATED_BYTES]
     return message._replace(key=key, value=message.value[:TRUNCATED_BYTES], headers=(*message.headers, ("anomalyd-truncated", told)))

@@ -60,7 +60,10 @@ EVENTS: Final[Mapping[str, Event]] = {
     ),
     "positions_unknown": Event("warning", "Committed positions can't be asked for; attempts go on.", "look at `reason`"),
     "positions_not_committed": Event(
-        "warning", "Positions were not committed; they will be with the next checkpoint.", "look at `reason` if it keeps coming"
+        "warning",
+        "The group gave partitions to others before their positions were committed; the next owner reads those records again, with equal "
+        "alert ids.",
+        "look at `reason` if it keeps coming",
     ),
     "position_out_of_range": Event(
         "error",
@@ -99,8 +102,14 @@ EVENTS: Final[Mapping[str, Event]] = {
     ),
     "message_truncated": Event(
         "warning",
-        "A dead letter is larger than its topic allows; its first 1 KB was written, with the header `anomalyd-truncated`.",
+        "A dead letter is larger than its topic allows; the first 1 KB of its key and value were written, with the header "
+        "`anomalyd-truncated`.",
         "raise `max.message.bytes` of the dead-letter topic to keep such records whole",
+    ),
+    "message_dropped": Event(
+        "error",
+        "An alert, or a dead letter that was cut already, is larger than its topic (`topic`) allows; it was given up.",
+        "raise `max.message.bytes` of the topic",
     ),
     # faults of our own
     "batch_retried_singly": Event(

@@ -84,7 +84,7 @@ class Metrics:
         alerts = counter("alerts", "Alert messages written and acknowledged, by status and severity.", ("status", "severity"))
         self._alerts = {(status, severity): alerts.labels(status, severity) for status in STATUSES for severity in SEVERITIES}
         dropped = counter(
-            "messages_dropped", "Alerts and dead letters given up because their topic refuses them for their size.", ("kind",)
+            "messages_dropped", "Alerts and dead letters given up: their topic refuses their size.", ("kind",)
         )
         self._dropped = _Children(dropped, KINDS)
         # Not preset: the age of a time that nobody has seen yet would be that of 1970.

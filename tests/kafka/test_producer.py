@@ -7,19 +7,31 @@ from typing import Any
 
 import aiokafka
 import pytest
-from aiokafka.errors import OutOfOrderSequenceNumber, TopicAuthorizationFailedError
+from aiokafka.errors import MessageSizeTooLargeError, OutOfOrderSequenceNumber, TopicAuthorizationFailedError
 
+import anomalyd.kafka.producer as producer_module
 from anomalyd.alerts.messages import Message as Alert
 from anomalyd.errors import KafkaRefusedError
+from anomalyd.kafka.client import Backoff
 from anomalyd.kafka.producer import TRUNCATED_BYTES, Message, Producer, truncated
 from anomalyd.settings import KafkaSettings
 from tests.support.sinks import SinkContract, SinkKit
 from tests.support.topics import create_topic, read_committed
 
 
+class Dropped:
+    """Metrics that remember."""
+
+    def __init__(self) -> None:
+        self.kinds: list[str] = []
+
+    def dropped(self, kind: str) -> None:
+        self.kinds.append(kind)
+
+
 @pytest.fixture
 async def producer(kafka: str) -> AsyncIterator[Producer]:
-    made = Producer(KafkaSettings(bootstrap_servers=kafka))
+    made = Producer(KafkaSettings(bootstrap_servers=kafka), Dropped())
     await made.start()
     yield made
     await made.stop()
@@ -59,11 +71,11 @@ async def test_what_one_input_partition_causes_stays_in_one_partition(kafka: str
 
 
 @pytest.mark.real_kafka
-async def test_a_message_that_its_topic_refuses_for_its_size_is_cut_and_holds_up_nothing(kafka: str, producer: Producer) -> None:
+async def test_a_dead_letter_that_its_topic_refuses_for_its_size_is_cut_and_holds_up_nothing(kafka: str, producer: Producer) -> None:
     topic = await asyncio.to_thread(create_topic, kafka, config={"max.message.bytes": "5000"})
     headers = (("anomalyd-reason", b"malformed"),)
 
-    await producer.deliver([Message(topic, 0, None, value, headers) for value in (b"before", b"x" * 100_000, b"behind")])
+    await producer.deliver([Message(topic, 0, None, value, headers, dead_letter=True) for value in (b"before", b"x" * 100_000, b"behind")])
 
     records = {record.value: record.headers for record in await asyncio.to_thread(read_committed, kafka, topic)}
     assert records.keys() == {b"before", b"x" * TRUNCATED_BYTES, b"behind"}
@@ -120,3 +132,124 @@ def test_a_cut_message_says_what_it_was() -> None:
     assert cut.headers[0] == ("a", b"b")
     assert cut.headers[1][0] == "anomalyd-truncated"
     assert cut.headers[1][1].startswith(b"3000 bytes, crc32 ")
+
+
+class FakeClient:
+    """A client in memory: every topic takes `most_bytes` of key and value, and a test decides what becomes of the futures."""
+
+    made = 0
+    most_bytes = 5_000
+    written: list[tuple[bytes | None, bytes]]
+    outcomes: list[Callable[[asyncio.Future[None]], object]]
+
+    def __init__(self, **_: object) -> None:
+        type(self).made += 1
+
+    async def start(self) -> None:
+        return
+
+    async def stop(self) -> None:
+        return
+
+    async def partitions_for(self, _: str) -> set[int]:
+        return {0}
+
+    async def send(
+        self, topic: str, value: bytes, key: bytes | None, *, partition: int, headers: list[tuple[str, bytes]]
+    ) -> asyncio.Future[None]:
+        del topic, partition, headers
+        future = asyncio.get_running_loop().create_future()
+        if len(key or b"") + len(value) > self.most_bytes:
+            future.set_exception(MessageSizeTooLargeError("too large"))
+        elif self.outcomes:
+            self.outcomes.pop(0)(future)
+        else:
+            self.written.append((key, value))
+            future.set_result(None)
+        return future
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeClient]:
+    FakeClient.made, FakeClient.written, FakeClient.outcomes = 0, [], []
+    monkeypatch.setattr(producer_module, "AIOKafkaProducer", FakeClient)
+    return FakeClient
+
+
+@pytest.fixture
+def dropped() -> Dropped:
+    return Dropped()
+
+
+@pytest.fixture
+def offline(fake: type[FakeClient], dropped: Dropped) -> Producer:
+    """A producer whose client is the one in memory."""
+    del fake
+    return Producer(KafkaSettings(bootstrap_servers="127.0.0.1:1", request_timeout_ms=1_000), dropped)
+
+
+async def test_a_dead_letter_is_cut_in_key_and_value(offline: Producer, fake: type[FakeClient], dropped: Dropped) -> None:
+    """An oversize key with a small value used to be sent again for ever, without a pause."""
+    letters = [(b"k" * 9_000, b"v"), (b"k" * 9_000, b"v" * 9_000), (None, b"v" * 9_000), (b"k", b"behind")]
+
+    await offline.deliver([Message("t", 0, key, value, dead_letter=True) for key, value in letters])
+
+    kib = TRUNCATED_BYTES
+    assert set(fake.written) == {(b"k" * kib, b"v"), (b"k" * kib, b"v" * kib), (None, b"v" * kib), (b"k", b"behind")}
+    assert dropped.kinds == []
+
+
+async def test_an_alert_that_is_too_large_is_dropped_whole(offline: Producer, fake: type[FakeClient], dropped: Dropped) -> None:
+    """Cut JSON would break whoever reads it."""
+    await offline.deliver([Message("t", 0, b"k", b"{" * 9_000), Message("t", 0, b"k", b"{}")])
+
+    assert fake.written == [(b"k", b"{}")]
+    assert dropped.kinds == ["alert"]
+
+
+async def test_what_does_not_fit_even_when_cut_holds_up_nothing(
+    offline: Producer, fake: type[FakeClient], dropped: Dropped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeClient, "most_bytes", 100)
+
+    await offline.deliver([Message("t", 0, b"k", b"v" * 9_000, dead_letter=True), Message("t", 0, b"k", b"v", dead_letter=True)])
+
+    assert fake.written == [(b"k", b"v")]
+    assert dropped.kinds == ["dead-letter"]
+
+
+async def test_a_refused_size_beside_another_failure_pauses_before_the_next_attempt(
+    offline: Producer, fake: type[FakeClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delays: list[float] = []
+
+    def next_s(_: Backoff) -> float:
+        delays.append(0.0)
+        return 0.0
+
+    monkeypatch.setattr(Backoff, "next_s", next_s)
+    fake.outcomes += [lambda future: future.set_exception(OutOfOrderSequenceNumber())] * 4
+
+    await offline.deliver([Message("t", 0, b"k", b"v"), Message("t", 0, b"k", b"v" * 9_000, dead_letter=True)])
+
+    assert fake.written == [(b"k", b"v"), (b"k", b"v" * TRUNCATED_BYTES)]
+    assert len(delays) == 2
+
+
+async def test_a_cancelled_send_is_no_acknowledgement(offline: Producer, fake: type[FakeClient]) -> None:
+    fake.outcomes.append(lambda future: future.cancel())
+
+    await offline.deliver([Message("t", 0, b"k", b"v")])
+
+    assert fake.written == [(b"k", b"v")]
+    assert fake.made == 2
+
+
+async def test_a_client_that_never_acknowledges_is_replaced(offline: Producer, fake: type[FakeClient]) -> None:
+    fake.outcomes.append(lambda _: None)
+
+    async with asyncio.timeout(20):
+        await offline.deliver([Message("t", 0, b"k", b"v")])
+
+    assert fake.written == [(b"k", b"v")]
+    assert fake.made == 2

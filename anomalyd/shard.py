@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import structlog
 
-from anomalyd.alerts.episodes import Episodes, Policy
+from anomalyd.alerts.episodes import Episodes, Policy, Transitions
 from anomalyd.alerts.messages import Message, MessageBuilder, Model
 from anomalyd.batch import LATE, REPEATED, Record, SampleBatch, Source, Verdicts
 from anomalyd.detector import Detector, Pages
@@ -20,7 +20,7 @@ from anomalyd.formats import Decoder
 from anomalyd.series import Selection, SeriesIndex
 
 INTERNAL_ERROR: Final = "internal-error"
-"""Why a record was rejected that crashed our own code."""
+"""Why a record was rejected that our own code failed on."""
 
 _MANY: Final = 1 << 30
 
@@ -68,6 +68,8 @@ class Outcome:
     decode_s: float = 0.0
     step_s: float = 0.0
     episodes_s: float = 0.0
+    unwritten: list[int] = field(default_factory=list)
+    """Of `advance`: records, by their number in `batch.record`, that an alert came of which our own code failed to write."""
 
     @property
     def rejected(self) -> dict[str, int]:
@@ -78,11 +80,10 @@ class Outcome:
         return counts
 
     def add(self, later: "Outcome") -> None:
-        """Takes up what came of the records behind."""
-        self.next_offset = later.next_offset
+        """Takes up what came of the next part of the records."""
         self.alerts += later.alerts
         self.dead_letters += later.dead_letters
-        for name in ("records", "samples", "late", "repeated", "evicted", "decode_s", "step_s", "episodes_s"):
+        for name in ("samples", "late", "repeated", "evicted", "step_s", "episodes_s"):
             setattr(self, name, getattr(self, name) + getattr(later, name))
 
 
@@ -139,6 +140,11 @@ class Shard:
         self._sequence = 0  # samples so far
 
     @property
+    def device(self) -> str:
+        """Where samples are scored."""
+        return self._detector.device
+
+    @property
     def series(self) -> int:
         """Series kept."""
         return len(self.index)
@@ -151,24 +157,45 @@ class Shard:
     def process(self, records: Sequence[Record]) -> Outcome:
         """Decodes, scores and judges records in order. Never raises because of what is in them.
 
-        If our own code fails, the records go through once more, one by one, and the culprit ends as a dead letter with reason
-        `internal-error`. Its neighbours may then have been learned twice; samples that repeat a series' newest are recognised as such.
+        If our own code fails while it decodes, nothing has been learned yet: what is left goes through one record at a time, and the
+        culprit ends as a dead letter with reason `internal-error`. So does a record that an alert came of which could not be written.
+
+        Raises:
+            Exception: our own code failed later. The state may have moved, and the same records once more would be taken for repeated
+                ones: whoever goes on loses alerts, whoever reads them again into a new shard does not.
         """
-        try:
-            return self._process(records)
-        except MemoryError:
-            raise
-        except Exception:  # noqa: BLE001  one record must not end the daemon
-            _log.warning("batch_retried_singly", **self._where(records[0].offset), records=len(records))
-        outcome = Outcome()
-        for record in records:
+        values = [record.value for record in records]
+        outcome = Outcome(records=len(records), next_offset=records[-1].offset + 1)
+        start, size, most = 0, _MANY, _MANY
+        while start < len(values):
+            part, behind = values[start : start + size], _Behind(records, start)
+            decoding = time.perf_counter()
             try:
-                outcome.add(self._process([record]))
+                decoded = self._decoder.decode(part, behind.timestamp, self.index)
             except MemoryError:
                 raise
-            except Exception:  # noqa: BLE001  see above
-                _log.exception("record_crashed", **self._where(record.offset))
-                outcome.add(Outcome(next_offset=record.offset + 1, dead_letters=[DeadLetter(record, INTERNAL_ERROR)], records=1))
+            except Exception:  # noqa: BLE001  one record must not end the daemon
+                if len(part) > 1:
+                    _log.warning("batch_retried_singly", exc_info=True, **self._where(records[start].offset), records=len(part))
+                    size = most = 1
+                else:
+                    _log.exception("record_crashed", **self._where(records[start].offset))
+                    outcome.dead_letters.append(DeadLetter(records[start], INTERNAL_ERROR))
+                    start += 1
+                continue
+            finally:
+                outcome.decode_s += time.perf_counter() - decoding
+            outcome.dead_letters += [DeadLetter(records[start + i], reason) for i, reason in decoded.rejected]
+            advanced = self.advance(decoded.batch, behind.offset, behind.timestamp)
+            outcome.add(advanced)
+            outcome.dead_letters += [DeadLetter(records[start + i], INTERNAL_ERROR) for i in advanced.unwritten]
+            start += decoded.consumed
+            if decoded.consumed < len(part):
+                outcome.evicted += self._make_room()
+                # While series come and go by the thousand, the rest of the batch must not be decoded again for each of them.
+                size = min(most, max(64, 2 * decoded.consumed))
+            else:
+                size = min(most, 2 * size)
         return outcome
 
     def advance(self, batch: SampleBatch, offset_of: Callable[[int], int], timestamp_of: Callable[[int], int]) -> Outcome:
@@ -192,18 +219,14 @@ class Shard:
             now_ms = self._now_ms()
             for k in range(len(transitions)):
                 record = int(batch.record[transitions.sample[k]])
-                row = int(transitions.row[k])
-                name, labels = self.index.identity(row)
-                message = self._messages.build(
-                    transitions,
-                    k,
-                    key=self.index.keys[row] or name,
-                    name=name,
-                    labels=labels,
-                    offset=offset_of(record),
-                    detected_at_ms=now_ms,
-                )
-                outcome.alerts.append(OutgoingAlert(message, timestamp_of(record)))
+                try:
+                    outcome.alerts.append(OutgoingAlert(self._message(transitions, k, offset_of(record), now_ms), timestamp_of(record)))
+                except MemoryError:
+                    raise
+                except Exception:  # noqa: BLE001  one alert must not take the others with it
+                    _log.exception("record_crashed", **self._where(offset_of(record)))
+                    if record not in outcome.unwritten:
+                        outcome.unwritten.append(record)
         outcome.step_s = stepped - began
         outcome.episodes_s = time.perf_counter() - stepped
         outcome.late = int(np.count_nonzero(verdicts.flags & LATE))
@@ -214,27 +237,11 @@ class Shard:
             self._observer(self, batch, verdicts, [msgspec.json.decode(alert.message.value) for alert in outcome.alerts])
         return outcome
 
-    def _process(self, records: Sequence[Record]) -> Outcome:
-        values = [record.value for record in records]
-        outcome = Outcome()
-        start, size = 0, _MANY
-        while start < len(values):
-            part, behind = values[start : start + size], _Behind(records, start)
-            decoding = time.perf_counter()
-            decoded = self._decoder.decode(part, behind.timestamp, self.index)
-            outcome.decode_s += time.perf_counter() - decoding
-            outcome.dead_letters += [DeadLetter(records[start + i], reason) for i, reason in decoded.rejected]
-            outcome.add(self.advance(decoded.batch, behind.offset, behind.timestamp))
-            start += decoded.consumed
-            if decoded.consumed < len(part):
-                outcome.evicted += self._make_room()
-                # While series come and go by the thousand, the rest of the batch must not be decoded again for each of them.
-                size = max(64, 2 * decoded.consumed)
-            else:
-                size = min(_MANY, 2 * size)
-        outcome.records = len(records)
-        outcome.next_offset = records[-1].offset + 1
-        return outcome
+    def _message(self, transitions: Transitions, k: int, offset: int, now_ms: int) -> Message:
+        row = int(transitions.row[k])
+        name, labels = self.index.identity(row)
+        key = self.index.keys[row] or name
+        return self._messages.build(transitions, k, key=key, name=name, labels=labels, offset=offset, detected_at_ms=now_ms)
 
     def _make_room(self) -> int:
         """Forgets the longest idle series; returns how many."""

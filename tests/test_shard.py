@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from anomalyd.alerts.episodes import Policy
+from anomalyd.alerts.episodes import Episodes, Policy
+from anomalyd.alerts.messages import Message, MessageBuilder
 from anomalyd.batch import SampleBatch, Source, Verdicts
 from anomalyd.detector import Detector
 from anomalyd.formats import Decoded, Decoder, make_decoder
@@ -149,20 +150,77 @@ def test_series_that_come_and_go_by_the_thousand_cost_linear_time(detector: Dete
     assert sum(calls) < 100 * 5_000
 
 
+class Crashing:
+    """Fails where it comes to the record b"crash"."""
+
+    def __init__(self) -> None:
+        self._decoder = make_decoder("plain-json")
+
+    def decode(self, values: Sequence[bytes | None], timestamp_ms: Callable[[int], int], index: SeriesIndex) -> Decoded:
+        good = values[: values.index(b"crash")] if b"crash" in values else values
+        decoded = self._decoder.decode(good, timestamp_ms, index)
+        if decoded.consumed == len(good) < len(values):
+            raise ZeroDivisionError
+        return decoded
+
+
 def test_a_record_that_crashes_our_own_code_ends_alone_as_a_dead_letter(detector: Detector) -> None:
-    class Crashing:
-        def __init__(self) -> None:
-            self.decoder = make_decoder("plain-json")
-
-        def decode(self, values: Sequence[bytes | None], timestamp_ms: Callable[[int], int], index: SeriesIndex) -> Decoded:
-            if b"crash" in values:
-                raise ZeroDivisionError
-            return self.decoder.decode(values, timestamp_ms, index)
-
     outcome = shard(detector, decoder=Crashing()).process(records([sample("a", 0, 1.0), b"crash", sample("b", 0, 1.0)], first=7))
 
     assert [(letter.record.offset, letter.reason) for letter in outcome.dead_letters] == [(8, INTERNAL_ERROR)]
     assert (outcome.records, outcome.samples, outcome.next_offset) == (3, 2, 10)
+
+
+def test_a_record_that_crashes_our_own_code_costs_no_alert_of_others(detector: Detector) -> None:
+    """However far the batch had come: nothing that was learned may be learned, or judged, a second time."""
+    values: list[bytes | None] = [*incident()]
+    values[503:503] = [sample("c", 0, 1.0), b"crash"]  # the shard is full by then: what is in front is judged before this is decoded
+    values[:0] = [sample("a", 0, 1.0), sample("b", 0, 1.0)]
+
+    outcome = shard(detector, capacity=3, decoder=Crashing()).process(records(values))
+
+    undisturbed = shard(detector).process(records(incident()))
+    assert [(told["alert_id"], told["status"]) for told in values_of(outcome)] == [
+        (told["alert_id"], told["status"]) for told in values_of(undisturbed)
+    ]
+    assert (outcome.samples, outcome.repeated, outcome.late) == (603, 0, 0)
+    assert outcome.evicted == 1
+    assert outcome.rejected == {INTERNAL_ERROR: 1}
+
+
+def test_an_alert_that_cannot_be_written_leaves_the_others_and_its_record(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    build, built = MessageBuilder.build, list[int]()
+
+    def failing_first(*args: Any, **named: Any) -> Message:  # noqa: ANN401  those of build
+        built.append(named["offset"])
+        if len(built) == 1:
+            raise ZeroDivisionError
+        return build(*args, **named)
+
+    monkeypatch.setattr(MessageBuilder, "build", failing_first)
+    outcome = shard(detector).process(records(incident(), first=1000))
+    monkeypatch.undo()
+
+    told = values_of(shard(detector).process(records(incident(), first=1000)))
+    assert len(told) > 1
+    assert values_of(outcome) == told[1:]
+    assert [(letter.record.offset, letter.reason) for letter in outcome.dead_letters] == [(1500, INTERNAL_ERROR)]
+    assert (outcome.records, outcome.samples, outcome.next_offset) == (600, 600, 1600)
+
+
+def test_a_crash_after_the_state_moved_is_told_and_not_tried_again(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same samples once more would be taken for repeated ones, and what they had to tell would be lost without a word."""
+    calls: list[int] = []
+
+    def crash(_: Episodes, batch: SampleBatch, __: Verdicts) -> None:
+        calls.append(len(batch))
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Episodes, "advance", crash)
+
+    with pytest.raises(ZeroDivisionError):
+        shard(detector).process(records(incident()))
+    assert calls == [600]
 
 
 def test_observers_see_scores_and_alerts(detector: Detector) -> None:

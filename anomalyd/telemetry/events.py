@@ -30,7 +30,9 @@ EVENTS: Final[Mapping[str, Event]] = {
         "see whether brokers are well",
     ),
     "crashed": Event(
-        "error", "A fault of our own ended the daemon.", "report it with the traceback; a restart goes on from the last checkpoint"
+        "error",
+        "A fault of our own ended the daemon; nothing behind it was committed.",
+        "report it with the traceback; a restart goes on from the last checkpoint",
     ),
     # Kafka, coming and going
     "kafka_reached": Event("info", "Brokers answer again, or for the first time."),
@@ -113,11 +115,14 @@ EVENTS: Final[Mapping[str, Event]] = {
     ),
     # faults of our own
     "batch_retried_singly": Event(
-        "warning", "Our own code failed on a batch; its records go through once more, one by one.", "nothing; see record_crashed"
+        "warning",
+        "Our own code failed to decode a batch; its records go through one by one. Nothing is lost or done twice.",
+        "see record_crashed; report the traceback if none follows",
     ),
     "record_crashed": Event(
         "error",
-        "Our own code failed on this record; it went to the dead-letter topic with reason `internal-error`.",
+        "Our own code failed to decode this record, or to write an alert that came of it; the record went to the dead-letter topic with "
+        "reason `internal-error`.",
         "report it with the record and the traceback",
     ),
     "library_message": Event(

@@ -55,7 +55,7 @@ def main() -> None:
 def live_view(moment: view.Status) -> None:
     """The terminal as SVG."""
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
-    console.print(view.screen(moment, rows=ROWS))
+    console.print(view.screen(moment, rows=ROWS, width=console.width))
     (PICTURES / "demo.svg").write_text(console.export_svg(title="anomalyd demo", unique_id="demo"), "utf-8")
 
 

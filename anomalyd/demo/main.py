@@ -195,7 +195,7 @@ class _Demo:
         with Live(console=console, auto_refresh=False, screen=False, transient=True) as live:
             async for rate in self._rates(_REFRESH_S):
                 rows = max(3, console.height - 10)
-                live.update(view.screen(self._status(rate, rows), rows), refresh=True)
+                live.update(view.screen(self._status(rate, rows), rows, live.console.width), refresh=True)
 
     async def _show_lines(self) -> None:
         shown_s = 0.0

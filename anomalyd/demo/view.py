@@ -65,6 +65,11 @@ def sparkline(values: Sequence[float]) -> str:
     return "".join(_BARS[int(min(x, 0.999) * len(_BARS))] for x in level)
 
 
+_WIDE: Final = 130
+_MIDDLING: Final = 100
+"""Columns of a terminal from which the expected range and the latest values have room beside a series' name."""
+
+
 def line(status: Status) -> str:
     """A plain progress line."""
     judgement = status.judgement
@@ -75,8 +80,8 @@ def line(status: Status) -> str:
     )
 
 
-def screen(status: Status, rows: int = 8) -> RenderableType:
-    """The live view, `rows` alerts at most."""
+def screen(status: Status, rows: int = 8, width: int = 120) -> RenderableType:
+    """The live view, `rows` alerts at most; on a narrow terminal the series' names stay and other columns go."""
     judgement = status.judgement
     head = (
         f"[bold]{_clock(status.event_ms)}[/] simulated   [bold]{status.samples_per_s:,.0f}[/] samples/s   "
@@ -88,22 +93,22 @@ def screen(status: Status, rows: int = 8) -> RenderableType:
     )
     table = Table(box=box.SIMPLE_HEAD, expand=True, pad_edge=False)
     table.add_column("alert", no_wrap=True, overflow="ellipsis", ratio=1)
-    for name in ("score", "value", "expected"):
+    expectation, spark = width >= _WIDE, width >= _MIDDLING
+    for name in ("score", "value", *(("expected",) if expectation else ())):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True, width=BEFORE + AFTER)
+    if spark:
+        table.add_column("", no_wrap=True, width=BEFORE + AFTER)
     table.add_column("truth", no_wrap=True, width=8)
     for shown in status.alerts[:rows]:
         alert = shown.alert
         style = "dim" if alert["status"] == "resolved" else _STYLE[alert["severity"]]
         low, high = alert["expected_range"]
-        table.add_row(
-            Text(alert["series"]["key"], style),
-            Text(f"{alert['peak_score']:.1f}", style),
-            Text(number(alert["value"]), style),
-            Text(f"{number(low)} to {number(high)}", style),
-            Text(sparkline(shown.values), _STYLE[alert["severity"]]),
-            Text(shown.truth, "green") if shown.truth else Text("-", "dim"),
-        )
+        cells = [Text(alert["series"]["key"], style), Text(f"{alert['peak_score']:.1f}", style), Text(number(alert["value"]), style)]
+        if expectation:
+            cells.append(Text(f"{number(low)} to {number(high)}", style))
+        if spark:
+            cells.append(Text(sparkline(shown.values), _STYLE[alert["severity"]]))
+        table.add_row(*cells, Text(shown.truth, "green") if shown.truth else Text("-", "dim"))
     return Panel(
         Group(head, truth, table),
         title="[bold]anomalyd demo[/]: Kafka in, LSTM autoencoder, Kafka out",

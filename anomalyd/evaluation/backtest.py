@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from anomalyd.app import stream_plan
 from anomalyd.detector import Artifact, Detector, Options
-from anomalyd.errors import ConfigError
+from anomalyd.errors import ConfigError, InputFileError
 from anomalyd.evaluation.gallery import Gallery
 from anomalyd.evaluation.models import Models
 from anomalyd.evaluation.readers import InputFile, Table, find, read_table
@@ -66,7 +66,7 @@ def run(
 
     Raises:
         ConfigError: something cannot be written, or the format is none.
-        InputFileError: a file cannot be used.
+        InputFileError: a file cannot be used, or none has a sample.
     """
     stream = _stream(settings, format)
     files = find(paths, lines=format is not None or settings is not None)
@@ -90,7 +90,12 @@ def run(
     took_s = engine.busy_s
     if report is not None and gallery is not None:
         _write_text(report, gallery.page([asdict(result) for result in results], took_s))
+    if not any(result.samples for result in results):
+        raise InputFileError("no sample could be used: nothing was scored")
     _print(results, took_s, json_output=json_output)
+    if not json_output:
+        written = [f"{option} {path}" for option, path in (("report:", report), ("scores and alerts:", out)) if path is not None]
+        print(*(written or ["--report FILE.html shows the episodes, --out DIR writes scores and alerts"]), sep="\n")  # noqa: T201  likewise
     return 0
 
 

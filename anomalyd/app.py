@@ -58,7 +58,8 @@ class App:
 
     Args:
         settings: the configuration.
-        observer: sees every batch with its verdicts and alerts, in the worker thread.
+        observer: sees every batch with its verdicts and alerts, one at a time: large ones in a worker thread, small ones in the event
+            loop's own, which it must not hold up.
         on_assembled: called once everything is made and before anything is read.
     """
 
@@ -142,6 +143,8 @@ class App:
         self.stopping = True
         if self._pipeline is not None:
             self._pipeline.stop()
+            if self._consumer is not None:
+                self._consumer.interrupt()
         elif self._running is not None:
             self._running.cancel()
 

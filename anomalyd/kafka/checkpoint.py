@@ -1,11 +1,17 @@
 """The one way out: alerts, dead letters and positions leave through a checkpoint, in an order that decides what a crash can cost."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from anomalyd.batch import Source
-from anomalyd.kafka.producer import Message
+from anomalyd.kafka.consumer import Consumer
+from anomalyd.kafka.producer import Message, Producer
+
+MESSAGE_BYTES: Final = 1_024
+"""What a message takes besides its content: its objects, its headers', its note, and its acknowledgement while it is on its way."""
+
+NOTE_BYTES: Final = 128
+"""What is left of an alert once it is delivered."""
 
 
 class AlertNote(NamedTuple):
@@ -26,7 +32,7 @@ class Pending:
     positions: dict[Source, int] = field(default_factory=dict)
     """Offset of the first record of a partition that is not accounted for yet."""
     bytes: int = 0
-    """Size of the messages, about."""
+    """Memory that all this takes, about."""
     alerts: list[AlertNote] = field(default_factory=list)
     """What metrics want to know of the alerts among the messages."""
     dead_letters: int = 0
@@ -38,7 +44,11 @@ class Pending:
     def add(self, message: Message) -> None:
         """Appends a message."""
         self.messages.append(message)
-        self.bytes += message.size
+        self.bytes += MESSAGE_BYTES + message.size
+
+    def delivered(self) -> None:
+        """The messages are acknowledged. From here on a repetition of this checkpoint is about positions only, and about counting."""
+        self.messages, self.bytes = [], NOTE_BYTES * len(self.alerts)
 
     def put_before(self, later: "Pending") -> "Pending":
         """This and what came later as one."""
@@ -63,24 +73,10 @@ class Checkpoint(Protocol):
         """
 
 
-class Deliver(Protocol):
-    """The side of the producer that a checkpoint uses."""
-
-    async def deliver(self, messages: Sequence[Message]) -> None:
-        """Returns when every message is acknowledged."""
-
-
-class Commit(Protocol):
-    """The side of the consumer that a checkpoint uses."""
-
-    async def commit(self, positions: Mapping[Source, int]) -> None:
-        """Returns when the positions are committed for the group."""
-
-
 class AtLeastOnce:
     """Alerts first, positions after: a crash in between repeats alerts (with equal ids), and loses none."""
 
-    def __init__(self, producer: Deliver, consumer: Commit) -> None:
+    def __init__(self, producer: Producer, consumer: Consumer) -> None:
         self._producer = producer
         self._consumer = consumer
 
@@ -97,8 +93,7 @@ class AtLeastOnce:
         # 1.
         if pending.messages:
             await self._producer.deliver(pending.messages)
-            # From here on a repetition of this checkpoint is about positions only.
-            pending.messages, pending.bytes = [], 0
+            pending.delivered()
         # 2.
         if pending.positions:
             await self._consumer.commit(pending.positions)

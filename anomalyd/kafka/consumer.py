@@ -6,7 +6,7 @@ The client has habits that lose or repeat data silently, or stop it; each is ans
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import structlog
@@ -25,7 +25,7 @@ from anomalyd.errors import DeliveryError, KafkaRefusedError
 from anomalyd.kafka import client
 from anomalyd.kafka.positions import Located, StartFrom, locate
 from anomalyd.kafka.salvage import UNREADABLE, first_readable
-from anomalyd.kafka.unwrapped import unwrap
+from anomalyd.kafka.unwrapped import fetch_ended, unwrap, verify
 from anomalyd.settings import KafkaSettings
 
 COMMIT_DEADLINE_S: Final = 15.0
@@ -108,6 +108,10 @@ class Consumer:
         self._clock = clock
         self._client: AIOKafkaConsumer | None = None
         self._owner: Owner | None = None
+        self._listening: AIOKafkaConsumer | None = None  # whose assignments count; not one that is about to be replaced
+        self._interrupted = asyncio.Event()
+        self._handing_over = asyncio.Lock()
+        self._taken = False  # the owner has, or may have, something to release
         self._assigned: frozenset[Source] | None = None  # None: the group has not decided
         self._assignment = 0  # what belongs to an older assignment is void
         self._position: dict[Source, int] = {}  # of located partitions: behind the last record handed over
@@ -134,8 +138,13 @@ class Consumer:
         self._owner = owner
         await self._connect()
 
+    def interrupt(self) -> None:
+        """The daemon ends: from now on poll() returns at once, even where it would replace a client while brokers are away."""
+        self._interrupted.set()
+
     async def stop(self) -> None:
         """Leaves the group (a static member stays in it until its session ends) and disconnects, within a deadline."""
+        self._listening = None
         self._forget_assignment()
         if self._client is not None:
             client_, self._client = self._client, None
@@ -185,6 +194,8 @@ class Consumer:
             )
             try:
                 await consumer.start()
+                verify(consumer)
+                unwrap(consumer)
                 break
             except (KafkaError, OSError) as error:
                 await client.close(consumer)
@@ -192,23 +203,36 @@ class Consumer:
             except BaseException:
                 await client.close(consumer)
                 raise
-        unwrap(consumer)
-        self._client = consumer
+        self._client = self._listening = consumer
         self._last_record_s = self._last_probe_s = self._clock()
         self._set_reachable(None)
         # After start(): topics given to the constructor would make start() wait for those that do not exist yet.
-        consumer.subscribe(list(self._start_from), listener=_Listener(self))
+        consumer.subscribe(list(self._start_from), listener=_Listener(self, consumer))
 
     async def _replace_client(self, why: str) -> None:
         """A client that went wrong is not repaired. stop() calls no listener, so the partitions are handed over here."""
         delay_s = self._replacing.next_s()
         _log.warning("kafka_client_replaced", reason=why, attempt=self._replacing.attempts, wait_s=round(delay_s, 2))
         self._metrics.reconnected()
+        # A rebalance that it takes part in meanwhile, and stop() lets it finish one, is not ours any more.
+        self._listening = None
         await self._hand_over()
         await self.stop()
         await asyncio.sleep(delay_s)
         self._stalled = False
         await self._connect()
+
+    async def _unless_interrupted(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does what may take as long as brokers are away; leaves off when the daemon ends."""
+        doing, interrupted = asyncio.create_task(work), asyncio.create_task(self._interrupted.wait())
+        try:
+            await asyncio.wait({doing, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            interrupted.cancel()
+            doing.cancel()
+            await asyncio.wait({doing})
+        if not doing.cancelled():
+            doing.result()
 
     # --- records ----------------------------------------------------------------------------------------------------
 
@@ -223,18 +247,20 @@ class Consumer:
         if self._failure is not None:
             raise self._failure
         if self._stalled:
-            await self._replace_client("records are there, none arrives")
+            await self._unless_interrupted(self._replace_client("records are there, none arrives"))
+        if self._interrupted.is_set():
+            return []
         consumer = self._connected
         try:
             # getmany() waits for the end of a rebalance, whatever its timeout says.
             async with asyncio.timeout(_POLL_DEADLINE_S):
                 got = await consumer.getmany(timeout_ms=_POLL_MS, max_records=self._most_records())
         except TimeoutError:
-            _fetch_ended(consumer)
+            fetch_ended(consumer)
             return []
         except (KafkaError, OSError, *UNREADABLE) as error:
-            _fetch_ended(consumer)
-            await self._recover(error)
+            fetch_ended(consumer)
+            await self._unless_interrupted(self._recover(error))
             return []
         polled = []
         for tp, records in got.items():
@@ -337,16 +363,19 @@ class Consumer:
         """Commits positions for the group, but for partitions that have gone to another member: it reads those records again.
 
         Raises:
-            DeliveryError: no answer in time; the commit may have happened or not, and can be repeated.
+            DeliveryError: not committed, or no answer in time; it can be repeated.
             KafkaRefusedError: not allowed.
         """
         ours = {TopicPartition(*source): position for source, position in positions.items() if source in self._position}
         if not ours or self._client is None:
             return
+        assignment = self._assignment
         try:
             async with asyncio.timeout(COMMIT_DEADLINE_S):
                 await self._client.commit(ours)
         except (CommitFailedError, IllegalStateError) as error:
+            if assignment == self._assignment and not self._handing_over.locked():
+                raise DeliveryError(f"positions not committed: {client.reason(error)}") from error
             _log.warning("positions_not_committed", partitions=len(ours), reason=client.reason(error))
         except TimeoutError:
             raise DeliveryError(f"positions not committed within {COMMIT_DEADLINE_S:g} s") from None
@@ -399,8 +428,10 @@ class Consumer:
 
     # --- assignment -------------------------------------------------------------------------------------------------
 
-    def on_assigned(self, partitions: Iterable[TopicPartition]) -> None:
+    def on_assigned(self, of: AIOKafkaConsumer, partitions: Iterable[TopicPartition]) -> None:
         """Partitions were assigned. Must not wait: no heartbeat is sent meanwhile, so a slow callback ends in endless rebalancing."""
+        if of is not self._listening:
+            return
         given = sorted(partitions)
         self._assigned = frozenset(Source(*tp) for tp in given)
         self._assignment += 1
@@ -414,29 +445,35 @@ class Consumer:
         if given:
             self._spawn(self._locate(dict.fromkeys(self._assigned)))
         else:
+            self._taken = True
             self._owned.take({})
 
-    async def on_revoked(self) -> None:
+    async def on_revoked(self, of: AIOKafkaConsumer) -> None:
         """The group rebalances. The client hands out nothing now and heartbeats go on: this may take time, but the others wait for it."""
-        if self._assigned is not None:
+        if of is self._client and self._assigned is not None:
             _log.info("partitions_revoked", count=len(self._assigned), partitions=_names(self._assigned))
             await self._hand_over()
 
     async def _hand_over(self) -> None:
+        """Once for each assignment, though a rebalance and a replacement of the client may both ask for it at the same time."""
         deadline_s = self._settings.rebalance_timeout_ms / 2_000
         for task in self._locating:
             task.cancel()
-        try:
-            async with asyncio.timeout(deadline_s):
-                await self._owned.release()
-        except TimeoutError:
-            _log.warning("handover_late", deadline_s=deadline_s, help="the next owner reads again what was not committed")
-        finally:
-            self._forget_assignment()
+        async with self._handing_over:
+            try:
+                # An owner that has nothing yet keeps what it put aside at the release before.
+                if self._taken:
+                    async with asyncio.timeout(deadline_s):
+                        await self._owned.release()
+            except TimeoutError:
+                _log.warning("handover_late", deadline_s=deadline_s, help="the next owner reads again what was not committed")
+            finally:
+                self._forget_assignment()
 
     def _forget_assignment(self) -> None:
         self._assignment += 1
         self._assigned = None
+        self._taken = False
         self._position.clear()
         self._end.clear()
         for task in self._locating:
@@ -456,24 +493,23 @@ class Consumer:
 
     async def _locate(self, wanted: Mapping[Source, int | None]) -> None:
         """Finds where to read partitions from, and begins; in the background, however long it takes, unless the group rebalances."""
-        assignment, backoff = self._assignment, client.Backoff()
-        while assignment == self._assignment:
-            try:
-                found = await locate(self._connected, wanted, self._start_from)
-            except (CommitFailedError, IllegalStateError):
-                return  # the group rebalances, and the next assignment starts over
-            except (KafkaError, OSError) as error:
-                self._failure = client.refusal(error, self._settings)
-                if self._failure is not None:
-                    return
-                delay_s = backoff.next_s()
-                _log.warning("positions_unknown", reason=client.reason(error), attempt=backoff.attempts, wait_s=round(delay_s, 2))
-                await asyncio.sleep(delay_s)
-            else:
-                if assignment == self._assignment:
-                    with self.failing_loudly():
+        with self.failing_loudly():
+            assignment, backoff = self._assignment, client.Backoff()
+            while assignment == self._assignment:
+                try:
+                    found = await locate(self._connected, wanted, self._start_from)
+                except (CommitFailedError, IllegalStateError):
+                    return  # the group rebalances, and the next assignment starts over
+                except (KafkaError, OSError) as error:
+                    if refused := client.refusal(error, self._settings):
+                        raise refused from error
+                    delay_s = backoff.next_s()
+                    _log.warning("positions_unknown", reason=client.reason(error), attempt=backoff.attempts, wait_s=round(delay_s, 2))
+                    await asyncio.sleep(delay_s)
+                else:
+                    if assignment == self._assignment:
                         self._begin(found)
-                return
+                    return
 
     def _begin(self, found: Mapping[Source, Located]) -> None:
         for source, located in found.items():
@@ -485,16 +521,17 @@ class Consumer:
                 self._metrics.lost("expired", located.expired)
             if not self._held:
                 self._connected.resume(tp)
+        self._taken = True
         self._owned.take({source: located.position for source, located in found.items()})
         self._last_record_s = self._clock()
 
     @contextlib.contextmanager
     def failing_loudly(self) -> Iterator[None]:
-        """Keeps an exception for the next poll(): out of a task or a callback of the client it would at most be logged."""
+        """Keeps the first exception for the next poll(): out of a task or a callback of the client it would at most be logged."""
         try:
             yield
         except Exception as error:  # noqa: BLE001  whatever it is, it has to end the daemon
-            self._failure = error
+            self._failure = self._failure or error
 
     # --- the client's side ------------------------------------------------------------------------------------------
 
@@ -529,23 +566,18 @@ class Consumer:
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ships no types
-    def __init__(self, consumer: Consumer) -> None:
+    def __init__(self, consumer: Consumer, of: AIOKafkaConsumer) -> None:
         self._consumer = consumer
+        self._of = of
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         del revoked  # all of them: rebalances are eager
         with self._consumer.failing_loudly():
-            await self._consumer.on_revoked()
+            await self._consumer.on_revoked(self._of)
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         with self._consumer.failing_loudly():
-            self._consumer.on_assigned(assigned)
-
-
-def _fetch_ended(consumer: AIOKafkaConsumer) -> None:
-    """After getmany() was cut short the client would count it as going on for ever, and never notice that our loop hangs."""
-    consumer._subscription._fetch_count = 0  # noqa: SLF001  nobody else fetches
-    consumer._subscription._last_fetch_ended = time.monotonic()  # noqa: SLF001
+            self._consumer.on_assigned(self._of, assigned)
 
 
 def _names(partitions: Iterable[tuple[str, int]]) -> list[str]:

@@ -1,7 +1,12 @@
 """Finding the way past records that can't be read."""
 
+import gzip
+import struct
+import zlib
 from collections.abc import Awaitable, Callable
+from typing import Final
 
+import cramjam
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import CorruptRecordException
 
@@ -9,8 +14,20 @@ from anomalyd.batch import Source
 from anomalyd.kafka import client
 from anomalyd.settings import KafkaSettings
 
-UNREADABLE = (CorruptRecordException, AssertionError, IndexError, ValueError)
-"""What the client raises for a batch whose checksum or structure is wrong."""
+UNREADABLE: Final = (
+    # checksum and structure
+    CorruptRecordException,
+    AssertionError,
+    IndexError,
+    ValueError,
+    struct.error,
+    # compression; the checksum is that of the compressed bytes, so it may well be right
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    cramjam.DecompressionError,
+)
+"""What the client raises for a batch that is not as it should be."""
 
 _FETCH_MS = 2_000
 

@@ -47,6 +47,11 @@ EVENTS: Final[Mapping[str, Event]] = {
         "The Kafka client failed in a way it does not recover from; a new one takes its place and goes on where it was.",
         "look at `reason` if it keeps coming",
     ),
+    "records_wrapped": Event(
+        "warning",
+        "This version of the Kafka client (`aiokafka`) has no way to hand out records fast; they are read slower.",
+        "install aiokafka 0.14",
+    ),
     "input_topics_missing": Event(
         "warning", "Input topics do not exist (yet); the daemon waits for them.", "create them, or correct `streams[].topics`"
     ),

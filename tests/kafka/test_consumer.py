@@ -11,6 +11,8 @@ from aiokafka.errors import (
     CommitFailedError,
     CorruptRecordException,
     GroupAuthorizationFailedError,
+    IllegalStateError,
+    KafkaConnectionError,
     KafkaError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
@@ -19,7 +21,7 @@ from aiokafka.errors import (
 
 import anomalyd.kafka.consumer as consumer_module
 from anomalyd.batch import Source
-from anomalyd.errors import DeliveryError, KafkaRefusedError
+from anomalyd.errors import AnomalydError, DeliveryError, KafkaRefusedError
 from anomalyd.kafka.consumer import STALL_S, Consumer
 from anomalyd.settings import KafkaSettings
 from tests.support.poll import until
@@ -48,6 +50,7 @@ class FakeClient:
 
     made: list["FakeClient"]
     committed_at: dict[TopicPartition, int]
+    away = False
 
     def __init__(self, **options: object) -> None:
         assert options["enable_auto_commit"] is False
@@ -60,16 +63,22 @@ class FakeClient:
         self.listener: ConsumerRebalanceListener
         self.stopped = False
         self.states: dict[TopicPartition, State] = {}
+        self.on_stop: Callable[[], Any] | None = None
         self._fetcher = SimpleNamespace(_records={})
         self._client = SimpleNamespace(cluster=SimpleNamespace(unauthorized_topics=set()))
-        self._subscription = SimpleNamespace(subscription=SimpleNamespace(assignment=SimpleNamespace(state_value=self.states.get)))
+        self._subscription = SimpleNamespace(
+            subscription=SimpleNamespace(assignment=SimpleNamespace(state_value=self.states.get)), _fetch_count=0, _last_fetch_ended=0.0
+        )
         self.made.append(self)
 
     async def start(self) -> None:
-        return
+        if self.away:
+            raise KafkaConnectionError("no answer")
 
     async def stop(self) -> None:
         self.stopped = True
+        if self.on_stop is not None:
+            await self.on_stop()
 
     def subscribe(self, topics: Sequence[str], listener: ConsumerRebalanceListener) -> None:
         self.listener = listener
@@ -400,10 +409,32 @@ async def test_commits_of_partitions_that_are_gone_are_passed_over(rig: Rig) -> 
     await rig.given(ZERO)
 
     await rig.consumer.commit({ZERO: 11, ONE: 99})
-    rig.client.commit_error = CommitFailedError()
-    await rig.consumer.commit({ZERO: 12})
 
     assert rig.client.commits == [{TP[ZERO]: 11}]
+
+
+@pytest.mark.parametrize("error", [CommitFailedError(), IllegalStateError()])
+async def test_a_commit_that_the_group_refuses_is_repeated_while_the_partitions_are_ours(rig: Rig, error: Exception) -> None:
+    await rig.given(ZERO)
+    rig.client.commit_error = error
+    with pytest.raises(DeliveryError):
+        await rig.consumer.commit({ZERO: 12})
+    rig.client.commit_error = None
+
+    await rig.consumer.commit({ZERO: 12})
+
+    assert rig.client.commits == [{TP[ZERO]: 12}]
+
+
+async def test_a_commit_that_the_group_refuses_in_a_handover_is_given_up(rig: Rig) -> None:
+    """The group went on without us; repeating it would only hold up the rebalance."""
+    await rig.given(ZERO)
+    rig.client.commit_error = CommitFailedError()
+    rig.holder.on_release = lambda: rig.consumer.commit({ZERO: 12})
+
+    await rig.client.revoke()
+
+    assert await rig.consumer.poll() == []
 
 
 async def test_a_commit_that_may_not_have_happened_can_be_repeated(rig: Rig) -> None:
@@ -424,3 +455,128 @@ async def test_ends_are_known_from_the_start_and_follow_what_can_be_had(rig: Rig
     rig.client.states[TP[ZERO]].highwater = 1_300
 
     assert rig.consumer.ends() == {ZERO: 1_200}
+
+
+async def test_an_interrupt_ends_a_replacement_while_brokers_are_away(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM has to be obeyed, however long the brokers stay away."""
+    await rig.given(ZERO)
+    rig.client.answers.append(KafkaError("gone"))
+    monkeypatch.setattr(FakeClient, "away", True)
+    polling = asyncio.create_task(rig.consumer.poll())
+    await until(lambda: len(FakeClient.made) > 1, "an attempt to connect")
+
+    rig.consumer.interrupt()
+
+    async with asyncio.timeout(2):
+        assert await polling == []
+        assert await rig.consumer.poll() == []
+    rig.consumer.hold()
+    await rig.consumer.probe()
+
+
+async def test_an_interrupt_does_not_wait_for_a_handover(rig: Rig) -> None:
+    await rig.given(ZERO)
+    rig.client.answers.append(KafkaError("gone"))
+    rig.holder.on_release = lambda: asyncio.sleep(60)
+    polling = asyncio.create_task(rig.consumer.poll())
+    await until(lambda: rig.holder.releases > 0, "the handover")
+
+    rig.consumer.interrupt()
+
+    async with asyncio.timeout(0.4):
+        assert await polling == []
+
+
+async def test_a_replaced_client_that_still_joins_the_group_is_not_listened_to(rig: Rig) -> None:
+    """stop() of a client lets a rebalance finish first, and calls us for it."""
+    await rig.given(ZERO)
+    old = rig.client
+
+    async def join() -> None:
+        await old.revoke()
+        old.assign(ONE)
+
+    old.on_stop = join
+    old.answers.append(KafkaError("gone"))
+
+    await rig.consumer.poll()
+    await rig.given(ZERO)
+
+    assert rig.holder.taken == [{ZERO: 10}, {ZERO: 10}]
+    assert rig.holder.releases == 1
+    assert await rig.consumer.poll() == []
+
+
+async def test_a_rebalance_during_a_replacement_releases_once(rig: Rig) -> None:
+    """A second release would find nothing and put aside nothing, in place of the state that the first one did."""
+    await rig.given(ZERO)
+    old = rig.client
+    rebalances: list[asyncio.Task[None]] = []
+
+    async def rebalance() -> None:
+        rebalances.append(asyncio.create_task(old.revoke()))
+        await asyncio.sleep(0)
+
+    rig.holder.on_release = rebalance
+    old.answers.append(KafkaError("gone"))
+
+    await rig.consumer.poll()
+    await asyncio.gather(*rebalances)
+
+    assert rig.holder.releases == 1
+
+
+async def test_a_rebalance_before_positions_are_known_releases_nothing(rig: Rig) -> None:
+    """What the owner put aside at the release before it may get back next."""
+    rig.client.assign(ZERO)
+    await rig.client.revoke()
+
+    assert rig.holder.releases == 0
+
+
+async def test_an_unexpected_fault_while_looking_for_positions_ends_the_daemon(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a task it would go unheard, and the partitions never be read."""
+
+    async def broken(_: object) -> dict[TopicPartition, int]:
+        raise ZeroDivisionError
+
+    async def poll_on() -> None:
+        while True:
+            await rig.consumer.poll()
+
+    monkeypatch.setattr(rig.client, "end_offsets", broken)
+    rig.client.assign(ZERO)
+
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wait_for(poll_on(), 10)
+
+
+async def test_a_failure_is_not_forgotten_over_one_that_may_pass(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    await rig.given(ZERO)
+    with rig.consumer.failing_loudly():
+        raise ZeroDivisionError
+    tried = asyncio.Event()
+
+    async def away(_: object) -> dict[TopicPartition, int]:
+        tried.set()
+        raise KafkaError("no answer")
+
+    monkeypatch.setattr(rig.client, "end_offsets", away)
+    rig.client.assign(ONE)
+    await asyncio.wait_for(tried.wait(), 10)
+
+    with pytest.raises(ZeroDivisionError):
+        await rig.consumer.poll()
+
+
+async def test_a_client_that_is_not_as_we_know_it_is_disconnected(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: object) -> None:
+        raise AnomalydError("not this one")
+
+    monkeypatch.setattr(consumer_module, "verify", unknown)
+    consumer = Consumer(KafkaSettings(bootstrap_servers="127.0.0.1:1"), {"metrics": "earliest"}, rig.holder)
+
+    with pytest.raises(AnomalydError):
+        await consumer.start(rig.holder)  # type: ignore[arg-type]  # a dict is a mapping
+
+    assert rig.client.stopped

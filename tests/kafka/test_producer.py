@@ -106,12 +106,12 @@ async def test_a_refusal_ends_the_attempts(kafka: str, producer: Producer, monke
         await producer.deliver([Message(topic, 0, b"k", b"v")])
 
 
-def _failing_sends(monkeypatch: pytest.MonkeyPatch, failures: int, error: Callable[[], Exception]) -> set[int]:
+def _failing_sends(monkeypatch: pytest.MonkeyPatch, failures: int, error: Callable[[], Exception]) -> set[aiokafka.AIOKafkaProducer]:
     """The third message (or the only one) of the first sends fails as the broker would have it; returns the clients that were used."""
-    send, clients, left = aiokafka.AIOKafkaProducer.send, set[int](), [failures]
+    send, clients, left = aiokafka.AIOKafkaProducer.send, set[aiokafka.AIOKafkaProducer](), [failures]
 
     async def failing(self: Any, topic: str, value: bytes, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  the client's signature
-        clients.add(id(self))
+        clients.add(self)
         future = await send(self, topic, value, *args, **kwargs)
         if left[0] and value in {b"2", b"v"}:
             left[0] -= 1

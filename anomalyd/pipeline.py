@@ -47,7 +47,7 @@ _DELIVERY_LATE_S: Final = 10.0
 _log = structlog.get_logger(__name__)
 
 
-class Records(Protocol):
+class Intake(Protocol):
     """The side of the consumer that the loop uses."""
 
     async def poll(self) -> list[Polled]:
@@ -79,8 +79,11 @@ class _Job:
 
     @property
     def small(self) -> bool:
-        return sum(len(polled.records) for _, polled in self.parts) <= SMALL_RECORDS and (
-            sum(len(record.value or b"") for _, polled in self.parts for record in polled.records) <= SMALL_BYTES
+        """Is it done before a worker would have heard of it? On a GPU nothing is: it takes one round for each sample of a series."""
+        return (
+            sum(len(polled.records) for _, polled in self.parts) <= SMALL_RECORDS
+            and sum(len(record.value or b"") for _, polled in self.parts for record in polled.records) <= SMALL_BYTES
+            and all(shard.device == "cpu" for shard, _ in self.parts)
         )
 
     def run(self) -> list[Outcome]:
@@ -91,7 +94,7 @@ class Pipeline(Owner):
     """Everything between consumer and checkpoint.
 
     Args:
-        records: where records come from.
+        consumer: where records come from.
         checkpoint: where results go, with positions.
         make_shard: a new shard for a partition.
         workers: each runs its batches one after the other (one thread).
@@ -103,7 +106,7 @@ class Pipeline(Owner):
 
     def __init__(
         self,
-        records: Records,
+        consumer: Intake,
         checkpoint: Checkpoint,
         make_shard: Callable[[Source], Shard],
         workers: Sequence[Executor],
@@ -113,7 +116,7 @@ class Pipeline(Owner):
         dead_letter_topic: str,
         interval_s: float = 1.0,
     ) -> None:
-        self._records = records
+        self._consumer = consumer
         self._checkpoint = checkpoint
         self._make_shard = make_shard
         self._workers = workers
@@ -147,11 +150,11 @@ class Pipeline(Owner):
         """
         async with self._in_background(self._write_checkpoints(), self._look_after()):
             while not self._stopping.is_set():
-                polled = await self._records.poll()
-                self._hand_over(polled)
-                await self._room_for_another()
-                self._hold_or_resume()
+                polled = await self._consumer.poll()
                 self._raise_failure()
+                self._hand_over(polled)
+                await self._until(lambda: max(self._in_flight) < IN_FLIGHT)
+                self._hold_or_resume()
             await self._finish()
 
     def stop(self) -> None:
@@ -164,7 +167,7 @@ class Pipeline(Owner):
         if not parts:
             return
         if not any(self._in_flight) and (job := _Job(parts, self._assignment)).small:
-            self._take_in(job, job.run())
+            self._settle(job, job.run)
             return
         loop = asyncio.get_running_loop()
         for number, worker in enumerate(self._workers):
@@ -179,11 +182,17 @@ class Pipeline(Owner):
         self._in_flight[job.worker] -= 1
         self._metrics.in_flight(sum(self._in_flight))
         if not done.cancelled():
-            if (error := done.exception()) is not None:
-                self._failure = error
-            elif job.assignment == self._assignment:
-                self._take_in(job, done.result())
+            self._settle(job, done.result)
         self._landed.set()
+
+    def _settle(self, job: _Job, outcomes: Callable[[], Sequence[Outcome]]) -> None:
+        """Takes in what a batch brought. Behind one that failed nothing is: its partition's next position would vouch for it."""
+        try:
+            brought = outcomes()
+            if job.assignment == self._assignment and self._failure is None:
+                self._take_in(job, brought)
+        except BaseException as error:  # noqa: BLE001  raised out of a callback it would be logged at most
+            self._fail(error)
 
     def _take_in(self, job: _Job, outcomes: Sequence[Outcome]) -> None:
         """Puts results and the positions behind them into the coming checkpoint, and counts."""
@@ -199,37 +208,38 @@ class Pipeline(Owner):
             if outcome.alerts:
                 self._alert_waits.set()
 
-    async def _room_for_another(self) -> None:
-        while max(self._in_flight) >= IN_FLIGHT:
-            await self._next_landing()
-
     async def _drained(self) -> None:
-        while any(self._in_flight):
-            await self._next_landing()
+        await self._until(lambda: not any(self._in_flight))
 
-    async def _next_landing(self) -> None:
-        self._landed.clear()
-        await self._landed.wait()
+    async def _until(self, enough: Callable[[], bool]) -> None:
+        """Waits for batches to come back. Raises what must end the loop."""
+        self._raise_failure()
+        while not enough():
+            self._landed.clear()
+            await self._landed.wait()
+            self._raise_failure()
 
     def _hold_or_resume(self) -> None:
         """While brokers take no messages, memory must not grow: nothing more is read until half of the room is free again."""
         waiting = self._pending.bytes + self._unwritten_bytes
         if not self._held and waiting > MOST_PENDING_BYTES:
             self._held = True
-            self._records.hold()
+            self._consumer.hold()
             _log.warning("intake_held", pending_bytes=waiting)
         elif self._held and waiting < MOST_PENDING_BYTES // 2:
             self._held = False
-            self._records.resume()
+            self._consumer.resume()
             _log.info("intake_resumed")
         self._metrics.paused(len(self._shards) if self._held else 0)
 
     async def _finish(self) -> None:
+        """The last checkpoint, if brokers take it in time."""
         done = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_DEADLINE_S):
                 await self._drained()
                 done = await self._write_checkpoint()
+        self._raise_failure()  # which may itself have been a TimeoutError
         if not done:
             _log.warning("stopped_uncommitted", help="nothing is lost: the records since the last checkpoint are read again")
 
@@ -245,9 +255,14 @@ class Pipeline(Owner):
             await asyncio.sleep(ALERT_SPACING_S)
 
     async def _write_checkpoint(self) -> bool:
-        """Makes everything up to now durable, while the next batches run; returns whether that worked. What did not, waits for the next."""
+        """Makes everything up to now durable, while the next batches run; returns whether that worked. What did not, waits for the next.
+
+        Raises what must end the loop: behind a batch that failed, whoever asks, nothing is written any more.
+        """
         async with self._writing:
+            self._raise_failure()
             self._alert_waits.clear()
+            self._pass_control_records()
             pending, self._pending = self._pending, Pending()
             if not pending:
                 return True
@@ -274,6 +289,13 @@ class Pipeline(Owner):
                 latencies_s=[now_s - note.produced_ms / 1000 for note in pending.alerts if note.produced_ms >= 0],
             )
             return True
+
+    def _pass_control_records(self) -> None:
+        """They bring no batch, but a position, which must not lag behind them for ever."""
+        if not any(self._in_flight):
+            for source, position in self._consumer.positions().items():
+                if position > self._position.get(source, position):
+                    self._position[source] = self._pending.positions[source] = position
 
     # --- partitions come and go -------------------------------------------------------------------------------------
 
@@ -314,15 +336,10 @@ class Pipeline(Owner):
             if late and not late_told:
                 _log.warning("checkpoint_late", waited_s=round(asked - (self._writing_since or asked)), pending_bytes=self._unwritten_bytes)
             late_told = late
-            await self._records.probe()
+            await self._consumer.probe()
 
     def _show_state(self) -> None:
-        if not any(self._in_flight):
-            # Control records bring no batch, but a position that must not lag behind for ever.
-            for source, position in self._records.positions().items():
-                if position > self._position.get(source, position):
-                    self._position[source] = self._pending.positions[source] = position
-        for source, end in self._records.ends().items():
+        for source, end in self._consumer.ends().items():
             if source in self._position:
                 self._metrics.lag(*source, end - self._position[source])
         shards = self._shards.values()
@@ -359,7 +376,12 @@ class Pipeline(Owner):
         try:
             await work
         except Exception as error:  # noqa: BLE001  whatever it is, it has to end the loop and not just a task
-            self._failure = error
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """From here on nothing is taken in and nothing written. The first failure is the one that is told."""
+        self._failure = self._failure or error
+        self._landed.set()
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,8 +14,9 @@ import anomalyd.pipeline as pipeline_module
 from anomalyd.alerts.messages import Message
 from anomalyd.batch import Source
 from anomalyd.errors import DeliveryError, KafkaRefusedError
-from anomalyd.kafka.checkpoint import Pending
+from anomalyd.kafka.checkpoint import AtLeastOnce, Pending
 from anomalyd.kafka.consumer import Polled
+from anomalyd.kafka.producer import Message as KafkaMessage
 from anomalyd.pipeline import SMALL_RECORDS, Pipeline
 from anomalyd.shard import DeadLetter, Outcome, OutgoingAlert
 from anomalyd.telemetry.metrics import Metrics
@@ -99,7 +100,8 @@ class FakeShard:
     open_episodes = 1
     stream_time_ms = 5_000
 
-    def __init__(self, source: Source, alert_every: int = 0, gate: threading.Event | None = None) -> None:
+    def __init__(self, source: Source, alert_every: int = 0, gate: threading.Event | None = None, device: str = "cpu") -> None:
+        self.device = device
         self.source = source
         self.seen: list[int] = []
         self.threads: set[str] = set()
@@ -116,7 +118,8 @@ class FakeShard:
         if self._gate is not None:
             assert self._gate.wait(20)
         if self.crash is not None:
-            raise self.crash
+            crash, self.crash = self.crash, None
+            raise crash
         self.threads.add(threading.current_thread().name)
         self.seen += [record.offset for record in records]
         outcome = Outcome(next_offset=records[-1].offset + 1, records=len(records), samples=len(records))
@@ -186,6 +189,15 @@ async def test_large_batches_run_in_the_worker_and_small_ones_at_once() -> None:
 
     assert it.shards[ZERO][0].threads == {"worker-0_0"}
     assert it.shards[ONE][0].threads == {threading.main_thread().name}
+
+
+async def test_on_a_gpu_small_batches_run_in_the_worker_too() -> None:
+    """One series' samples take a round each there, and heartbeats would wait for all of them."""
+    async with rig(lambda source: FakeShard(source, device="cuda")) as it:
+        it.records.put((ZERO, 0, 5))
+        await until(lambda: it.shards[ZERO][0].seen, "the small batch")
+
+    assert it.shards[ZERO][0].threads == {"worker-0_0"}
 
 
 async def test_partitions_share_the_workers_and_each_stays_in_order_on_its_own() -> None:
@@ -269,13 +281,87 @@ async def test_what_waiting_cannot_mend_ends_the_loop() -> None:
             await asyncio.wait_for(it.running, 10)
 
 
-async def test_a_worker_that_fails_ends_the_loop() -> None:
-    async with rig() as it:
+@pytest.mark.parametrize("count", [10, 1_000])
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_batch_that_fails_ends_the_loop(workers: int, count: int) -> None:
+    async with rig(workers=workers) as it:
         it.shards[ZERO][0].crash = MemoryError()
-        it.records.put((ZERO, 0, 1_000))
+        it.records.put((ZERO, 0, count))
 
         with pytest.raises(MemoryError):
             await asyncio.wait_for(it.running, 10)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_nothing_is_committed_behind_a_batch_that_failed(workers: int) -> None:
+    """The next batch of the partition waits in the worker already; its position would vouch for the records of the failed one."""
+    gate = threading.Event()
+    async with rig(lambda source: FakeShard(source, alert_every=500, gate=gate), workers=workers) as it:
+        it.shards[ZERO][0].crash = ZeroDivisionError()
+        it.records.put((ZERO, 1, 1_000))
+        it.records.put((ZERO, 1_001, 1_000))
+        it.records.put((ZERO, 2_001, 1_000))
+        await until(lambda: it.value("anomalyd_batches_in_flight") == 2, "two batches in flight")
+        releasing = asyncio.create_task(it.pipeline.release())
+        gate.set()
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wait_for(it.running, 10)
+        with pytest.raises(ZeroDivisionError):
+            await releasing
+        await until(lambda: it.value("anomalyd_batches_in_flight") == 0, "the second batch")
+        with pytest.raises(ZeroDivisionError):
+            await it.pipeline.release()
+
+    assert it.shards[ZERO][0].seen == list(range(1_001, 2_001))
+    assert it.durable.written == []
+
+
+async def test_a_batch_that_fails_frees_the_loop_though_another_worker_hangs() -> None:
+    gates = {ZERO: threading.Event(), ONE: threading.Event()}
+    async with rig(lambda source: FakeShard(source, gate=gates[source]), workers=2) as it:
+        it.shards[ZERO][0].crash = ZeroDivisionError()
+        it.records.put((ONE, 0, 1_000))
+        it.records.put((ONE, 1_000, 1_000), (ZERO, 0, 1_000))
+        await until(lambda: it.value("anomalyd_batches_in_flight") == 3, "three batches in flight")
+        gates[ZERO].set()
+        try:
+            with pytest.raises(ZeroDivisionError):
+                await asyncio.wait_for(it.running, 10)
+        finally:
+            gates[ONE].set()
+
+
+async def test_a_batch_that_fails_while_stopping_is_told() -> None:
+    """Exit code 0 would say that all is well."""
+    gate = threading.Event()
+    async with rig(lambda source: FakeShard(source, gate=gate), interval_s=60) as it:
+        it.shards[ZERO][0].crash = MemoryError()
+        it.records.put((ZERO, 0, 1_000))
+        await until(lambda: it.value("anomalyd_batches_in_flight") == 1, "a batch in flight")
+        it.pipeline.stop()
+        gate.set()
+
+        with pytest.raises(MemoryError):
+            await asyncio.wait_for(it.running, 10)
+
+    assert it.durable.written == []
+
+
+@pytest.mark.parametrize("count", [10, 1_000])
+async def test_a_failure_to_count_ends_the_loop_and_commits_nothing(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It happens in a callback, out of which an exception would go nowhere."""
+
+    def crash(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    async with rig() as it:
+        monkeypatch.setattr(it.metrics, "batch", crash)
+        it.records.put((ZERO, 0, count))
+
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wait_for(it.running, 10)
+
+    assert it.durable.written == []
 
 
 async def test_stopping_finishes_what_was_read_and_makes_it_durable() -> None:
@@ -318,6 +404,37 @@ async def test_memory_is_bounded_while_nothing_can_be_delivered(monkeypatch: pyt
         await until(lambda: it.durable.positions.get(ZERO) == 100, "everything, once deliveries work")
 
     assert len(it.durable.messages) == 100
+
+
+async def test_memory_is_bounded_while_positions_cannot_be_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alerts are delivered then, but what metrics want to know of them waits for the commit."""
+    monkeypatch.setattr(pipeline_module, "MOST_PENDING_BYTES", 10_000)
+    sent, refused, brokers_well = list[KafkaMessage](), list[int](), asyncio.Event()
+
+    class Kafka:
+        async def deliver(self, messages: Sequence[KafkaMessage]) -> None:
+            sent.extend(messages)
+
+        async def commit(self, positions: Mapping[Source, int]) -> None:
+            if not brokers_well.is_set():
+                refused.append(len(positions))
+                raise DeliveryError("away")
+
+    kafka: Any = Kafka()  # stands in for producer and consumer
+    async with rig(lambda source: FakeShard(source, alert_every=1)) as it:
+        it.durable.write = AtLeastOnce(kafka, kafka).write  # type: ignore[method-assign]  # the real one
+        it.records.put((ZERO, 0, 150))
+        it.records.put((ZERO, 150, 150))
+        await until(lambda: len(refused) >= 3, "a few attempts")
+
+        assert len(sent) == 150
+        assert it.records.held
+        assert it.records.waiting
+        brokers_well.set()
+        alerts = {"status": "firing", "severity": "warning"}
+        await until(lambda: it.value("anomalyd_alerts_total", alerts) == 300, "everything, once commits work")
+
+    assert len(sent) == 300
 
 
 async def test_a_rebalance_makes_everything_durable_before_partitions_go() -> None:
@@ -382,7 +499,14 @@ async def test_lag_counts_what_is_not_through_yet_and_reaches_zero_past_control_
         await it.pipeline.release()
 
         assert it.value("anomalyd_consumer_lag_records", labels) is None
-        assert it.value("anomalyd_open_episodes") is not None
+
+
+async def test_series_and_open_episodes_are_those_of_the_partitions_that_we_have() -> None:
+    async with rig() as it:
+        await until(lambda: (it.value("anomalyd_open_episodes"), it.value("anomalyd_series")) == (2, 6), "those of two shards")
+        await it.pipeline.release()
+        it.pipeline.take({ZERO: 0})
+        await until(lambda: (it.value("anomalyd_open_episodes"), it.value("anomalyd_series")) == (1, 3), "those of one")
 
 
 async def test_records_of_partitions_that_are_not_ours_are_left_alone() -> None:

@@ -47,6 +47,10 @@ def njit(function: Callable[P, R] | None = None, /, *, forceinline: bool = False
     """
 
     def compile_(target: Callable[P, R]) -> Callable[P, R]:
+        if target.__closure__:
+            # Symbols of machine code are named after the function. Two kernels of one factory that come out of the cache may otherwise
+            # bear the same name, and the linker takes the first for both: the constants of one shape at work on the rows of another.
+            target.__qualname__ += "_" + hashlib.sha256(_constants(target).encode()).hexdigest()[:12]
         dispatcher = numba.njit(forceinline=forceinline, **_OPTIONS)(target)
         dispatcher._cache = _KernelCache(target)  # noqa: SLF001 - what numba's `cache=True` does, with our class
         return cast("Callable[P, R]", dispatcher)

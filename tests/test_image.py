@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 DOCKERFILE = ROOT / "Dockerfile"
 
 # The shipped model has one feature; this judges several together.
-NOT_NEEDED = {"anomalyd.detector.step_cpu.build_step.<locals>.joint_evidence"}
+NOT_NEEDED = "anomalyd.detector.step_cpu.build_step.<locals>.joint_evidence"
 
 # Every mount becomes read-only for the command that follows, and for it alone.
 READ_ONLY = """
@@ -136,7 +136,8 @@ def test_read_only_root_without_home_scores_within_three_seconds_and_compiles_no
         timeout=100,
     )
     assert filling.returncode == 0, filling.stderr
-    assert set(filling.stdout.split()) <= NOT_NEEDED, "kernels that warm-up does not reach"
+    missed = [kernel for kernel in filling.stdout.split() if not kernel.startswith(NOT_NEEDED)]
+    assert missed == [], "kernels that warm-up does not reach"
 
     starts = []
     for _ in range(3):

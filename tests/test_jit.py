@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 PROGRAM = """
@@ -53,3 +54,46 @@ def test_the_named_folder_comes_first(tmp_path: Path) -> None:
 
     assert list((tmp_path / "cache").rglob("*.nbi"))
     assert not (tmp_path / "sources" / "__pycache__").exists()
+
+
+FACTORY = """
+from anomalyd.jit import njit
+
+def build(constant):
+    @njit
+    def inner(x: int) -> int:
+        return x * constant
+
+    @njit
+    def outer(x: int) -> int:
+        return inner(x) + constant
+
+    return outer
+
+first, second = build({first}), build({second})
+print(first(1), second(1))
+"""
+
+
+def test_kernels_of_one_factory_do_not_meet_in_the_linker(tmp_path: Path) -> None:
+    """Machine code of two processes, in which either kernel was the first, comes together in a third."""
+    for first, second in ((2, 3), (3, 2), (2, 3), (3, 2)):
+        (tmp_path / "program.py").write_text(FACTORY.format(first=first, second=second))
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "NUMBA_CACHE_DIR": str(tmp_path)}
+        ran = subprocess.run([sys.executable, str(tmp_path / "program.py")], env=environment, capture_output=True, text=True, check=True)
+        assert ran.stdout.split() == [str(2 * first), str(2 * second)]
+
+
+def test_kernels_of_one_factory_have_names_of_their_own() -> None:
+    """What the linker goes by."""
+
+    def build(constant: int) -> Callable[[int], int]:
+        @njit
+        def kernel(x: int) -> int:
+            return x * constant
+
+        return kernel
+
+    names = {kernel.py_func.__qualname__ for kernel in map(build, (2, 3, 2))}  # type: ignore[attr-defined] # numba's dispatcher
+
+    assert len(names) == 2

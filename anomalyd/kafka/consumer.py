@@ -260,6 +260,11 @@ class Consumer:
             return []
         except (KafkaError, OSError, *UNREADABLE) as error:
             fetch_ended(consumer)
+            # What getmany() had collected from other partitions, or from this one before a bad batch, is lost with the exception, while the
+            # client's positions have moved past it. So every partition goes back to where records were last handed over, and that before
+            # anybody else runs: a checkpoint would commit those positions.
+            for tp in self._partitions():
+                consumer.seek(tp, self._position[Source(*tp)])
             await self._unless_interrupted(self._recover(error))
             return []
         polled = []
@@ -298,10 +303,6 @@ class Consumer:
         self._metrics.fetch_failed()
         if refused := client.refusal(error, self._settings):
             raise refused from error
-        # What getmany() had collected from other partitions, or from this one before a bad batch, is lost with the exception, while the
-        # client's positions have moved past it. So every partition goes back to where records were last handed over.
-        for tp in self._partitions():
-            self._connected.seek(tp, self._position[Source(*tp)])
         if isinstance(error, OffsetOutOfRangeError):
             self._relocate(Source(*tp) for tp in error.args[0])
         elif isinstance(error, RecordTooLargeError):

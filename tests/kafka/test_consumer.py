@@ -222,6 +222,32 @@ async def test_a_failed_read_loses_nothing_of_any_partition(rig: Rig) -> None:
     assert rig.holder.fetch_failures == 1
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize("error", [CorruptRecordException(), KafkaError("gone"), GroupAuthorizationFailedError("g")])
+async def test_positions_never_lie_behind_records_that_a_failed_read_dropped(rig: Rig, error: KafkaError, interrupted: bool) -> None:
+    """A checkpoint asks for them at any time, also while the daemon ends; what it commits is not read again."""
+    await rig.given(ZERO)
+    rig.client.answers.append(error)
+    seen: list[int] = []
+
+    async def watch() -> None:
+        while True:
+            seen.append(rig.consumer.positions().get(ZERO, 10))
+            await asyncio.sleep(0)
+
+    watching, polling = asyncio.create_task(watch()), asyncio.create_task(rig.consumer.poll())
+    await asyncio.sleep(0)
+    if interrupted:
+        rig.consumer.interrupt()
+    await asyncio.wait({polling})
+    seen.append(rig.consumer.positions().get(ZERO, 10))
+    watching.cancel()
+    await asyncio.wait({watching})
+
+    assert isinstance(polling.exception(), KafkaRefusedError) == isinstance(error, GroupAuthorizationFailedError)
+    assert set(seen) == {10}
+
+
 async def test_after_a_bad_batch_records_come_one_by_one_for_a_while(rig: Rig) -> None:
     """So that the good ones in front of it come out before the client stumbles over it again."""
     await rig.given(ZERO)

@@ -7,6 +7,7 @@ the next one.
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -43,6 +44,8 @@ STOP_DEADLINE_S: Final = 6.0
 
 _TICK_S: Final = 0.5
 _DELIVERY_LATE_S: Final = 10.0
+_REJECTED_EVERY_S: Final = 60.0
+"""Between warnings about rejected records, of which there may be thousands a second."""
 
 _log = structlog.get_logger(__name__)
 
@@ -137,6 +140,8 @@ class Pipeline(Owner):
         self._writing_since: float | None = None
         self._unwritten_bytes = 0
         self._held = False
+        self._rejected: dict[str, Counter[str]] = {}  # by stream and reason, since it was last told
+        self._rejected_told = -math.inf
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
 
@@ -336,7 +341,17 @@ class Pipeline(Owner):
             if late and not late_told:
                 _log.warning("checkpoint_late", waited_s=round(asked - (self._writing_since or asked)), pending_bytes=self._unwritten_bytes)
             late_told = late
+            self._tell_rejected()
             await self._consumer.probe()
+
+    def _tell_rejected(self) -> None:
+        """A stream configured for another format looks healthy otherwise: read, rejected, no lag."""
+        if not self._rejected or time.monotonic() - self._rejected_told < _REJECTED_EVERY_S:
+            return
+        for stream, reasons in self._rejected.items():
+            _log.warning("records_rejected", stream=stream, records=reasons.total(), reasons=dict(reasons.most_common(5)))
+        self._rejected.clear()
+        self._rejected_told = time.monotonic()
 
     def _show_state(self) -> None:
         for source, end in self._consumer.ends().items():
@@ -357,6 +372,8 @@ class Pipeline(Owner):
             step_s=outcome.step_s,
             episodes_s=outcome.episodes_s,
         )
+        if outcome.dead_letters:
+            self._rejected.setdefault(shard.stream.name, Counter()).update(outcome.rejected)
         if shard.stream_time_ms is not None:
             self._metrics.watermark(shard.stream.name, shard.stream_time_ms)
 

@@ -21,7 +21,7 @@ from anomalyd.demo import main as demo
 from anomalyd.demo import view
 
 PICTURES: Final = Path(__file__).parent / "pictures"
-COLUMNS: Final = 124
+COLUMNS: Final = 132
 ROWS: Final = 10
 """Alerts shown."""
 SETTLED_S: Final = 30.0

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pytest
+import structlog
 
 import anomalyd.pipeline as pipeline_module
 from anomalyd.alerts.messages import Message
@@ -257,6 +258,17 @@ async def test_dead_letters_carry_where_from_and_why() -> None:
         "anomalyd-partition": b"1",
         "anomalyd-offset": b"41",
     }
+
+
+async def test_rejected_records_are_told_once_and_not_one_by_one() -> None:
+    """A format that is not the producers' shows in the log, and does not flood it."""
+    with structlog.testing.capture_logs() as logged:
+        async with rig() as it:
+            it.records.waiting.append([Polled(ONE, [Record(offset, None) for offset in range(400)], 400)])
+            await until(lambda: any(entry["event"] == "records_rejected" for entry in logged), "the warning")
+
+    told = [entry for entry in logged if entry["event"] == "records_rejected"]
+    assert told == [{"event": "records_rejected", "log_level": "warning", "stream": "hosts", "records": 400, "reasons": {"empty": 400}}]
 
 
 async def test_a_failed_checkpoint_is_written_again_with_all_that_it_held() -> None:

@@ -98,6 +98,11 @@ EVENTS: Final[Mapping[str, Event]] = {
     "checkpoint_late": Event(
         "warning", "A checkpoint has been waiting for brokers; what was read meanwhile waits with it.", "see whether brokers are well"
     ),
+    "records_rejected": Event(
+        "warning",
+        "Records could not be read and went to the dead-letter topic; told at once and then once a minute at most.",
+        "if most of a stream is rejected, its `format` is not what its producers write; else look at the dead letters",
+    ),
     "intake_held": Event(
         "warning", "Too much waits to be written, so nothing more is read: memory stays bounded, lag grows.", "see whether brokers are well"
     ),

@@ -83,9 +83,7 @@ class Metrics:
         self._dead_letters = counter("dead_letters", "Records written to the dead-letter topic.")
         alerts = counter("alerts", "Alert messages written and acknowledged, by status and severity.", ("status", "severity"))
         self._alerts = {(status, severity): alerts.labels(status, severity) for status in STATUSES for severity in SEVERITIES}
-        dropped = counter(
-            "messages_dropped", "Alerts and dead letters given up: their topic refuses their size.", ("kind",)
-        )
+        dropped = counter("messages_dropped", "Alerts and dead letters given up: their topic refuses their size.", ("kind",))
         self._dropped = _Children(dropped, KINDS)
         # Not preset: the age of a time that nobody has seen yet would be that of 1970.
         self._last_event = _Children(gauge("last_event_timestamp_seconds", "Newest event time seen in a stream.", ("stream",)))

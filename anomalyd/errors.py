@@ -7,12 +7,16 @@
     ├── TopicError           a topic is missing, differs from what is needed or cannot be made
     ├── KafkaUnavailableError   no broker answers (retriable)
     ├── KafkaRefusedError       the brokers answer and refuse: authorisation, group membership, protocol
-    └── DeliveryError           alerts, dead letters or positions could not be written (retriable)
+    ├── StateError           state in a changelog is damaged, from a newer release, or does not fit the input
+    └── DeliveryError        alerts, dead letters, state or positions could not be written, or it is not known whether they were (retriable)
+        ├── FencedError      another producer writes under our transactional id
+        └── TooLargeError    a topic refuses a message for its size; nothing was written
 
 `retriable` says whether the same call may succeed later. `exit_code` is what a command ends with.
 """
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 
 class AnomalydError(Exception):
@@ -50,7 +54,24 @@ class KafkaRefusedError(AnomalydError):
     """The brokers answer and refuse what is asked."""
 
 
+class StateError(AnomalydError):
+    """State in a changelog is damaged, from a newer release, or does not fit the input."""
+
+
 class DeliveryError(AnomalydError):
     """Alerts, dead letters or positions could not be written."""
 
     retriable: ClassVar[bool] = True
+
+
+class FencedError(DeliveryError):
+    """Another producer has opened our transactional id since."""
+
+
+class TooLargeError(DeliveryError):
+    """A topic refuses a message for its size; nothing of the transaction was written."""
+
+    def __init__(self, text: str, instead: Sequence[Any] | None) -> None:
+        super().__init__(text)
+        self.instead = instead
+        """What to send instead of the messages; None where it is not known which of a batch is too large."""

@@ -13,7 +13,7 @@ no value and says that a restore no longer needs the record.
 """
 
 import struct
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 import xxhash
@@ -72,11 +72,9 @@ class Fence(msgspec.Struct, frozen=True, array_like=True):
     """Somebody took the partition over, or made sure that nobody else has."""
 
     owner: bytes
-    """Nonce of a claim: 16 random bytes."""
+    """Nonce of a claim: random bytes. Several fences of one claim have the same."""
     name: str
     """Of the instance, for people."""
-    claims: int
-    """Claims since the last position was written, this one counted; many of them: the owners die before they get anywhere."""
 
 
 class Page(msgspec.Struct, frozen=True, array_like=True):
@@ -126,11 +124,8 @@ class Forgotten(msgspec.Struct, frozen=True, array_like=True):
 Value = Position | Fence | Page | Episode | Forgotten
 
 _KIND: Final[dict[type, bytes]] = {Position: b"P", Fence: b"F", Page: b"S", Episode: b"A", Forgotten: b"G"}
-_TYPE: Final[dict[bytes, type]] = {kind: type_ for type_, kind in _KIND.items()}
 _encoder: Final = msgspec.msgpack.Encoder()
-_DECODER: Final = {kind: msgspec.msgpack.Decoder(type_) for type_, kind in _KIND.items()}
-
-T = TypeVar("T", Position, Fence, Page, Episode, Forgotten)
+_DECODER: Final[dict[bytes, msgspec.msgpack.Decoder[Value]]] = {kind: msgspec.msgpack.Decoder(type_) for type_, kind in _KIND.items()}
 
 
 def page_key(page_rows: int, number: int) -> bytes:
@@ -175,10 +170,9 @@ def decode(key: bytes, value: bytes) -> Value:
     if kind != key[:1] or kind not in _DECODER or checksum != _checksum(version, kind, key, payload):
         raise StateError(f"record {_show(key)} is damaged: its checksum does not match")
     try:
-        found: Value = _DECODER[kind].decode(payload)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        return _DECODER[kind].decode(payload)
+    except msgspec.DecodeError as error:
         raise StateError(f"record {_show(key)} can't be understood: {error}") from error
-    return found
 
 
 def _checksum(version: int, kind: bytes, key: bytes, payload: bytes | memoryview) -> int:

@@ -26,6 +26,12 @@ from anomalyd.selection import Selection
 ENV_PREFIX: Final = "ANOMALYD_"
 ENV_DELIMITER: Final = "__"
 
+LONGEST_TOPIC: Final = 249
+"""Characters in the name of a topic; Kafka's limit."""
+
+LONGEST_GAP_S: Final = 7 * 86_400
+"""How long a series may stay away without losing its open alert: `alerts.episodes.Policy.max_gap_ms`."""
+
 # --- kinds of values ----------------------------------------------------------------------------------------------
 
 
@@ -82,6 +88,8 @@ Direction = Literal["both", "above", "below"]
 Device = Literal["auto", "cpu", "cuda"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "json", "console"]
+Delivery = Literal["exactly-once", "at-least-once"]
+OnGap = Literal["continue", "stop"]
 
 
 class _Section(BaseModel):
@@ -99,7 +107,8 @@ class KafkaSettings(_Section):
     bootstrap_servers: Servers
     """Brokers to ask first: `host:port`, several with commas between."""
     group_id: Text = "anomalyd"
-    """Consumer group. Instances with the same group share the partitions; positions belong to it."""
+    """Consumer group. Instances with the same group share the partitions; positions and state belong to it. Also the beginning of the
+    transactional ids `<group_id>.<topic>.<partition>`."""
     group_instance_id: Text | None = None
     """Static membership: a name unique to this instance. A restart within the session timeout then moves no partition; on a clean stop
     the instance does not leave the group."""
@@ -299,10 +308,28 @@ class TopicSettings(_Section):
 
 
 class CheckpointSettings(_Section):
-    """How often alerts and positions are made durable."""
+    """How often alerts, positions and state are made durable."""
 
     interval_s: float = Field(default=1.0, ge=0.01, le=60)
-    """Longest time between checkpoints: alerts and dead letters are acknowledged, then positions are committed."""
+    """Longest time between checkpoints: alerts, dead letters, the state that is due and the position behind them are written together. An
+    alert does not wait for it."""
+
+
+class StateSettings(_Section):
+    """What has been learned about the series, kept in changelog topics so that a restart or another instance goes on where it was."""
+
+    prefix: TopicName | None = None
+    """Beginning of the names of the changelog topics: `<prefix>-<input topic>`. Default: `<group_id>-state`. Another prefix is another
+    memory: nothing is known, and alerts that were open stay open for whoever read them."""
+    turn_s: float = Field(default=60.0, ge=1, le=3_600)
+    """Every page of state in use is written to the changelog once in this time. More: fewer bytes to Kafka, more input to replay after a
+    crash."""
+    on_gap: OnGap = "continue"
+    """When input that a restore has to replay is no longer retained: continue goes on with what is there, and the series that lack it learn
+    again; stop leaves that partition alone until somebody decides."""
+    series_ttl_s: float = Field(default=float(LONGEST_GAP_S), ge=LONGEST_GAP_S, le=10 * 365 * 86_400)
+    """A series that was away for longer than this, in event time, begins anew when it returns, and its memory is freed. At least 7 days,
+    for so long an open alert waits for its series."""
 
 
 class LogSettings(_Section):
@@ -341,11 +368,17 @@ class Settings(BaseSettings):
     topics: TopicSettings = Field(default_factory=TopicSettings)
     """How `anomalyd topics create` makes the topics that anomalyd writes."""
     checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings)
-    """How often alerts and positions are made durable."""
+    """How often alerts, positions and state are made durable."""
+    state: StateSettings = Field(default_factory=StateSettings)
+    """What has been learned about the series, kept in changelog topics so that a restart or another instance goes on where it was."""
     log: LogSettings = Field(default_factory=LogSettings)
     """The log on stderr."""
-    delivery: Literal["at-least-once"] = "at-least-once"
-    """What is promised after a crash: at-least-once writes no alert too few, and may write one again with the same alert_id."""
+    delivery: Delivery = "exactly-once"
+    """What readers of the alerts find after crashes and rebalances. exactly-once: alerts, dead letters, state and position of a partition
+    leave in one transaction; who reads with `isolation.level=read_committed` sees each alert once, as if nothing had happened.
+    at-least-once: no transactions, for clusters that forbid them. State survives all the same and no alert is lost, but after a crash
+    alerts and dead letters may come again (an alert with the same alert_id), and while a partition moves, two instances may both write for
+    a moment."""
     device: Device = "auto"
     """Where the detector runs; auto takes the GPU if there is one that works."""
     max_series: int = Field(default=1_000_000, ge=1, le=100_000_000)
@@ -356,6 +389,20 @@ class Settings(BaseSettings):
     def dead_letter_topic(self) -> str:
         """The dead-letter topic, its default resolved."""
         return self.dead_letters.topic or f"{self.kafka.group_id}-dead-letters"
+
+    @property
+    def state_prefix(self) -> str:
+        """What the names of the changelog topics begin with, its default resolved."""
+        return self.state.prefix or f"{self.kafka.group_id}-state"
+
+    def changelog_topic(self, input_topic: str) -> str:
+        """The topic that holds what was learned from an input topic."""
+        return f"{self.state_prefix}-{input_topic}"
+
+    def transactional_id(self, source: tuple[str, int]) -> str:
+        """The id under which only one instance at a time can write for an input partition: topic and partition."""
+        topic, partition = source
+        return f"{self.kafka.group_id}.{topic}.{partition}"
 
     def policy(self, stream: StreamSettings) -> AlertPolicy:
         """The alert policy of a stream: its overrides laid over `alerts.*`."""
@@ -369,6 +416,7 @@ class Settings(BaseSettings):
         """All settings as plain data with defaults resolved and secrets masked: what the instance really runs with."""
         data = self.model_dump(mode="json")
         data["dead_letters"]["topic"] = self.dead_letter_topic
+        data["state"]["prefix"] = self.state_prefix
         for shown, stream in zip(data["streams"], self.streams, strict=True):
             shown["alerts"] = self.policy(stream).model_dump(mode="json")
         return data
@@ -389,6 +437,7 @@ class Settings(BaseSettings):
         rows += [
             ("alerts", f"to {self.alerts.topic}, {self.delivery}"),
             ("dead letters", f"to {self.dead_letter_topic}"),
+            ("state", f"in {self.state_prefix}-<topic>, every page each {self.state.turn_s:g} s"),
             ("http", f"{self.http.host}:{self.http.port}"),
             ("series", f"at most {self.max_series:,}"),
         ]
@@ -423,8 +472,37 @@ class Settings(BaseSettings):
                 problems.append(
                     ("dead_letters.topic", f'missing; kafka.group_id "{self.kafka.group_id}" makes no topic name to take as default')
                 )
+        problems += self._state_problems(reader)
         _refuse(problems)
         return self
+
+    def _state_problems(self, reader: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+        """What is wrong with the changelogs.
+
+        Args:
+            reader: which stream reads a topic.
+        """
+        prefix = self.state_prefix
+        try:
+            _topic_name(prefix)
+        except ValueError:
+            yield ("state.prefix", f'missing; kafka.group_id "{self.kafka.group_id}" makes no topic name to take as default')
+            return
+        taken = {self.alerts.topic: "alerts.topic", self.dead_letter_topic: "dead_letters.topic"} | {
+            topic: f"a topic that {stream} reads" for topic, stream in reader.items()
+        }
+        for topic in reader:
+            name = self.changelog_topic(topic)
+            if len(name) > LONGEST_TOPIC:
+                yield (
+                    "state.prefix",
+                    f"got {_show(prefix)}, with which the changelog of {_show(topic)} gets a name of {len(name)} characters; Kafka takes {LONGEST_TOPIC}",
+                )
+            elif name in taken:
+                yield ("state.prefix", f'got "{prefix}", with which the changelog of "{topic}" is "{name}", {taken[name]}; use another')
+        if self.state.turn_s < self.checkpoint.interval_s:
+            least = f"checkpoint.interval_s ({self.checkpoint.interval_s:g})"
+            yield ("state.turn_s", f"got {self.state.turn_s:g}, must be at least {least}: state is written with checkpoints")
 
     @classmethod
     def settings_customise_sources(  # noqa: D102  inherited
@@ -546,8 +624,8 @@ def _secret(value: SecretStr | None, file: Path | None, name: str) -> str | None
 
 # --- saying what is wrong -----------------------------------------------------------------------------------------
 
-_LATER_KEYS: Final = {"scores": "scores.topic", "models": "models.pin", "state": "state.prefix", "silence": "silence"}
-_LATER_VALUES: Final = {("delivery", "exactly-once"), ("sasl_mechanism", "OAUTHBEARER")}
+_LATER_KEYS: Final = {"scores": "scores.topic", "models": "models.pin", "silence": "silence"}
+_LATER_VALUES: Final = {("sasl_mechanism", "OAUTHBEARER")}
 _LATER: Final = f"this version ({__version__}) does not have it yet"
 
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from anomalyd.alerts.episodes import Policy
 from anomalyd.errors import ConfigError
 from anomalyd.settings import Settings, environment_overrides, load, models_in
 
@@ -58,7 +59,9 @@ def test_smallest_file_gets_every_default(write: Write) -> None:
     assert settings.streams[0].start_from == "latest"
     assert settings.http.port == 9464
     assert settings.max_series == 1_000_000
-    assert settings.delivery == "at-least-once"
+    assert settings.delivery == "exactly-once"
+    assert (settings.state_prefix, settings.changelog_topic("metrics")) == ("anomalyd-state", "anomalyd-state-metrics")
+    assert (settings.state.turn_s, settings.state.on_gap, settings.state.series_ttl_s) == (60, "continue", 7 * 86_400)
 
 
 def test_settings_are_frozen(write: Write) -> None:
@@ -92,6 +95,28 @@ def test_servers_are_hosts_with_ports(write: Write, servers: str) -> None:
 def test_heartbeats_fit_three_times_into_the_session(write: Write) -> None:
     kafka = {"bootstrap_servers": "a:1", "session_timeout_ms": 6000}
     assert load(write(kafka=kafka)).kafka.heartbeat_interval_ms == 2000
+
+
+def test_another_group_has_another_memory_unless_told(write: Write) -> None:
+    settings = load(write(kafka={"bootstrap_servers": "a:1", "group_id": "mine"}))
+    assert settings.changelog_topic("metrics") == "mine-state-metrics"
+    assert settings.transactional_id(("metrics", 3)) == "mine.metrics.3"
+    assert settings.effective()["state"]["prefix"] == "mine-state"
+
+    named = load(write(kafka={"bootstrap_servers": "a:1", "group_id": "mine"}, state={"prefix": "x" * 241}))
+    assert named.changelog_topic("metrics") == "x" * 241 + "-metrics"
+
+
+def test_series_may_stay_away_as_long_as_their_alerts(write: Write) -> None:
+    """Else an alert would stay open for ever: the series that could resolve it begins anew."""
+    assert load(write()).state.series_ttl_s * 1000 >= Policy().max_gap_ms
+
+
+def test_summary_says_what_is_promised_and_where_state_is(write: Write) -> None:
+    lines = "\n".join(load(write(delivery="at-least-once", state={"prefix": "memory"})).summary())
+
+    assert "to anomalyd.alerts, at-least-once" in lines
+    assert "memory-<topic>" in lines
 
 
 # --- policies of streams ------------------------------------------------------------------------------------------
@@ -205,6 +230,15 @@ def test_settings_built_in_code_do_not_read_the_environment(monkeypatch: pytest.
         ({"max_series": 1.5}, "max_series: got 1.5, must be a whole number"),
         ({"http": {"port": 65536}}, "http.port: got 65536, must be at most 65535"),
         ({"device": "gpu"}, 'device: got "gpu", valid are auto, cpu, cuda'),
+        ({"delivery": "exactly_once"}, 'delivery: got "exactly_once", valid are exactly-once, at-least-once (did you mean exactly-once?)'),
+        ({"state": {"prefix": "a b"}}, 'state.prefix: got "a b", must be a Kafka topic name'),
+        ({"state": {"turn_s": 0.5}}, "state.turn_s: got 0.5, must be at least 1"),
+        ({"state": {"on_gap": "go"}}, 'state.on_gap: got "go", valid are continue, stop'),
+        ({"state": {"series_ttl_s": 3600}}, "state.series_ttl_s: got 3600, must be at least 604800"),
+        (
+            {"state": {"turn_s": 5}, "checkpoint": {"interval_s": 10}},
+            "state.turn_s: got 5, must be at least checkpoint.interval_s (10): state is written with checkpoints",
+        ),
         ({"streams": []}, "streams: got an empty list, must have at least 1 entry"),
         ({"streams": STREAM}, "streams: got a mapping, must be a list"),
         ({"streams": [STREAM | {"topics": "metrics"}]}, 'streams[0].topics: got "metrics", must be a list'),
@@ -234,7 +268,6 @@ def test_wrong_value_is_refused_with_path_value_and_what_is_valid(write: Write, 
     [
         ({"scores": {"topic": "scores"}}, "scores.topic"),
         ({"models": {"pin": "1"}}, "models.pin"),
-        ({"state": {"prefix": "a"}}, "state.prefix"),
         ({"streams": [STREAM | {"silence": {}}]}, "streams[0].silence"),
     ],
 )
@@ -243,16 +276,9 @@ def test_keys_of_later_versions_are_refused_as_such(write: Write, sections: dict
     assert re.fullmatch(re.escape(key) + r": this version \(\S+\) does not have it yet; remove it", line)
 
 
-@pytest.mark.parametrize(
-    ("sections", "path"),
-    [
-        ({"delivery": "exactly-once"}, "delivery"),
-        ({"kafka": {"bootstrap_servers": "a:1", "sasl_mechanism": "OAUTHBEARER"}}, "kafka.sasl_mechanism"),
-    ],
-)
-def test_values_of_later_versions_are_refused_as_such(write: Write, sections: dict[str, Any], path: str) -> None:
-    (line,) = refusal(write(**sections))
-    assert line.startswith(f"{path}: got ")
+def test_values_of_later_versions_are_refused_as_such(write: Write) -> None:
+    (line,) = refusal(write(kafka={"bootstrap_servers": "a:1", "sasl_mechanism": "OAUTHBEARER"}))
+    assert line.startswith("kafka.sasl_mechanism: got ")
     assert "does not have it yet; valid are" in line
 
 
@@ -268,10 +294,28 @@ def test_all_errors_are_shown_at_once(write: Write) -> None:
         ({"streams": [STREAM, STREAM | {"name": "b"}]}, ['streams[1].topics[0]: got "metrics", which streams[0] reads already']),
         ({"alerts": {"topic": "metrics"}}, ['alerts.topic: got "metrics", which streams[0] reads: alerts would come back as input']),
         ({"dead_letters": {"topic": "metrics"}}, ['dead_letters.topic: got "metrics", which streams[0] reads']),
+        (
+            {"streams": [STREAM | {"topics": ["metrics", "anomalyd-state-metrics"]}]},
+            [
+                'state.prefix: got "anomalyd-state", with which the changelog of "metrics" is "anomalyd-state-metrics", a topic that streams[0]'
+            ],
+        ),
+        ({"state": {"prefix": "s"}, "alerts": {"topic": "s-metrics"}}, ['state.prefix: got "s", with which the changelog of "metrics"']),
+        (
+            {"state": {"prefix": "s"}, "dead_letters": {"topic": "s-metrics"}},
+            ['state.prefix: got "s", with which the changelog of "metrics" is "s-metrics", dead_letters.topic'],
+        ),
+        (
+            {"state": {"prefix": "s" * 242}},
+            [f'state.prefix: got "{"s" * 76}…", with which the changelog of "metrics" gets a name of 250 characters; Kafka takes 249'],
+        ),
         ({"dead_letters": {"topic": "anomalyd.alerts"}}, ['dead_letters.topic: got "anomalyd.alerts", which is alerts.topic']),
         (
             {"kafka": {"bootstrap_servers": "a:1", "group_id": "a b"}},
-            ['dead_letters.topic: missing; kafka.group_id "a b" makes no topic name to take as default'],
+            [
+                'dead_letters.topic: missing; kafka.group_id "a b" makes no topic name to take as default',
+                'state.prefix: missing; kafka.group_id "a b" makes no topic name to take as default',
+            ],
         ),
         (
             {"streams": [STREAM, STREAM], "alerts": {"topic": "metrics"}},

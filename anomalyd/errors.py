@@ -10,6 +10,7 @@
     ├── StateError           state in a changelog is damaged, from a newer release, or does not fit the input
     └── DeliveryError        alerts, dead letters, state or positions could not be written, or it is not known whether they were (retriable)
         ├── FencedError      another producer writes under our transactional id
+        ├── LostError        the partition is somebody else's now, or was in between
         └── TooLargeError    a topic refuses a message for its size; nothing was written
 
 `retriable` says whether the same call may succeed later. `exit_code` is what a command ends with.
@@ -66,6 +67,10 @@ class DeliveryError(AnomalydError):
 
 class FencedError(DeliveryError):
     """Another producer has opened our transactional id since."""
+
+
+class LostError(DeliveryError):
+    """The partition is somebody else's now, or was in between: what is in memory of it is worth nothing any more."""
 
 
 class TooLargeError(DeliveryError):

@@ -143,6 +143,11 @@ def forgotten_key(offset: int, part: int) -> bytes:
     return b"G|%d|%d" % (offset, part)
 
 
+def forgotten_at(key: bytes) -> int:
+    """The offset in a key of forgotten series."""
+    return int(key.split(b"|")[1])
+
+
 def series_of(key: bytes) -> str:
     """The series that an episode record is about."""
     return key[2:].decode()

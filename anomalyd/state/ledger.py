@@ -1,87 +1,359 @@
-"""The protocol of one partition: claim it, restore what it had, commit what it does."""
+"""The protocol of one partition: claim it, restore what it had, commit what becomes of it, and know after a failure what was committed.
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+    claim     open the writer (whoever wrote before is fenced) -> write a fence F -> find the last position P in front of it -> read what
+              P says a restore needs, up to F. Our own F is the proof that nothing was missed: an end offset is none, because aborted
+              records and markers lie at the end, and nobody can tell when they have been passed.
+    commit    messages, pages, episodes, forgotten series and P in one transaction.
+    doubt     after any error it is not known whether the transaction happened. The writer is given up, a new one opened (which ends
+              the old transaction one way or the other), a fence written, and everything behind what we last knew is read: the P of the
+              transaction is there, or it will never be, and the same is written again.
+    lost      a fence of somebody else lies there, or the group has thrown us out: what is in memory is worth nothing any more.
 
-from anomalyd.state.codec import Episode, Trial
+Nothing here knows of a Kafka client; the simulation in tests/ runs it against a model of the broker.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Protocol
+
+import structlog
+
+from anomalyd.batch import Source
+from anomalyd.crashpoints import reached
+from anomalyd.errors import DeliveryError, LostError, StateError, TooLargeError
+from anomalyd.state import codec
+from anomalyd.state.codec import FENCE_KEY, POSITION_KEY, Episode, Fence, Forgotten, Page, Position
+from anomalyd.state.ports import Entry, LogReader, LogRecord, Restored, Work, Writer
+
+PROBE_RECORDS: Final = 64
+"""So far back from the fence the last position is looked for first; then sixteen times as far, and so on."""
+
+_FIRST_PAUSE_S: Final = 0.1
+_MOST_PAUSE_S: Final = 5.0
+
+_log = structlog.get_logger(__name__)
 
 
-class Entry(NamedTuple):
-    """A record to be written to the changelog."""
+class Metrics(Protocol):
+    """What is counted here."""
 
-    key: bytes
-    value: bytes | None
-    """None: a tombstone."""
-
-
-class LogRecord(NamedTuple):
-    """A record of the changelog."""
-
-    offset: int
-    key: bytes
-    value: bytes | None
+    def fenced(self, why: str) -> None:
+        """A fence was written: "claim" or "doubt"."""
 
 
-class Writer(Protocol):
-    """The one who may write for a partition. After any error it is unusable: close it and make another."""
+class Ledger:
+    """What is committed of one input partition, and the only one who adds to it.
 
-    async def open(self) -> None:
-        """Whoever wrote for the partition before is fenced, and what it had not committed is aborted.
+    Args:
+        source: the input partition.
+        open_writer: makes a writer for it.
+        open_reader: makes a reader of its changelog partition.
+        is_member: asks the group's coordinator whether the partition is still ours; a zombie must not fence its successor again and again.
+        model: hash of the artifact that scores.
+        owner: random bytes that no other claim has.
+        name: of the instance, for people.
+        metrics: where to count.
+        transactional: whether writers are. Without transactions pages can be newer than the position, and the chain may fork.
+    """
 
-        Raises:
-            DeliveryError: no answer; another one may be tried.
-            KafkaRefusedError: waiting would not help.
-        """
+    def __init__(
+        self,
+        source: Source,
+        *,
+        open_writer: Callable[[], Writer],
+        open_reader: Callable[[], LogReader],
+        is_member: Callable[[], Awaitable[bool]],
+        model: str,
+        owner: bytes,
+        name: str,
+        metrics: Metrics,
+        transactional: bool = True,
+    ) -> None:
+        self.source = source
+        self._open_writer = open_writer
+        self._open_reader = open_reader
+        self._is_member = is_member
+        self._model = model
+        self._fence = Entry(FENCE_KEY, codec.encode(FENCE_KEY, Fence(owner, name)))
+        self._owner = owner
+        self._metrics = metrics
+        self._transactional = transactional
+        self._writer: Writer | None = None
+        self._last: Position | None = None
+        self._known = -1  # changelog offset of the newest record of ours that we know to be committed
+        self._live: dict[bytes, int] = {}  # changelog offset of every record that a restore needs, but P
+        self._until: dict[bytes, int] = {}  # of episodes and forgotten series: input offset from which on pages know better
 
-    async def commit(self, messages: Sequence[Any], entries: Sequence[Entry], *, singly: bool = False) -> list[int]:
-        """Makes everything visible at once and returns the changelog offsets of the entries, which are written in order.
+    @property
+    def records(self) -> list[bytes]:
+        """Keys of everything that a restore needs."""
+        return list(self._live)
+
+    @property
+    def position(self) -> int | None:
+        """P: input offset up to which everything is committed."""
+        return None if self._last is None else self._last.position
+
+    # --- claim ------------------------------------------------------------------------------------------------------
+
+    async def claim(self, partitions: int, load: Callable[[list[Page]], Awaitable[None]]) -> Restored:
+        """Takes the partition over and reads what is known of it.
 
         Args:
-            messages: alerts and dead letters.
-            entries: for the changelog.
-            singly: each message in a request of its own, so that one that is too large is known.
+            partitions: of the input topic.
+            load: is given pages as they are read; of several with the same number the last one counts.
 
         Raises:
-            FencedError: somebody else has claimed the partition since.
-            TooLargeError: nothing was written, and never will be as it is.
-            DeliveryError: it is not known whether it was written.
+            LostError: the group gives the partition to somebody else.
+            StateError: what is there cannot be used; the message says what to do.
             KafkaRefusedError: waiting would not help.
         """
+        self._partitions = partitions
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                fence = await self._open("claim")
+                return await self._restore(fence, load)
+            except DeliveryError as error:
+                await self.close()
+                _log.warning("claim_failed", **self._where, reason=str(error))
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _MOST_PAUSE_S)
+                if not await self._is_member():
+                    raise LostError from error
 
     async def close(self) -> None:
-        """Lets go within a bounded time; never raises."""
+        """Lets go of the writer; what was committed stays."""
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            await writer.close()
 
+    async def _open(self, why: str) -> int:
+        """A new writer and its fence; returns the fence's changelog offset."""
+        self._writer = self._open_writer()
+        await self._writer.open()
+        reached("after-init")
+        (fence,) = await self._writer.commit([], [self._fence])
+        reached("after-fence")
+        self._metrics.fenced(why)
+        return fence
 
-class LogReader(Protocol):
-    """Reads committed records of one changelog partition."""
+    async def _restore(self, fence: int, load: Callable[[list[Page]], Awaitable[None]]) -> Restored:
+        reader = self._open_reader()
+        try:
+            last, claims = await self._last_position(reader, fence)
+            self._live.clear()
+            self._until.clear()
+            self._last, self._known = last, fence
+            if last is None:
+                return Restored(claims=claims)
+            if last.partitions != self._partitions:
+                raise StateError(
+                    f"topic {self.source.topic} has {self._partitions} partitions, but its state was written for {last.partitions}: series "
+                    f"may have moved to other partitions; see `anomalyd state restart --help`"
+                )
+            reached("restore")
+            restored = await self._read(reader, last, fence, load)
+            restored.claims = claims
+            return restored
+        finally:
+            await reader.close()
 
-    async def first(self) -> int:
-        """The offset at which the log begins. Raises DeliveryError, KafkaRefusedError."""
+    async def _last_position(self, reader: LogReader, fence: int) -> tuple[Position | None, int]:
+        """The last position in front of our fence and how many claims lie behind it, ours counted."""
+        first, back = await reader.first(), PROBE_RECORDS
+        while True:
+            start = max(first, fence - back)
+            last: Position | None = None
+            owners: list[bytes] = []
+            async for records in reader.read(start, fence):
+                for record in records:
+                    if record.value is None:
+                        continue
+                    if record.key == POSITION_KEY:
+                        last = self._linked(last, record)
+                        owners.clear()
+                    elif record.key == FENCE_KEY and isinstance(found := self._decoded(record), Fence) and found.owner not in owners:
+                        owners.append(found.owner)
+            if last is not None or start == first:
+                return last, max(1, len(owners))
+            back *= 16
 
-    def read(self, start: int, through: int) -> AsyncIterator[list[LogRecord]]:
-        """Records with start <= offset <= through, in order; ends once one at or behind `through` was seen, and never before.
+    def _linked(self, before: Position | None, record: LogRecord) -> Position:
+        """A position that follows another one in the log, which it has to know of."""
+        found = self._decoded(record)
+        if not isinstance(found, Position):
+            raise StateError(f"{self._place(record)}: not a position")
+        if self._transactional and before is not None:
+            # Compaction may have taken positions in between, so only neighbours must know each other.
+            forked = found.sequence <= before.sequence
+            if forked or (found.sequence == before.sequence + 1 and found.previous != before.position):
+                raise StateError(
+                    f"{self._place(record)}: the chain of positions is broken: {found.sequence} after {before.sequence}, from {found.previous} "
+                    f"instead of {before.position}; did two groups share a changelog? See `anomalyd state verify --help`"
+                )
+        return found
+
+    async def _read(self, reader: LogReader, last: Position, fence: int, load: Callable[[list[Page]], Awaitable[None]]) -> Restored:
+        restored = Restored(last.position, last.replay_from, last.stream_time_ms, trial=last.trial)
+        episodes: dict[bytes, Episode] = {}
+        forgotten: dict[bytes, Forgotten] = {}
+        async for records in reader.read(max(last.restore_from, 0), fence):
+            pages = []
+            for record in records:
+                kind = record.key[:1]
+                if record.value is None:
+                    self._live.pop(record.key, None)
+                    self._until.pop(record.key, None)
+                    episodes.pop(record.key, None)
+                    forgotten.pop(record.key, None)
+                    continue
+                if kind in (POSITION_KEY, FENCE_KEY):
+                    continue
+                found = self._decoded(record)
+                self._live[record.key] = record.offset
+                if isinstance(found, Page):
+                    if self._transactional and found.position > last.position:
+                        raise StateError(f"{self._place(record)}: page of offset {found.position} is ahead of the position {last.position}")
+                    pages.append(found)
+                elif isinstance(found, Episode):
+                    episodes[record.key] = found
+                    self._until[record.key] = found.position
+                elif isinstance(found, Forgotten):
+                    forgotten[record.key] = found
+                    self._until[record.key] = codec.forgotten_at(record.key) + 1
+            if pages:
+                await load(pages)
+        restored.episodes = {codec.series_of(key): episode for key, episode in episodes.items()}
+        for gone in forgotten.values():
+            for series in gone.keys:
+                restored.forgotten[series] = max(gone.offset, restored.forgotten.get(series, -1))
+        return restored
+
+    def _decoded(self, record: LogRecord) -> codec.Value:
+        try:
+            return codec.decode(record.key, record.value or b"")
+        except StateError as error:
+            raise StateError(f"{self._place(record)}: {error}") from None
+
+    def _place(self, record: LogRecord) -> str:
+        return f"state of {self.source.topic}/{self.source.partition}, changelog offset {record.offset}"
+
+    @property
+    def _where(self) -> dict[str, Any]:
+        return {"topic": self.source.topic, "partition": self.source.partition}
+
+    # --- commit -----------------------------------------------------------------------------------------------------
+
+    async def commit(self, work: Work) -> None:
+        """Makes work visible, all of it at once; returns when it is, however long brokers are away.
 
         Raises:
-            DeliveryError: no answer for too long.
+            LostError: the partition is not ours any more; the work will never be visible.
+            StateError: what others wrote meanwhile cannot be used.
             KafkaRefusedError: waiting would not help.
         """
+        # What pages know as well has done its duty; with this very transaction, which says from where on to replay.
+        done = [key for key, until in self._until.items() if until <= work.replay_from]
+        written = {key: value for key, value in work.pages.items() if value is not None or key in self._live}
+        written |= {codec.episode_key(series): value for series, value in work.episodes.items()}
+        written |= work.forgotten
+        written |= {key: None for key in done if key not in written}
+        kept = [offset for key, offset in self._live.items() if key not in written]
+        position = self._next(work, restore_from=min(kept, default=self._known + 1))
+        entries = [Entry(key, value) for key, value in written.items()]
+        entries.append(Entry(POSITION_KEY, codec.encode(POSITION_KEY, position)))
 
-    async def close(self) -> None:
-        """Lets go within a bounded time; never raises."""
+        reached("begin")
+        offsets = await self._surely(work.messages, entries, position)
+        reached("after-commit")
 
+        self._last, self._known = position, max(self._known, offsets[-1])
+        for (key, value), offset in zip(entries[:-1], offsets, strict=False):
+            if value is None:
+                self._live.pop(key, None)
+                self._until.pop(key, None)
+            else:
+                self._live[key] = offset
+        for series in work.episodes:
+            self._until[codec.episode_key(series)] = work.position
+        for key in work.forgotten:
+            self._until[key] = codec.forgotten_at(key) + 1
 
-@dataclass(slots=True)
-class Restored:
-    """What a changelog holds besides the pages."""
+    def _next(self, work: Work, restore_from: int) -> Position:
+        last = self._last
+        timeline = () if last is None else last.timeline
+        if not timeline or timeline[-1][1] != self._model:
+            timeline = (*timeline, (work.position if last is None else last.position, self._model))
+        while len(timeline) > 1 and timeline[1][0] <= work.replay_from:
+            timeline = timeline[1:]
+        return Position(
+            sequence=0 if last is None else last.sequence + 1,
+            previous=-1 if last is None else last.position,
+            position=work.position,
+            replay_from=work.replay_from,
+            restore_from=restore_from,
+            partitions=self._partitions,
+            owner=self._owner,
+            stream_time_ms=work.stream_time_ms,
+            timeline=timeline,
+            trial=work.trial,
+        )
 
-    position: int | None = None
-    """P; None where nothing was ever committed."""
-    replay_from: int = 0
-    """Input offset from which on records have to be replayed; at most `position`."""
-    stream_time_ms: int | None = None
-    episodes: dict[str, Episode] = field(default_factory=dict)
-    """By series: what was told since its page was written."""
-    forgotten: dict[str, int] = field(default_factory=dict)
-    """By series: the newest offset in front of which it was forgotten."""
-    trial: Trial | None = None
+    async def _surely(self, messages: Sequence[Any], entries: Sequence[Entry], position: Position) -> list[int]:
+        """Writes until it is known to be committed; returns the entries' offsets."""
+        singly = False
+        while True:
+            try:
+                if self._writer is None:
+                    raise DeliveryError("the writer was closed")
+                return await self._writer.commit(messages, entries, singly=singly)
+            except TooLargeError as error:
+                messages, singly = (messages if error.instead is None else error.instead), True
+                reason = str(error)
+            except DeliveryError as error:
+                reason = str(error)
+            _log.warning("commit_in_doubt", **self._where, reason=reason)
+            if (offsets := await self._settle(entries, position)) is not None:
+                return offsets
+
+    async def _settle(self, entries: Sequence[Entry], position: Position) -> list[int] | None:
+        """Finds out whether a doubtful transaction was committed: the offsets of its entries, or None, and then it never will be."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            await self.close()
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _MOST_PAUSE_S)
+            if not await self._is_member():
+                raise LostError
+            try:
+                fence = await self._open("doubt")
+                tail = await self._tail(fence)
+            except DeliveryError as error:
+                _log.warning("claim_failed", **self._where, reason=str(error))
+                continue
+            known, found = self._known, self._own(tail, position)
+            self._known = fence
+            if found is None:
+                return None
+            offsets = {key: offset for offset, key, _ in tail if known < offset <= found}
+            return [offsets[entry.key] for entry in entries]
+
+    async def _tail(self, fence: int) -> list[LogRecord]:
+        reader = self._open_reader()
+        try:
+            return [record async for records in reader.read(self._known + 1, fence) for record in records]
+        finally:
+            await reader.close()
+
+    def _own(self, tail: Sequence[LogRecord], position: Position) -> int | None:
+        """The changelog offset of our position in the tail, None if it is not there. Raises LostError where somebody else was."""
+        for record in tail:
+            if record.key not in (FENCE_KEY, POSITION_KEY) or record.value is None:
+                continue
+            found = self._decoded(record)
+            if isinstance(found, Fence | Position) and found.owner != self._owner:
+                raise LostError
+            if isinstance(found, Position) and found.sequence == position.sequence:
+                return record.offset
+        return None

@@ -1,0 +1,119 @@
+"""What the protocol of a partition needs of Kafka, and what it hands out."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from anomalyd.state.codec import Episode, Trial
+
+
+class Entry(NamedTuple):
+    """A record to be written to the changelog."""
+
+    key: bytes
+    value: bytes | None
+    """None: a tombstone."""
+
+
+class LogRecord(NamedTuple):
+    """A record of the changelog."""
+
+    offset: int
+    key: bytes
+    value: bytes | None
+
+
+class Writer(Protocol):
+    """The one who may write for a partition. After any error it is unusable: close it and make another."""
+
+    async def open(self) -> None:
+        """Whoever wrote for the partition before is fenced, and what it had not committed is aborted.
+
+        Raises:
+            DeliveryError: no answer; another one may be tried.
+            KafkaRefusedError: waiting would not help.
+        """
+
+    async def commit(self, messages: Sequence[Any], entries: Sequence[Entry], *, singly: bool = False) -> list[int]:
+        """Makes everything visible at once and returns the changelog offsets of the entries, which are written in order.
+
+        Args:
+            messages: alerts and dead letters.
+            entries: for the changelog.
+            singly: each message in a request of its own, so that one that is too large is known.
+
+        Raises:
+            FencedError: somebody else has claimed the partition since.
+            TooLargeError: nothing was written, and never will be as it is.
+            DeliveryError: it is not known whether it was written.
+            KafkaRefusedError: waiting would not help.
+        """
+
+    async def close(self) -> None:
+        """Lets go within a bounded time; never raises."""
+
+
+class LogReader(Protocol):
+    """Reads committed records of one changelog partition."""
+
+    async def first(self) -> int:
+        """The offset at which the log begins. Raises DeliveryError, KafkaRefusedError."""
+
+    def read(self, start: int, through: int) -> AsyncIterator[list[LogRecord]]:
+        """Records with start <= offset <= through, in order; ends once one at or behind `through` was seen, and never before.
+
+        Raises:
+            DeliveryError: no answer for too long.
+            KafkaRefusedError: waiting would not help.
+        """
+
+    async def close(self) -> None:
+        """Lets go within a bounded time; never raises."""
+
+
+@dataclass(slots=True)
+class Restored:
+    """What a changelog holds besides the pages."""
+
+    position: int | None = None
+    """P; None where nothing was ever committed."""
+    replay_from: int = 0
+    """Input offset from which on records have to be replayed; at most `position`."""
+    stream_time_ms: int | None = None
+    episodes: dict[str, Episode] = field(default_factory=dict)
+    """By series: what was told since its page was written."""
+    forgotten: dict[str, int] = field(default_factory=dict)
+    """By series: the newest offset in front of which it was forgotten."""
+    trial: Trial | None = None
+    """Records that were tried when the last owner died."""
+    claims: int = 1
+    """Claims since the last position was written, ours counted; many of them: owners die before they get anywhere."""
+
+
+@dataclass(slots=True)
+class Work:
+    """What was computed for a partition since its last commit. The position vouches for everything in front of it."""
+
+    position: int = -1
+    """Input offset behind the last record that is accounted for; -1: none yet."""
+    replay_from: int = -1
+    """Input offset from which on records have to be replayed after a crash."""
+    stream_time_ms: int | None = None
+    messages: list[Any] = field(default_factory=list)
+    """Alerts and dead letters, in order."""
+    pages: dict[bytes, bytes | None] = field(default_factory=dict)
+    """Page records by key; None: the page holds nothing any more."""
+    episodes: dict[str, bytes] = field(default_factory=dict)
+    """Episode records by series."""
+    forgotten: dict[bytes, bytes] = field(default_factory=dict)
+    """Records of forgotten series by key."""
+    trial: Trial | None = None
+    """Set before records are processed that may end the process."""
+
+    def __bool__(self) -> bool:
+        return self.position >= 0
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the records, about; messages not counted."""
+        return sum(len(page) for page in self.pages.values() if page is not None) + 256 * (len(self.episodes) + len(self.forgotten))

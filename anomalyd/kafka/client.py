@@ -39,7 +39,10 @@ _REFUSED: Final[dict[str, str]] = {
         "not authorised for a topic; allow Read and Describe on the input topics, Write and Describe on the alerts and dead-letter topics"
     ),
     "ClusterAuthorizationFailedError": "not authorised for idempotent writes; allow IdempotentWrite on the cluster",
-    "InconsistentGroupProtocolError": "the group {group_id} has members that assign partitions another way; use another kafka.group_id",
+    "InconsistentGroupProtocolError": (
+        "the group {group_id} has members that assign partitions another way; stop them all if they are of an older release, "
+        "or use another kafka.group_id"
+    ),
     "InvalidSessionTimeoutError": (
         "kafka.session_timeout_ms is outside of what the brokers allow (group.min.session.timeout.ms to group.max.session.timeout.ms)"
     ),

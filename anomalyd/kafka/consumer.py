@@ -23,6 +23,7 @@ from aiokafka.errors import (
 from anomalyd.batch import Record, Source
 from anomalyd.errors import DeliveryError, KafkaRefusedError
 from anomalyd.kafka import client
+from anomalyd.kafka.assignor import sticky
 from anomalyd.kafka.positions import Located, StartFrom, locate
 from anomalyd.kafka.salvage import UNREADABLE, first_readable
 from anomalyd.kafka.unwrapped import fetch_ended, unwrap, verify
@@ -106,6 +107,7 @@ class Consumer:
         self._start_from = dict(start_from)
         self._metrics = metrics
         self._clock = clock
+        self._assignor = sticky()
         self._client: AIOKafkaConsumer | None = None
         self._owner: Owner | None = None
         self._listening: AIOKafkaConsumer | None = None  # whose assignments count; not one that is about to be replaced
@@ -178,6 +180,7 @@ class Consumer:
                 **client.options(self._settings),
                 group_id=self._settings.group_id,
                 group_instance_id=self._settings.group_instance_id,
+                partition_assignment_strategy=(self._assignor,),
                 session_timeout_ms=self._settings.session_timeout_ms,
                 heartbeat_interval_ms=self._settings.heartbeat_interval_ms,
                 # The default is the session timeout: too short for a last checkpoint.

@@ -11,10 +11,10 @@ Static members (kafka.group_instance_id), as tested with Kafka 4.3:
 
 - One that comes back within its session gets its assignment back from the broker, our generation in it, and nobody else notices: no leader
   is asked, though its metadata now say that it has nothing. Nor does that change when it was the leader.
-- A leader that came back so does not know that it leads until the next rebalance: the broker names its old member id (JoinGroup below
-  version 9). The client watches topics for new partitions as a leader only, so until then nobody does.
-- While it is away a rebalance counts it in with its metadata of the last *join*, one generation older than what it has. The others' claims
-  are newer, so at worst it loses what it was given last.
+- A leader that came back so takes itself for a follower until the next rebalance: the broker names its old member id (JoinGroup below
+  version 9). The client watches topics for new ones and new partitions as a leader only, so until then nobody does. It leads again after
+  a rebalance that it asks for itself: its metadata differ from those of its join.
+- A rebalance that falls into its absence waits, for everybody, until it is back or its session ends; then it is out like any other.
 """
 
 import struct

@@ -1,6 +1,7 @@
 """The daemon as a user runs it: `anomalyd run` in a process of its own, seen through its log and its HTTP server only."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any, Final, Self
 
 from confluent_kafka import Consumer, TopicPartition
 
+from anomalyd.kafka.topics import CHANGELOG_CONFIG
 from tests.support.poll import poll_until
 from tests.support.topics import create_topic, unique
 
@@ -42,6 +44,7 @@ class Daemon:
         group: str | None = None,
         make_topics: bool = True,
         kafka: dict[str, Any] | None = None,
+        settings: dict[str, Any] | None = None,
     ) -> None:
         self.bootstrap = bootstrap
         self.group = group or unique("group")
@@ -51,6 +54,7 @@ class Daemon:
         if make_topics and group is None:
             create_topic(bootstrap, self.alerts, partitions)
             create_topic(bootstrap, self.dead, partitions)
+            create_topic(bootstrap, f"{self.group}-state-{self.source}", partitions, CHANGELOG_CONFIG)
         name = unique("daemon")
         self._config = folder / f"{name}.json"
         self._log = folder / f"{name}.log"
@@ -64,6 +68,7 @@ class Daemon:
                     "http": {"host": "127.0.0.1", "port": 0},
                     "log": {"format": "json"},
                 }
+                | (settings or {})
             )
         )
         self._process: subprocess.Popen[bytes] | None = None
@@ -74,12 +79,12 @@ class Daemon:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.kill()
 
-    def start(self) -> Self:
-        """Starts the process."""
+    def start(self, **environment: str) -> Self:
+        """Starts the process, with these variables besides those of this one."""
         self._log.write_bytes(b"")
         with self._log.open("ab") as log:
             command = [sys.executable, "-m", "anomalyd", "run", "-c", str(self._config)]
-            self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+            self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, env=os.environ | environment)
         return self
 
     @property

@@ -107,8 +107,7 @@ class KafkaSettings(_Section):
     bootstrap_servers: Servers
     """Brokers to ask first: `host:port`, several with commas between."""
     group_id: Text = "anomalyd"
-    """Consumer group. Instances with the same group share the partitions; positions and state belong to it. Also the beginning of the
-    transactional ids `<group_id>.<topic>.<partition>`."""
+    """Consumer group. Instances with the same group share the partitions, positions and state."""
     group_instance_id: Text | None = None
     """Static membership: a name unique to this instance. A restart within the session timeout then moves no partition; on a clean stop
     the instance does not leave the group."""
@@ -319,8 +318,9 @@ class StateSettings(_Section):
     """What has been learned about the series, kept in changelog topics so that a restart or another instance goes on where it was."""
 
     prefix: TopicName | None = None
-    """Beginning of the names of the changelog topics: `<prefix>-<input topic>`. Default: `<group_id>-state`. Another prefix is another
-    memory: nothing is known, and alerts that were open stay open for whoever read them."""
+    """Beginning of the names of the changelog topics, `<prefix>-<input topic>`, and of the transactional ids,
+    `<prefix>-<input topic>.<partition>`. Default: `<group_id>-state`. Another prefix is another memory: nothing is known, and alerts that
+    were open are never resolved."""
     turn_s: float = Field(default=60.0, ge=1, le=3_600)
     """Every page of state in use is written to the changelog once in this time. More: fewer bytes to Kafka, more input to replay after a
     crash."""
@@ -400,9 +400,12 @@ class Settings(BaseSettings):
         return f"{self.state_prefix}-{input_topic}"
 
     def transactional_id(self, source: tuple[str, int]) -> str:
-        """The id under which only one instance at a time can write for an input partition: topic and partition."""
+        """The id under which only one instance at a time can write for an input partition (topic, number).
+
+        It goes with the changelog, so that whoever would write into the same one is fenced.
+        """
         topic, partition = source
-        return f"{self.kafka.group_id}.{topic}.{partition}"
+        return f"{self.changelog_topic(topic)}.{partition}"
 
     def policy(self, stream: StreamSettings) -> AlertPolicy:
         """The alert policy of a stream: its overrides laid over `alerts.*`."""
@@ -494,10 +497,8 @@ class Settings(BaseSettings):
         for topic in reader:
             name = self.changelog_topic(topic)
             if len(name) > LONGEST_TOPIC:
-                yield (
-                    "state.prefix",
-                    f"got {_show(prefix)}, with which the changelog of {_show(topic)} gets a name of {len(name)} characters; Kafka takes {LONGEST_TOPIC}",
-                )
+                length = f"{len(name)} characters; Kafka takes {LONGEST_TOPIC}"
+                yield ("state.prefix", f"got {_show(prefix)}, with which the changelog of {_show(topic)} gets a name of {length}")
             elif name in taken:
                 yield ("state.prefix", f'got "{prefix}", with which the changelog of "{topic}" is "{name}", {taken[name]}; use another')
         if self.state.turn_s < self.checkpoint.interval_s:
@@ -538,6 +539,11 @@ def load(path: Path | None) -> Settings:
 def environment_overrides() -> list[str]:
     """Names of the environment variables that `load` takes into account, sorted."""
     return sorted(_from_environment()[1].values())
+
+
+def crash_at() -> str | None:
+    """Where a test wants the process to end, see `anomalyd.crashpoints`. Not a setting: nobody else has a use for it."""
+    return os.environ.get("ANOMALYD_CRASH_AT") or None
 
 
 def _headed(path: Path | None, lines: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from anomalyd.demo.broker import PARTITIONS, EmbeddedBroker
 from anomalyd.demo.fleet import Fleet
 from anomalyd.demo.host import Host
 from anomalyd.errors import ConfigError, DeliveryError, KafkaUnavailableError
+from anomalyd.kafka.topics import CHANGELOG_CONFIG
 
 if TYPE_CHECKING:
     from confluent_kafka import KafkaException, Message
@@ -39,9 +40,14 @@ class Wire:
     dead_letters: str
 
     @property
+    def changelogs(self) -> list[str]:
+        """Where the daemon keeps its state, by the names that it gives them."""
+        return [f"{self.group_id}-state-{topic}" for topic in (self.fleet, self.host)]
+
+    @property
     def topics(self) -> list[str]:
         """All of them."""
-        return [self.fleet, self.host, self.alerts, self.dead_letters]
+        return [self.fleet, self.host, self.alerts, self.dead_letters, *self.changelogs]
 
 
 @contextlib.contextmanager
@@ -94,7 +100,8 @@ def _create(wire: Wire) -> None:
     admin, new_topic = _client("AdminClient")({"bootstrap.servers": wire.bootstrap_servers, **_QUIET}), _client("NewTopic")
     with _explained(wire):
         # -1: as many copies as the cluster makes by default.
-        made = admin.create_topics([new_topic(topic, PARTITIONS, -1) for topic in wire.topics], operation_timeout=20, request_timeout=30)
+        topics = [new_topic(topic, PARTITIONS, -1, config=CHANGELOG_CONFIG if topic in wire.changelogs else {}) for topic in wire.topics]
+        made = admin.create_topics(topics, operation_timeout=20, request_timeout=30)
         for future in made.values():
             future.result()
 

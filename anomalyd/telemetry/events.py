@@ -56,6 +56,11 @@ EVENTS: Final[Mapping[str, Event]] = {
         "warning", "Input topics do not exist (yet); the daemon waits for them.", "create them, or correct `streams[].topics`"
     ),
     "input_topics_found": Event("info", "Input topics that were missing exist now."),
+    "topic_settings_hidden": Event(
+        "warning",
+        "Brokers do not show this user the settings of topics that are written to, so nobody has made sure that they keep what they must.",
+        "allow DescribeConfigs on them, or look at `anomalyd topics plan` with a user who may",
+    ),
     # partitions and positions
     "partitions_assigned": Event("info", "The group gave this instance partitions."),
     "partitions_revoked": Event("info", "The group takes partitions back; what was read is committed first."),

@@ -15,6 +15,7 @@ from typing import Any, Final, Self
 from confluent_kafka import Consumer, TopicPartition
 
 from anomalyd.kafka.topics import CHANGELOG_CONFIG
+from anomalyd.kafka.topics import CHANGELOG_CONFIG
 from tests.support.poll import poll_until
 from tests.support.topics import create_topic, unique
 
@@ -54,6 +55,7 @@ class Daemon:
         if make_topics and group is None:
             create_topic(bootstrap, self.alerts, partitions)
             create_topic(bootstrap, self.dead, partitions)
+            create_topic(bootstrap, f"{self.group}-state-{self.source}", partitions, CHANGELOG_CONFIG)
             create_topic(bootstrap, f"{self.group}-state-{self.source}", partitions, CHANGELOG_CONFIG)
         name = unique("daemon")
         self._config = folder / f"{name}.json"

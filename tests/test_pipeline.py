@@ -17,7 +17,7 @@ from anomalyd.batch import Source
 from anomalyd.errors import DeliveryError, KafkaRefusedError
 from anomalyd.kafka.checkpoint import AtLeastOnce, Pending
 from anomalyd.kafka.consumer import Polled
-from anomalyd.kafka.producer import Message as KafkaMessage
+from anomalyd.kafka.message import Message as KafkaMessage
 from anomalyd.pipeline import SMALL_RECORDS, Pipeline
 from anomalyd.shard import DeadLetter, Outcome, OutgoingAlert
 from anomalyd.telemetry.metrics import Metrics

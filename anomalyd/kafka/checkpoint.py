@@ -5,7 +5,8 @@ from typing import Final, NamedTuple, Protocol
 
 from anomalyd.batch import Source
 from anomalyd.kafka.consumer import Consumer
-from anomalyd.kafka.producer import Message, Producer
+from anomalyd.kafka.message import Message
+from anomalyd.kafka.producer import Producer
 
 MESSAGE_BYTES: Final = 1_024
 """What a message takes besides its content: its objects, its headers', its note, and its acknowledgement while it is on its way."""

@@ -1,52 +1,23 @@
 """Messages to Kafka: idempotent, acknowledged by all in-sync replicas, sent again until they are."""
 
 import asyncio
-import zlib
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final
 
 import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, RecordListTooLargeError
 
 from anomalyd.kafka import client
+from anomalyd.kafka.message import TRUNCATED_BYTES, Message, Metrics, truncated
 from anomalyd.settings import KafkaSettings
-
-TRUNCATED_BYTES: Final = 1_024
-"""What is kept of the key and of the value of a dead letter that its topic refuses for its size."""
 
 _MAX_BATCH_BYTES: Final = 512 << 10  # below the brokers' default message.max.bytes of 1 MiB, which counts whole batches
 _MAX_REQUEST_BYTES: Final = 256 << 20  # the topic's limit decides, not the client's
 _YIELD_EVERY: Final = 256  # send() seldom gives the loop back by itself
 
 _log = structlog.get_logger(__name__)
-
-
-class Message(NamedTuple):
-    """A record to be written."""
-
-    topic: str
-    partition: int
-    """Of the input that it comes from. It is written to this modulo the topic's count, so that what one input partition causes stays
-    together and a transaction of it touches few partitions."""
-    key: bytes | None
-    value: bytes
-    headers: tuple[tuple[str, bytes], ...] = ()
-    dead_letter: bool = False
-    """It may be cut. An alert may not: half of its JSON would break whoever reads it."""
-
-    @property
-    def size(self) -> int:
-        """Bytes, about."""
-        return len(self.key or b"") + len(self.value) + sum(len(name) + len(value) for name, value in self.headers)
-
-
-class Metrics(Protocol):
-    """What is counted here."""
-
-    def dropped(self, kind: str) -> None:
-        """A message, "alert" or "dead-letter", was given up because its topic refuses it for its size."""
 
 
 class Producer:
@@ -200,10 +171,3 @@ class Producer:
 
 
 _OVERSIZE: Final = (MessageSizeTooLargeError, RecordListTooLargeError)
-
-
-def truncated(message: Message) -> Message:
-    """The first KiB of the key and of the value, with the value's full length and checksum in a header."""
-    told = f"{len(message.value)} bytes, crc32 {zlib.crc32(message.value):08x}".encode()
-    key = None if message.key is None else message.key[:TRUNCATED_BYTES]
-    return message._replace(key=key, value=message.value[:TRUNCATED_BYTES], headers=(*message.headers, ("anomalyd-truncated", told)))

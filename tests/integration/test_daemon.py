@@ -21,7 +21,8 @@ from anomalyd.alerts.messages import load_schema
 from anomalyd.app import App
 from anomalyd.batch import SampleBatch, Verdicts
 from anomalyd.errors import TopicError
-from anomalyd.kafka.producer import Message, Producer
+from anomalyd.kafka.message import Message
+from anomalyd.kafka.producer import Producer
 from anomalyd.settings import Settings
 from anomalyd.shard import Shard
 from tests.integration.daemon import Daemon, poison, sample

@@ -13,7 +13,8 @@ import anomalyd.kafka.producer as producer_module
 from anomalyd.alerts.messages import Message as Alert
 from anomalyd.errors import KafkaRefusedError
 from anomalyd.kafka.client import Backoff
-from anomalyd.kafka.producer import TRUNCATED_BYTES, Message, Producer, truncated
+from anomalyd.kafka.message import TRUNCATED_BYTES, Message, truncated
+from anomalyd.kafka.producer import Producer
 from anomalyd.settings import KafkaSettings
 from tests.support.sinks import SinkContract, SinkKit
 from tests.support.topics import create_topic, read_committed

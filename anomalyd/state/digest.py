@@ -51,5 +51,5 @@ def _hash(key: str, row: RowBytes) -> int:
     name = key.encode()
     # The length in front: else the end of a key could pass for the beginning of a row.
     hashed = xxhash.xxh3_128(len(name).to_bytes(4, "little") + name)
-    hashed.update(row)
+    hashed.update(row if isinstance(row, bytes | memoryview) else row.data)
     return hashed.intdigest()

@@ -110,11 +110,13 @@ def run(config: ConfigOption = None) -> None:
 
     See what it does: http://localhost:9464/metrics, /healthz (the loop turns), /readyz (partitions are assigned).
     """
-    from anomalyd.settings import load
+    from anomalyd import crashpoints
+    from anomalyd.settings import crash_at, load
     from anomalyd.telemetry.logging import configure
 
     settings = load(config)
     configure(settings.log)
+    crashpoints.arm(crash_at())
 
     from anomalyd.app import run as run_daemon
 

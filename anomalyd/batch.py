@@ -48,6 +48,22 @@ class Record(Protocol):
         """In its partition."""
 
 
+class Entry(NamedTuple):
+    """A record to be written to a changelog."""
+
+    key: bytes
+    value: bytes | None
+    """None: a tombstone."""
+
+
+class LogRecord(NamedTuple):
+    """A record of a changelog."""
+
+    offset: int
+    key: bytes
+    value: bytes | None
+
+
 @dataclass(frozen=True, slots=True)
 class SampleBatch:
     """Samples of one partition in partition order."""

@@ -2,25 +2,12 @@
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
+from anomalyd.batch import Entry, LogRecord
 from anomalyd.state.codec import Episode, Trial
 
-
-class Entry(NamedTuple):
-    """A record to be written to the changelog."""
-
-    key: bytes
-    value: bytes | None
-    """None: a tombstone."""
-
-
-class LogRecord(NamedTuple):
-    """A record of the changelog."""
-
-    offset: int
-    key: bytes
-    value: bytes | None
+__all__ = ["Entry", "LogReader", "LogRecord", "Restored", "Work", "Writer"]
 
 
 class Writer(Protocol):

@@ -36,9 +36,14 @@ _REFUSED: Final[dict[str, str]] = {
     "FencedInstanceIdError": "another process uses the same kafka.group_instance_id; give each instance its own",
     "GroupAuthorizationFailedError": "not authorised for the consumer group; allow Read on group {group_id}",
     "TopicAuthorizationFailedError": (
-        "not authorised for a topic; allow Read and Describe on the input topics, Write and Describe on the alerts and dead-letter topics"
+        "not authorised for a topic; allow Read and Describe on the input topics, Write and Describe on the alerts and dead-letter topics, "
+        "Read, Write and Describe on the changelog topics"
     ),
     "ClusterAuthorizationFailedError": "not authorised for idempotent writes; allow IdempotentWrite on the cluster",
+    "TransactionalIdAuthorizationFailed": (
+        "not authorised for transactions; allow Write and Describe on TransactionalId {group_id}.*, or set delivery: at-least-once"
+    ),
+    "InvalidTransactionTimeout": "the brokers refuse transactions of 60 s; raise their transaction.max.timeout.ms to that at least",
     "InconsistentGroupProtocolError": (
         "the group {group_id} has members that assign partitions another way; stop them all if they are of an older release, "
         "or use another kafka.group_id"

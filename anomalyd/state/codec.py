@@ -155,8 +155,10 @@ def series_of(key: bytes) -> str:
 
 def encode(key: bytes, value: Value) -> bytes:
     """The bytes of a record's value."""
-    kind = _KIND[type(value)]
-    payload = _encoder.encode(value)
+    return _framed(key, _KIND[type(value)], _encoder.encode(value))
+
+
+def _framed(key: bytes, kind: bytes, payload: bytes) -> bytes:
     return b"".join((_HEAD.pack(_MAGIC, VERSION, kind, _checksum(VERSION, kind, key, payload)), payload))
 
 

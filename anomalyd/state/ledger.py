@@ -78,11 +78,20 @@ class Ledger:
         self._owner = owner
         self._metrics = metrics
         self._transactional = transactional
+        self.partitions = 0
+        """Of the input topic, while this ledger has been writing."""
         self._writer: Writer | None = None
         self._last: Position | None = None
         self._known = -1  # changelog offset of the newest record of ours that we know to be committed
         self._live: dict[bytes, int] = {}  # changelog offset of every record that a restore needs, but P
         self._until: dict[bytes, int] = {}  # of episodes and forgotten series: input offset from which on pages know better
+
+    def repartitioned(self, partitions: int) -> str:
+        """Why nothing goes on when the input topic has another number of partitions now."""
+        return (
+            f"topic {self.source.topic} has {partitions} partitions, its state was written for {self.partitions}: series may have moved to "
+            f"other partitions; see `anomalyd state restart --help`"
+        )
 
     @property
     def records(self) -> list[bytes]:
@@ -108,7 +117,7 @@ class Ledger:
             StateError: what is there cannot be used; the message says what to do.
             KafkaRefusedError: waiting would not help.
         """
-        self._partitions = partitions
+        self.partitions = partitions
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
@@ -147,11 +156,9 @@ class Ledger:
             self._last, self._known = last, fence
             if last is None:
                 return Restored(claims=claims)
-            if last.partitions != self._partitions:
-                raise StateError(
-                    f"topic {self.source.topic} has {self._partitions} partitions, but its state was written for {last.partitions}: series "
-                    f"may have moved to other partitions; see `anomalyd state restart --help`"
-                )
+            if last.partitions != self.partitions:
+                before, self.partitions = self.partitions, last.partitions
+                raise StateError(self.repartitioned(before))
             reached("restore")
             restored = await self._read(reader, last, fence, load)
             restored.claims = claims
@@ -160,7 +167,7 @@ class Ledger:
             await reader.close()
 
     async def _last_position(self, reader: LogReader, fence: int) -> tuple[Position | None, int]:
-        """The last position in front of our fence and how many claims lie behind it, ours counted."""
+        """The last position in front of our fence, and how many claims there were since it last moved, ours counted."""
         first, back = await reader.first(), PROBE_RECORDS
         while True:
             start = max(first, fence - back)
@@ -171,8 +178,9 @@ class Ledger:
                     if record.value is None:
                         continue
                     if record.key == POSITION_KEY:
-                        last = self._linked(last, record)
-                        owners.clear()
+                        before, last = last, self._linked(last, record)
+                        if before is None or last.position > before.position:
+                            owners.clear()
                     elif record.key == FENCE_KEY and isinstance(found := self._decoded(record), Fence) and found.owner not in owners:
                         owners.append(found.owner)
             if last is not None or start == first:
@@ -189,8 +197,8 @@ class Ledger:
             forked = found.sequence <= before.sequence
             if forked or (found.sequence == before.sequence + 1 and found.previous != before.position):
                 raise StateError(
-                    f"{self._place(record)}: the chain of positions is broken: {found.sequence} after {before.sequence}, from {found.previous} "
-                    f"instead of {before.position}; did two groups share a changelog? See `anomalyd state verify --help`"
+                    f"{self._place(record)}: the chain of positions is broken: {found.sequence} after {before.sequence}, from "
+                    f"{found.previous} instead of {before.position}; did two groups share a changelog? See `anomalyd state verify --help`"
                 )
         return found
 
@@ -264,9 +272,7 @@ class Ledger:
         entries = [Entry(key, value) for key, value in written.items()]
         entries.append(Entry(POSITION_KEY, codec.encode(POSITION_KEY, position)))
 
-        reached("begin")
         offsets = await self._surely(work.messages, entries, position)
-        reached("after-commit")
 
         self._last, self._known = position, max(self._known, offsets[-1])
         for (key, value), offset in zip(entries[:-1], offsets, strict=False):
@@ -293,7 +299,7 @@ class Ledger:
             position=work.position,
             replay_from=work.replay_from,
             restore_from=restore_from,
-            partitions=self._partitions,
+            partitions=self.partitions,
             owner=self._owner,
             stream_time_ms=work.stream_time_ms,
             timeline=timeline,

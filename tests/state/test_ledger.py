@@ -1,0 +1,368 @@
+"""The protocol of one partition against a log in memory that fences, fails and leaves its callers in doubt."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import pytest
+
+from anomalyd.batch import Entry, LogRecord, Source
+from anomalyd.errors import DeliveryError, FencedError, LostError, StateError, TooLargeError
+from anomalyd.state import codec, ledger
+from anomalyd.state.codec import Episode, Fence, Forgotten, Page, Position
+from anomalyd.state.ledger import Ledger
+from anomalyd.state.ports import Restored, Work
+
+SOURCE = Source("metrics", 3)
+EMPTY = memoryview(b"")
+
+
+def page(number: int, position: int) -> tuple[bytes, bytes]:
+    key = codec.page_key(256, number)
+    return key, codec.encode(key, Page(position, number, 256, "m", (), 8, "r", [], EMPTY, EMPTY, EMPTY, EMPTY))
+
+
+@dataclass
+class Log:
+    """A changelog partition and the topics beside it."""
+
+    records: list[LogRecord] = field(default_factory=list)
+    messages: list[Any] = field(default_factory=list)
+    epoch: int = 0
+    failures: list[str] = field(default_factory=list)
+    """What becomes of the next commits: `lost` (not written), `silent` (written, but nobody hears of it), `large`, `large-known`."""
+
+    def put(self, key: bytes, value: bytes | None) -> int:
+        offset = self.records[-1].offset + 2 if self.records else 0  # markers take offsets
+        self.records.append(LogRecord(offset, key, value))
+        return offset
+
+    def positions(self) -> list[Position]:
+        found = [codec.decode(key, value) for _, key, value in self.records if key == codec.POSITION_KEY and value is not None]
+        return [position for position in found if isinstance(position, Position)]
+
+    def live(self) -> set[bytes]:
+        newest = {key: value for _, key, value in self.records}
+        return {key for key, value in newest.items() if value is not None and key not in (codec.POSITION_KEY, codec.FENCE_KEY)}
+
+
+class Writing:
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self.epoch = -1
+
+    async def open(self) -> None:
+        self.log.epoch += 1
+        self.epoch = self.log.epoch
+
+    async def commit(self, messages: Sequence[Any], entries: Sequence[Entry], *, singly: bool = False) -> list[int]:
+        await asyncio.sleep(0)
+        if self.epoch != self.log.epoch:
+            raise FencedError("another")
+        failure = self.log.failures.pop(0) if self.log.failures else ""
+        if failure == "lost":
+            raise DeliveryError("no answer")
+        if failure == "large":
+            raise TooLargeError("too large", None)
+        if failure == "large-known":
+            assert singly
+            raise TooLargeError("too large", [f"cut {message}" for message in messages])
+        offsets = [self.log.put(key, value) for key, value in entries]
+        self.log.messages += messages
+        if failure == "silent":
+            raise DeliveryError("no answer")
+        return offsets
+
+    async def close(self) -> None:
+        self.epoch = -1
+
+
+class Reading:
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self.starts: list[int] = []
+
+    async def first(self) -> int:
+        return self.log.records[0].offset
+
+    async def read(self, start: int, through: int) -> AsyncIterator[list[LogRecord]]:
+        self.starts.append(start)
+        for record in list(self.log.records):
+            if start <= record.offset <= through:
+                await asyncio.sleep(0)
+                yield [record]
+
+    async def close(self) -> None:
+        return
+
+
+class Count:
+    def __init__(self) -> None:
+        self.fences: list[str] = []
+
+    def fenced(self, why: str) -> None:
+        self.fences.append(why)
+
+
+@dataclass
+class Rig:
+    log: Log = field(default_factory=Log)
+    member: Callable[[], bool] = lambda: True
+    names: Any = field(default_factory=count)
+    readers: list[Reading] = field(default_factory=list)
+    pages: list[Page] = field(default_factory=list)
+    metrics: Count = field(default_factory=Count)
+
+    def ledger(self, model: str = "model") -> Ledger:
+        async def is_member() -> bool:
+            return self.member()
+
+        def open_reader() -> Reading:
+            self.readers.append(Reading(self.log))
+            return self.readers[-1]
+
+        name = f"owner-{next(self.names)}"
+        return Ledger(
+            SOURCE,
+            open_writer=lambda: Writing(self.log),
+            open_reader=open_reader,
+            is_member=is_member,
+            model=model,
+            owner=name.encode(),
+            name=name,
+            metrics=self.metrics,
+        )
+
+    async def claim(self, model: str = "model", partitions: int = 8) -> tuple[Ledger, Restored]:
+        self.pages.clear()
+
+        async def load(pages: list[Page]) -> None:
+            self.pages += pages
+
+        made = self.ledger(model)
+        return made, await made.claim(partitions, load)
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
+    monkeypatch.setattr(ledger, "_FIRST_PAUSE_S", 0.001)
+    return Rig()
+
+
+def work(position: int, replay_from: int | None = None, **more: Any) -> Work:  # noqa: ANN401  fields of Work
+    return Work(position, position if replay_from is None else replay_from, **more)
+
+
+async def test_a_new_partition_holds_nothing(rig: Rig) -> None:
+    _, restored = await rig.claim()
+
+    assert restored == Restored()
+
+
+async def test_the_next_owner_finds_what_was_committed(rig: Rig) -> None:
+    first, _ = await rig.claim()
+    key = codec.episode_key("cpu")
+    episode = codec.encode(key, Episode(10, b"state"))
+    gone = codec.forgotten_key(7, 0)
+    await first.commit(
+        work(
+            10,
+            4,
+            stream_time_ms=99,
+            pages=dict([page(0, 10), page(1, 4)]),
+            episodes={"cpu": episode},
+            forgotten={gone: codec.encode(gone, Forgotten(7, ["old"]))},
+        )
+    )
+    await first.commit(work(12, 4, stream_time_ms=100))
+
+    _, restored = await rig.claim()
+
+    assert restored == Restored(12, 4, 100, {"cpu": Episode(10, b"state")}, {"old": 7}, None, 1)
+    assert [(found.number, found.position) for found in rig.pages] == [(0, 10), (1, 4)]
+
+
+async def test_messages_and_state_become_visible_together_and_positions_are_chained(rig: Rig) -> None:
+    owner, _ = await rig.claim()
+    await owner.commit(work(5, messages=["a", "b"]))
+    await owner.commit(work(9, messages=["c"]))
+
+    assert rig.log.messages == ["a", "b", "c"]
+    assert [(p.sequence, p.previous, p.position) for p in rig.log.positions()] == [(0, -1, 5), (1, 5, 9)]
+
+
+async def test_a_restore_reads_only_what_it_needs(rig: Rig) -> None:
+    owner, _ = await rig.claim()
+    for i in range(1, 200):
+        await owner.commit(work(i, i, pages=dict([page(i % 3, i)])))
+
+    await rig.claim()
+
+    assert sorted(found.position for found in rig.pages) == [197, 198, 199]
+
+
+async def test_the_last_position_is_found_however_much_lies_behind_it(rig: Rig) -> None:
+    owner, _ = await rig.claim()
+    await owner.commit(work(5))
+    for _ in range(500):
+        rig.log.put(b"rest of aborted transactions", None)
+
+    _, restored = await rig.claim()
+
+    assert restored.position == 5
+
+
+async def test_what_was_told_stays_until_pages_know_it(rig: Rig) -> None:
+    owner, _ = await rig.claim()
+    key, gone = codec.episode_key("cpu"), codec.forgotten_key(7, 0)
+    value = codec.encode(key, Episode(10, b"state"))
+    await owner.commit(work(10, 3, episodes={"cpu": value}, forgotten={gone: codec.encode(gone, Forgotten(7, ["old"]))}))
+    await owner.commit(work(20, 7))
+    assert rig.log.live() == {key, gone}
+    await owner.commit(work(30, 8))
+    assert rig.log.live() == {key}
+    await owner.commit(work(40, 10))
+    assert rig.log.live() == set()
+
+
+async def test_series_forgotten_at_the_position_stay_until_their_page_is_written(rig: Rig) -> None:
+    """In front of the record at the position: that record is not read yet, so the page that held them may be the oldest thing there is."""
+    owner, _ = await rig.claim()
+    gone = codec.forgotten_key(10, 0)
+    await owner.commit(work(10, 10, forgotten={gone: codec.encode(gone, Forgotten(10, ["old"]))}))
+    await owner.commit(work(11, 10))
+
+    assert rig.log.live() == {gone}
+
+
+async def test_a_page_without_series_leaves_nothing_behind(rig: Rig) -> None:
+    owner, _ = await rig.claim()
+    await owner.commit(work(10, pages=dict([page(0, 10)])))
+    await owner.commit(work(20, pages={codec.page_key(256, 0): None, codec.page_key(256, 1): None}))
+
+    assert rig.log.live() == set()
+    assert [record.key for record in rig.log.records].count(codec.page_key(256, 1)) == 0
+
+
+@pytest.mark.parametrize(
+    "failures", [["lost"], ["silent"], ["lost", "lost", "silent"], ["silent", "lost", "lost"], ["lost"] * 8, ["silent", "silent"]]
+)
+async def test_after_a_doubt_everything_is_there_exactly_once(rig: Rig, failures: list[str]) -> None:
+    owner, _ = await rig.claim()
+    rig.log.failures += failures
+    await owner.commit(work(10, messages=["alert"], pages=dict([page(0, 10)])))
+    await owner.commit(work(20, messages=["next"]))
+
+    assert rig.log.messages == ["alert", "next"]
+    assert [(p.sequence, p.previous, p.position) for p in rig.log.positions()] == [(0, -1, 10), (1, 10, 20)]
+    _, restored = await rig.claim()
+    assert restored.position == 20
+    assert [found.position for found in rig.pages] == [10]
+
+
+async def test_the_one_who_was_replaced_hears_of_it_and_changes_nothing(rig: Rig) -> None:
+    first, _ = await rig.claim()
+    await first.commit(work(10, messages=["mine"]))
+    second, restored = await rig.claim()
+    with pytest.raises(LostError):
+        await first.commit(work(20, messages=["stale"]))
+    with pytest.raises(LostError):  # the first was still a member, so it could fence its successor, once
+        await second.commit(work(20, messages=["too late"]))
+    third, again = await rig.claim()
+    await third.commit(work(20, messages=["good"]))
+
+    assert (restored.position, again.position) == (10, 10)
+    assert rig.log.messages == ["mine", "good"]
+
+
+async def test_a_zombie_that_is_no_member_any_more_fences_nobody(rig: Rig) -> None:
+    first, _ = await rig.claim()
+    second, _ = await rig.claim()
+    rig.member = lambda: False
+    with pytest.raises(LostError):
+        await first.commit(work(20, messages=["stale"]))
+    await second.commit(work(20, messages=["good"]))
+
+    assert rig.log.messages == ["good"]
+    assert rig.metrics.fences == ["claim", "claim"]
+
+
+async def test_claims_without_progress_are_counted(rig: Rig) -> None:
+    owner, _ = await rig.claim()
+    await owner.commit(work(10))
+    found = []
+    for _ in range(4):
+        owner, restored = await rig.claim()
+        found.append(restored.claims)
+    await owner.commit(work(10))  # a page may have been due: that is no progress
+    _, restored = await rig.claim()
+    assert (*found, restored.claims) == (1, 2, 3, 4, 5)
+
+    await owner.close()
+    owner, _ = await rig.claim()
+    await owner.commit(work(11))
+    _, restored = await rig.claim()
+    assert restored.claims == 1
+
+
+async def test_a_message_that_is_too_large_is_replaced_and_the_rest_goes_with_it(rig: Rig) -> None:
+    owner, _ = await rig.claim()
+    rig.log.failures += ["large", "", "large-known"]  # the second is the fence
+    await owner.commit(work(10, messages=["letter"]))
+
+    assert rig.log.messages == ["cut letter"]
+
+
+async def test_another_number_of_partitions_is_refused_with_what_to_do(rig: Rig) -> None:
+    owner, _ = await rig.claim(partitions=8)
+    await owner.commit(work(10))
+
+    with pytest.raises(StateError, match=r"has 16 partitions, its state was written for 8.*anomalyd state restart"):
+        await rig.claim(partitions=16)
+
+
+async def test_a_damaged_record_stops_the_claim_and_names_its_place(rig: Rig) -> None:
+    owner, _ = await rig.claim()
+    key, value = page(0, 10)
+    await owner.commit(work(10, pages={key: value[:-1] + b"!"}))
+
+    with pytest.raises(StateError, match=r"state of metrics/3, changelog offset \d+: record S\|256\|0 is damaged"):
+        await rig.claim()
+
+
+async def test_a_page_ahead_of_the_position_stops_the_claim(rig: Rig) -> None:
+    owner, _ = await rig.claim()
+    await owner.commit(work(10, pages=dict([page(0, 11)])))
+
+    with pytest.raises(StateError, match="ahead of the position"):
+        await rig.claim()
+
+
+async def test_a_chain_that_is_broken_stops_the_claim(rig: Rig) -> None:
+    owner, _ = await rig.claim()
+    await owner.commit(work(10))
+    await owner.commit(work(20))
+    other = Position(1, 15, 30, 30, 0, 8, b"other")
+    rig.log.put(codec.POSITION_KEY, codec.encode(codec.POSITION_KEY, other))
+
+    with pytest.raises(StateError, match="chain of positions is broken"):
+        await rig.claim()
+
+
+async def test_positions_say_which_model_scores_from_where_on(rig: Rig) -> None:
+    owner, _ = await rig.claim(model="old")
+    await owner.commit(work(10))
+    owner, _ = await rig.claim(model="new")
+    await owner.commit(work(20, 5))
+    await owner.commit(work(30, 12))
+
+    assert [p.timeline for p in rig.log.positions()] == [((10, "old"),), ((10, "old"), (10, "new")), ((10, "new"),)]
+
+
+async def test_fences_carry_a_name_for_people(rig: Rig) -> None:
+    await rig.claim()
+
+    fence = codec.decode(codec.FENCE_KEY, rig.log.records[0].value or b"")
+    assert fence == Fence(b"owner-0", "owner-0")

@@ -30,8 +30,10 @@ def _commands() -> typer.Typer:
 app = _commands()
 config_app = _commands()
 topics_app = _commands()
+state_app = _commands()
 app.add_typer(config_app, name="config", help="Check, show and describe the configuration.")
 app.add_typer(topics_app, name="topics", help="Plan and create the topics that a configuration needs.")
+app.add_typer(state_app, name="state", help="Look at what was learned and is kept in changelog topics; begin anew.")
 
 ConfigOption = Annotated[
     Path | None,
@@ -40,6 +42,8 @@ ConfigOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+TopicOption = Annotated[str | None, typer.Option(metavar="INPUT", help="This input topic only.  [default: all]")]
+PartitionOption = Annotated[int | None, typer.Option(min=0, help="This partition only.  [default: all]")]
 ReportOption = Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write one self-contained HTML report.")]
 
 
@@ -298,6 +302,61 @@ def topics_create(config: ConfigOption = None) -> None:
     settings = load(config)
     configure(settings.log)
     raise typer.Exit(create(settings))
+
+
+@state_app.command("inspect")
+def state_inspect(
+    config: ConfigOption = None, topic: TopicOption = None, partition: PartitionOption = None, json_output: JsonOption = False
+) -> None:
+    """Show what a restart would find: position, age and size of the state, open episodes, how much to replay. Only reads.
+
+    It may run beside the daemon; what it shows is what was committed when it looked.
+
+    \b
+    For each partition:
+      position   input offset up to which alerts are committed; number of the commit; newest event time
+      restart    how many records would be replayed, and how much state read
+      pages      of state rows, and how far the oldest lags behind the position
+      episodes   alerts that are open
+      fences     claims without a commit since: many of them mean that owners die before they get anywhere
+
+    \b
+    Examples:
+      anomalyd state inspect -c config.yaml
+      anomalyd state inspect -c config.yaml --topic metrics --partition 3 --json
+    """
+    from anomalyd.settings import load
+
+    settings = load(config)
+    _log_warnings()
+
+    from anomalyd.state_commands import inspect
+
+    raise typer.Exit(inspect(settings, topic=topic, partition=partition, json_output=json_output))
+
+
+@state_app.command("verify")
+def state_verify(
+    config: ConfigOption = None, topic: TopicOption = None, partition: PartitionOption = None, json_output: JsonOption = False
+) -> None:
+    """Read everything in the changelogs: checksums, the chain of positions, pages. Only reads. Exit code 1 if anything is wrong.
+
+    Each finding has its offset in the changelog and what to do. At the end of each partition there is a fingerprint of the state, which
+    is equal for equal state wherever its rows lie; two runs can be compared by it after instances were stopped in order.
+
+    \b
+    Examples:
+      anomalyd state verify -c config.yaml
+      anomalyd state verify -c config.yaml --topic metrics --partition 3 --json
+    """
+    from anomalyd.settings import load
+
+    settings = load(config)
+    _log_warnings()
+
+    from anomalyd.state_commands import verify
+
+    raise typer.Exit(verify(settings, topic=topic, partition=partition, json_output=json_output))
 
 
 def _log_warnings() -> None:

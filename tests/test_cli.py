@@ -30,6 +30,8 @@ COMMANDS = [
     ["config", "schema"],
     ["topics", "plan"],
     ["topics", "create"],
+    ["state", "inspect"],
+    ["state", "verify"],
 ]
 GOOD = """
 kafka: {bootstrap_servers: "127.0.0.1:9092", group_id: g, security_protocol: SASL_PLAINTEXT, sasl_mechanism: PLAIN,
@@ -265,6 +267,17 @@ def test_topics_return_the_code_of_what_they_found(command: Command, good: Path,
 
     assert command("topics", name, "-c", good).code == code
     assert seen["positional"] == (load(good),)
+
+
+@pytest.mark.parametrize("name", ["inspect", "verify"])
+@pytest.mark.parametrize("code", [0, 1])
+def test_looking_at_state_hands_over_what_to_look_at(command: Command, good: Path, handed: Handed, name: str, code: int) -> None:
+    seen = handed("anomalyd.state_commands", name, code)
+
+    assert command("state", name, "-c", good, "--topic", "metrics", "--partition", 3, "--json").code == code
+    assert seen == {"positional": (load(good),), "topic": "metrics", "partition": 3, "json_output": True}
+    assert command("state", name, "-c", good).code == code
+    assert (seen["topic"], seen["partition"], seen["json_output"]) == (None, None, False)
 
 
 # --- failing ------------------------------------------------------------------------------------------------------

@@ -177,6 +177,17 @@ async def verify(settings: Settings) -> None:
         raise TopicError("\n".join(wrong))
 
 
+async def existing(settings: Settings, names: Collection[str]) -> dict[str, Existing]:
+    """The topics among `names` that exist and that we may see, without their settings.
+
+    Raises:
+        KafkaUnavailableError: no broker answers.
+        KafkaRefusedError: not allowed.
+    """
+    found: dict[str, Existing] = await _with_admin(settings, lambda admin: describe(admin, names))
+    return found
+
+
 async def _with_admin(settings: Settings, work: Callable[[AIOKafkaAdminClient], Awaitable[Any]]) -> Any:  # noqa: ANN401  what `work` returns
     admin = AIOKafkaAdminClient(**client.options(settings.kafka))
     try:

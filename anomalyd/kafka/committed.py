@@ -1,0 +1,116 @@
+"""Reading a changelog partition as it stands, for those who only look and leave no fence to read up to."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Final
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+
+from anomalyd.batch import LogRecord
+from anomalyd.errors import StateError
+from anomalyd.kafka import client
+from anomalyd.kafka.salvage import UNREADABLE
+from anomalyd.settings import KafkaSettings
+
+_FETCH_BYTES: Final = 8 << 20
+_POLL_MS: Final = 500
+_QUIET_POLLS: Final = 60
+"""So many polls in a row without a record, with brokers that answer: there is none."""
+
+_DEADLINE_S: Final = 60.0
+
+
+class CommittedLog:
+    """Committed records of one changelog partition. Belongs to no group and writes nothing.
+
+    Args:
+        settings: how to reach Kafka.
+        topic: of the changelog; it has to exist.
+        partition: of the changelog.
+    """
+
+    def __init__(self, settings: KafkaSettings, topic: str, partition: int) -> None:
+        self._settings = settings
+        self._tp = TopicPartition(topic, partition)
+        self._client: AIOKafkaConsumer | None = None
+
+    async def bounds(self) -> tuple[int, int]:
+        """The offset at which the log begins, and the one in front of which everything is committed or aborted.
+
+        Raises:
+            KafkaUnavailableError: no answer.
+            KafkaRefusedError: not allowed.
+        """
+        try:
+            async with asyncio.timeout(_DEADLINE_S):
+                consumer = await self._connected()
+                first: int = (await consumer.beginning_offsets([self._tp]))[self._tp]
+                # Of a reader of committed records this is the last stable offset, not the high watermark.
+                end: int = (await consumer.end_offsets([self._tp]))[self._tp]
+        except (KafkaError, OSError) as error:
+            raise client.unavailable(error, self._settings) from error
+        return first, end
+
+    async def read(self, start: int, end: int) -> AsyncIterator[list[LogRecord]]:
+        """Committed records with start <= offset < end, in order.
+
+        Args:
+            start: the first offset.
+            end: as `bounds` said, or less.
+
+        Raises:
+            KafkaUnavailableError: no answer.
+            KafkaRefusedError: not allowed.
+            StateError: the log does not reach back to `start`, or what it holds cannot be read.
+        """
+        if start >= end:
+            return
+        place = f"{self._tp.topic}/{self._tp.partition}"
+        position, quiet = start, 0
+        try:
+            consumer = await self._connected()
+            consumer.assign([self._tp])
+            consumer.seek(self._tp, start)
+            # The client's position passes markers and aborted records, of which nothing is handed out.
+            while position < end:
+                got = (await consumer.getmany(self._tp, timeout_ms=_POLL_MS)).get(self._tp, [])
+                position = await consumer.position(self._tp)
+                if records := [LogRecord(record.offset, record.key or b"", record.value) for record in got if record.offset < end]:
+                    quiet = 0
+                    yield records
+                elif (quiet := quiet + 1) >= _QUIET_POLLS:
+                    # Compaction may leave nothing at the very end; with brokers away this fails instead.
+                    await self.bounds()
+                    return
+        except OffsetOutOfRangeError as error:
+            raise StateError(f"{place} does not hold offset {position} any more: was the topic made anew meanwhile?") from error
+        except UNREADABLE as error:
+            raise StateError(f"{place} holds records behind offset {position} that can't be read: {error!r}") from error
+        except (KafkaError, OSError) as error:
+            raise client.unavailable(error, self._settings) from error
+
+    async def close(self) -> None:
+        """Lets go of the connection."""
+        if self._client is not None:
+            consumer, self._client = self._client, None
+            await client.close(consumer)
+
+    async def _connected(self) -> AIOKafkaConsumer:
+        if self._client is None:
+            consumer = AIOKafkaConsumer(
+                **client.options(self._settings),
+                group_id=None,
+                enable_auto_commit=False,
+                auto_offset_reset="none",
+                isolation_level="read_committed",
+                max_partition_fetch_bytes=_FETCH_BYTES,
+                check_crcs=False,  # records have a checksum of their own
+            )
+            try:
+                await consumer.start()
+            except BaseException:
+                await client.close(consumer)
+                raise
+            self._client = consumer
+        return self._client

@@ -18,6 +18,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 TORCH_INDEX ?=
 SECONDS_OF_DEMO ?= 60
+CHAOS ?=
 PYTEST := $(BIN)/python -m pytest
 
 .PHONY: help
@@ -35,6 +36,10 @@ test: lint ## everything: linters and all tests with coverage; against a real Ka
 .PHONY: check
 check: lint ## the quick loop: linters and the tests that need no broker
 	$(PYTEST) -q -m "not broker and not slow"
+
+.PHONY: chaos
+chaos: $(READY) ## kills, zombies and broker failures on a real Kafka, for an hour; CHAOS='--kills 3 --points 1' for less
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 .PHONY: lint
 lint: $(READY) ## formatter, linter, types and the direction of imports

@@ -71,17 +71,27 @@ def _compare_alerts(golden: Sequence[Record], have: Sequence[Record], found: Com
     found.disordered = len([key for key in disordered if sorted(orders[key]) == sorted(ordered[key])])
     found.examples += [f"lost: {identity}" for identity in list(lost)[:3]]
     found.examples += [f"doubled or foreign: {identity}" for identity in list(more)[:3]]
-    if found.changed:
-        found.examples += [f"wanted: {content}" for content in sorted(wanted - got)[:3]]
-        found.examples += [f"got:    {content}" for content in sorted(got - wanted)[:3]]
+    should = {_identity(record): record for record in golden}
+    changed = [(_identity(record), _difference(should[_identity(record)], record)) for record in have if _identity(record) in should]
+    found.examples += [f"changed: {identity}: {difference}" for identity, difference in changed if difference][:3]
     found.examples += [f"disordered: {key!r}" for key in disordered[:3]]
 
 
 def _content(record: Record) -> str:
-    """Everything in an alert but the time that a clock has written."""
+    return json.dumps(_fields(record), sort_keys=True)
+
+
+def _fields(record: Record) -> dict[str, Any]:
+    """Everything about an alert but the time that a clock has written."""
     alert = json.loads(record.value or b"null")
     del alert["detected_at"]
-    return json.dumps([record.partition, (record.key or b"").decode(), alert], sort_keys=True)
+    return {**alert, "(partition)": record.partition, "(key)": (record.key or b"").decode()}
+
+
+def _difference(wanted: Record, got: Record) -> str:
+    one, other = _fields(wanted), _fields(got)
+    fields = [field for field in one.keys() | other.keys() if one.get(field) != other.get(field)]
+    return "; ".join(f"{field} {one.get(field)} became {other.get(field)}" for field in sorted(fields))
 
 
 def _identity(record: Record) -> tuple[str, str, int, int]:

@@ -383,7 +383,8 @@ class Chaos:
                 self._report.problems.append(f"state verify of {instance.name}: {(verified.stderr or verified.stdout)[-500:]}")
                 return None
             digests.append(_digests(json.loads(verified.stdout.splitlines()[-1])))
-        return bool(digests[0]) and digests[0] == digests[1]
+        self._report.problems += [f"pages of {partition} were not flushed" for one in digests for partition in one if not one[partition][0]]
+        return digests[0] == digests[1]
 
     def _sum_up(self) -> None:
         report, instances = self._report, [*self._instances, self._golden]
@@ -461,6 +462,9 @@ def _line(record: Record) -> str:
     return json.dumps({"partition": record.partition, "offset": record.offset, "headers": headers, "value": value})
 
 
-def _digests(verified: Any) -> dict[str, Any]:  # noqa: ANN401  JSON
-    """Partition to digest, out of what the command prints."""
-    return {str(partition["partition"]): partition["digest"] for partition in verified["partitions"]}
+def _digests(verified: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """By partition, out of what the command prints: whether a stop left all pages at one position, this position, series, fingerprint."""
+    return {
+        f"{part['topic']}/{part['partition']}": (part["settled"], part["position"], part["series"], part["digest"])
+        for part in verified["partitions"]
+    }

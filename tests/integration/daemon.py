@@ -15,7 +15,6 @@ from typing import Any, Final, Self
 from confluent_kafka import Consumer, TopicPartition
 
 from anomalyd.kafka.topics import CHANGELOG_CONFIG
-from anomalyd.kafka.topics import CHANGELOG_CONFIG
 from tests.support.poll import poll_until
 from tests.support.topics import create_topic, unique
 
@@ -55,7 +54,6 @@ class Daemon:
         if make_topics and group is None:
             create_topic(bootstrap, self.alerts, partitions)
             create_topic(bootstrap, self.dead, partitions)
-            create_topic(bootstrap, f"{self.group}-state-{self.source}", partitions, CHANGELOG_CONFIG)
             create_topic(bootstrap, f"{self.group}-state-{self.source}", partitions, CHANGELOG_CONFIG)
         name = unique("daemon")
         self._config = folder / f"{name}.json"
@@ -111,8 +109,9 @@ class Daemon:
         return self._log.read_text()
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """Lines of the log with this event."""
-        lines: Sequence[dict[str, Any]] = [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+        """Lines of the log with this event; the last one may not be written to its end yet."""
+        whole = self.log().rpartition("\n")[0].splitlines()
+        lines: Sequence[dict[str, Any]] = [json.loads(line) for line in whole if line.startswith("{")]
         return [line for line in lines if line["event"] == name]
 
     def get(self, path: str) -> tuple[int, str]:

@@ -1,0 +1,204 @@
+"""An event loop without waiting: when nothing is ready, the clock jumps to the next timer. One thread, nothing random, nothing real.
+
+Instances of the daemon are processes here: tasks that share a context. A killed process never runs another step, not even its cleanup;
+a stopped one (SIGSTOP) keeps what should have run until it goes on.
+"""
+
+import asyncio
+import contextlib
+import heapq
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Executor
+from contextvars import Context, ContextVar, copy_context
+from typing import Any, Final
+from unittest import mock
+
+EPOCH_S: Final = 1_767_268_800.0
+"""What the wall shows when a run begins."""
+
+_STEPS_AT_ONCE: Final = 200_000
+"""So many steps without the clock moving are a loop that never waits."""
+
+
+class StuckError(AssertionError):
+    """Nothing will ever happen again, or one moment never ends."""
+
+
+class KilledError(BaseException):
+    """Unwinds what a process was in the middle of when it was killed."""
+
+
+class Process:
+    """Tasks that live and die together."""
+
+    current: Final[ContextVar["Process | None"]] = ContextVar("process", default=None)
+
+    def __init__(self, name: str, loop: "VirtualLoop") -> None:
+        self.name = name
+        self.loop = loop
+        self.alive = True
+        self.stopped = False
+        self.tasks: list[asyncio.Task[Any]] = []
+        """All that were ever made: a task that nobody refers to is collected, and collecting runs its `finally`."""
+        self._context = copy_context()
+        self._context.run(self.current.set, self)
+        self._due: list[asyncio.Handle] = []
+
+    @property
+    def running(self) -> bool:
+        return self.alive and not self.stopped
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        return self.loop.create_task(work, context=self._context.copy())
+
+    def run(self, function: Callable[[], Any]) -> Any:  # noqa: ANN401  what the function returns
+        """Calls a function as if the process did."""
+        return self._context.copy().run(function)
+
+    def postpone(self, handle: asyncio.Handle) -> None:
+        if self.alive:
+            self._due.append(handle)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.alive = False
+        self._due.clear()
+
+    def stop(self) -> None:
+        """SIGSTOP."""
+        self.stopped = True
+
+    def go_on(self) -> None:
+        """SIGCONT."""
+        self.stopped = False
+        due, self._due = self._due, []
+        self.loop.put_back(due)
+
+    def bury(self) -> None:
+        """After the run: closes what was left hanging, quietly."""
+        self.alive = False
+        for task in self.tasks:
+            if not task.done():
+                with contextlib.suppress(BaseException):
+                    task.get_coro().close()  # type: ignore[union-attr]
+        self.tasks.clear()
+
+
+class VirtualLoop(asyncio.BaseEventLoop):
+    """The loop. Executors do their work in it, one piece after the other, when the time that it takes is over.
+
+    Args:
+        work_s: how long a piece of work for an executor takes.
+    """
+
+    def __init__(self, work_s: Callable[[], float] = lambda: 0.0) -> None:
+        super().__init__()
+        self._now = 0.0
+        self._ready: deque[asyncio.Handle]
+        self._scheduled: list[asyncio.TimerHandle]
+        self._work_s = work_s
+        self._busy_until: dict[int, float] = {}
+        self._steps_now = 0
+        self.steps = 0
+        self.wall_offset_s = 0.0
+        """By how much the wall clock was set forward."""
+        self.crashes: list[dict[str, Any]] = []
+        """What went wrong in callbacks."""
+        self.set_task_factory(self._make_task)
+        self.set_exception_handler(lambda _, context: self._note(context))
+
+    # --- the clock --------------------------------------------------------------------------------------------------
+
+    def time(self) -> float:
+        return self._now
+
+    def wall(self) -> float:
+        """What time.time() says."""
+        return EPOCH_S + self.wall_offset_s + self._now
+
+    def _run_once(self) -> None:
+        ready, scheduled = self._ready, self._scheduled
+        while scheduled and scheduled[0]._cancelled:  # noqa: SLF001  asyncio's own loop does the same
+            heapq.heappop(scheduled)
+        if not ready:
+            if not scheduled:
+                raise StuckError("nothing will ever happen again")
+            if scheduled[0]._when > self._now:  # type: ignore[attr-defined]  # noqa: SLF001
+                self._now = scheduled[0]._when  # type: ignore[attr-defined]  # noqa: SLF001
+                self._steps_now = 0
+        while scheduled and scheduled[0]._when <= self._now:  # type: ignore[attr-defined]  # noqa: SLF001
+            timer = heapq.heappop(scheduled)
+            timer._scheduled = False  # type: ignore[attr-defined]  # noqa: SLF001
+            if not timer._cancelled:  # noqa: SLF001
+                ready.append(timer)
+        self._steps_now += len(ready)
+        self.steps += len(ready)
+        if self._steps_now > _STEPS_AT_ONCE:
+            raise StuckError(f"{self._steps_now} steps at {self._now:.6f} s: something loops without waiting")
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if handle._cancelled:  # noqa: SLF001
+                continue
+            process = handle._context.get(Process.current)  # type: ignore[attr-defined]  # noqa: SLF001
+            if process is None or process.running:
+                handle._run()  # noqa: SLF001
+            else:
+                process.postpone(handle)
+
+    def put_back(self, handles: list[asyncio.Handle]) -> None:
+        self._ready.extend(handles)
+
+    # --- what a loop must have --------------------------------------------------------------------------------------
+
+    def _write_to_self(self) -> None:
+        """There is no other thread to be woken by."""
+
+    def _process_events(self, event_list: Any) -> None:  # noqa: ANN401  of a selector, which there is none of
+        raise NotImplementedError
+
+    def run_in_executor(self, executor: Executor | None, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # noqa: ANN401  asyncio's signature
+        done = self.create_future()
+        at = max(self._now, self._busy_until.get(id(executor), 0.0)) + self._work_s()
+        self._busy_until[id(executor)] = at
+
+        def work() -> None:
+            if done.cancelled():
+                return
+            try:
+                result = func(*args)
+            except Exception as error:  # noqa: BLE001  as an executor does
+                done.set_exception(error)
+            else:
+                done.set_result(result)
+
+        self.call_at(at, work)
+        return done
+
+    def _make_task(self, loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], context: Context | None = None) -> asyncio.Task[Any]:
+        task = asyncio.Task(coro, loop=loop, context=context)
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  the killed leave nothing but such
+        process = (context or copy_context()).get(Process.current)
+        if process is not None:
+            process.tasks.append(task)
+        return task
+
+    def _note(self, context: dict[str, Any]) -> None:
+        if "handle" in context and not isinstance(context.get("exception"), KilledError):
+            self.crashes.append(context)
+
+    # --- running ----------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def clocks(self) -> Iterator[None]:
+        """While it runs, every clock of the process shows this loop's time."""
+        monotonic, wall = self.time, self.wall
+        with (
+            mock.patch.object(time, "monotonic", monotonic),
+            mock.patch.object(time, "perf_counter", monotonic),
+            mock.patch.object(time, "monotonic_ns", lambda: int(monotonic() * 1e9)),
+            mock.patch.object(time, "time", wall),
+            mock.patch.object(time, "time_ns", lambda: int(wall() * 1e9)),
+        ):
+            yield

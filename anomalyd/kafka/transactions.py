@@ -25,7 +25,7 @@ from anomalyd.crashpoints import reached
 from anomalyd.errors import AnomalydError, DeliveryError, FencedError, KafkaRefusedError, TooLargeError
 from anomalyd.kafka import client
 from anomalyd.kafka.message import Message, Metrics, fitting
-from anomalyd.kafka.watch import RETRY_BACKOFF_MS, Watch, discard
+from anomalyd.kafka.watch import RETRY_BACKOFF_MS, Watch, discard, look_at
 from anomalyd.settings import KafkaSettings
 
 OPEN_DEADLINE_S: Final = 60.0
@@ -345,15 +345,10 @@ async def _send(
         future = asyncio.get_running_loop().create_future()
         future.set_exception(error)
     # If nobody comes to ask, because another one failed before, that is no fault.
-    future.add_done_callback(_look_at)
+    look_at(future)
     if i % _YIELD_EVERY == _YIELD_EVERY - 1:
         await asyncio.sleep(0)
     return future
-
-
-def _look_at(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()
 
 
 async def _settled(futures: Sequence[asyncio.Future[Any]]) -> list[_Sent]:

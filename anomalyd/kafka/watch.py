@@ -113,6 +113,9 @@ async def discard(producer: Any, watch: Watch | None) -> None:  # noqa: ANN401  
         for batch in _batches(producer):
             # Whoever waits for it, to flush or to commit, ends. The futures of its messages stay open, and nobody looks at them again.
             batch.future.cancel()
+            look_at(batch._drain_waiter)  # noqa: SLF001  failed with the sender, and nobody waits for it
+    with _private():
+        look_at(producer._txn_manager._transaction_waiter)  # noqa: SLF001  likewise
     with _private():
         for connection in producer.client._conns.values():  # noqa: SLF001  a close() would first send what its buffer holds
             if connection._writer is not None:  # noqa: SLF001  likewise
@@ -139,6 +142,12 @@ def _batches(producer: Any) -> list[Any]:  # noqa: ANN401  the client ships no t
     """What waits to be sent or acknowledged."""
     accumulator = producer._message_accumulator  # noqa: SLF001  the client has no way to drop them
     return [*(batch for batches in accumulator._batches.values() for batch in batches), *accumulator._pending_batches]  # noqa: SLF001
+
+
+def look_at(future: asyncio.Future[Any] | None) -> None:
+    """Takes note of what became of a future, now or later: an exception that nobody asks for would be reported."""
+    if future is not None:
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import base64
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -106,6 +107,8 @@ class Broker:
             "broker.heartbeat.interval.ms": 500,
             # The default cleaner buffer is a quarter of our heap.
             "log.cleaner.dedupe.buffer.size": 4 << 20,
+            # A test can wait for compaction.
+            "log.cleaner.backoff.ms": 200,
         }
         home.mkdir(parents=True)
         self._properties = home / "server.properties"
@@ -149,6 +152,16 @@ class Broker:
         if self._process is not None:
             self._process.kill()
             self._process.wait(60)
+
+    def freeze(self) -> None:
+        """Stop the process where it stands: connections stay open, nothing is answered."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """End `freeze`."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
 
     def log_tail(self) -> str:
         """The end of what the broker logged, for a failure's message."""

@@ -1,28 +1,45 @@
 """One partition of one stream: records in, alerts and dead letters out.
 
-Synchronous, and without effects on anything but its own state: daemon, demo, backtest and tests run the same code.
+Synchronous, and without effects on anything but its own state: daemon, demo, backtest and tests run the same code. What comes out follows
+from the order of the partition and from event time: never from how records are cut into batches, and never from a restart in between.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from anomalyd.alerts.episodes import Episodes, Policy, Transitions
 from anomalyd.alerts.messages import Message, MessageBuilder, Model
 from anomalyd.batch import LATE, REPEATED, Record, SampleBatch, Source, Verdicts
 from anomalyd.detector import Detector, Pages
-from anomalyd.formats import Decoder
+from anomalyd.formats import Decoded, Decoder
+from anomalyd.jit import njit
 from anomalyd.series import Selection, SeriesIndex
+from anomalyd.series.key import parse_key
+from anomalyd.shard_state import ShardState
+from anomalyd.state.codec import Page
+from anomalyd.state.ports import Restored
 
 INTERNAL_ERROR: Final = "internal-error"
 """Why a record was rejected that our own code failed on."""
 
+SERIES_TTL_MS: Final = 7 * 24 * 3_600_000
+"""Event time after which a series that has sent nothing begins anew."""
+
 _MANY: Final = 1 << 30
+_EXPIRY_STEPS: Final = 16
+"""Series are looked through so many times in the time that they are kept without a sample."""
+_AHEAD_MS: Final = 24 * 3_600_000
+"""A sample may lie so far ahead of the moment when it was produced; one from farther does not move the partition's clock farther."""
+_NO_TIME: Final = int(np.iinfo(np.int64).min)
 
 _log = structlog.get_logger(__name__)
 
@@ -58,13 +75,31 @@ class Outcome:
     """What became of some records of one partition."""
 
     next_offset: int = 0
+    """Behind all of them."""
     alerts: list[OutgoingAlert] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
+    pages: dict[bytes, bytes | None] = field(default_factory=dict)
+    """Records of pages as they are behind these records, by key; None: the page holds nothing any more."""
+    episodes: dict[str, bytes] = field(default_factory=dict)
+    """By series: the record of its episode as it is behind these records, where something was told about it."""
+    forgotten: dict[bytes, bytes] = field(default_factory=dict)
+    """Records of series that were forgotten, by key."""
+    replay_from: int = 0
+    """Input offset from which on records would have to be replayed if all these records, and all before, were written down."""
+    stream_time_ms: int | None = None
+    """The partition's clock behind these records."""
     records: int = 0
+    replayed: int = 0
+    """Records that were learned once more, silently; they are not among `records`, and nothing else is told of them."""
+    divergences: int = 0
+    """Episodes that came out of the replay other than they were told of."""
     samples: int = 0
     late: int = 0
     repeated: int = 0
     evicted: int = 0
+    """Series forgotten for want of room."""
+    expired: int = 0
+    """Series forgotten, or begun anew, because they had sent nothing for too long."""
     decode_s: float = 0.0
     step_s: float = 0.0
     episodes_s: float = 0.0
@@ -80,12 +115,30 @@ class Outcome:
         return counts
 
     def add(self, later: "Outcome") -> None:
-        """Takes up what came of the next part of the records."""
+        """Takes up what came of records further on."""
         self.alerts += later.alerts
         self.dead_letters += later.dead_letters
-        for name in ("samples", "late", "repeated", "evicted", "step_s", "episodes_s"):
+        self.pages |= later.pages
+        self.episodes |= later.episodes
+        self.forgotten |= later.forgotten
+        self.next_offset, self.replay_from, self.stream_time_ms = later.next_offset, later.replay_from, later.stream_time_ms
+        for name in _SUMMED:
             setattr(self, name, getattr(self, name) + getattr(later, name))
 
+
+_SUMMED: Final = (
+    "records",
+    "replayed",
+    "divergences",
+    "samples",
+    "late",
+    "repeated",
+    "evicted",
+    "expired",
+    "decode_s",
+    "step_s",
+    "episodes_s",
+)
 
 Observer = Callable[["Shard", SampleBatch, Verdicts, list[dict[str, Any]]], None]
 """Sees every batch with its verdicts and the alerts (as plain data) that came of it; called in the thread that runs the shard."""
@@ -94,15 +147,20 @@ Observer = Callable[["Shard", SampleBatch, Verdicts, list[dict[str, Any]]], None
 class Shard:
     """State and engine of one partition.
 
+    A new one is empty and takes what comes for news. One that goes on where another was is given its pages (`load`) and what is known
+    besides (`begin`); records in front of the position that was reached are then learned silently.
+
     Args:
         stream: the stream's plan.
         source: the partition.
         detector: shared by all shards of the stream; state stays here.
         decoder: for this shard alone.
         capacity: most series that are kept.
-        observer: sees batches and verdicts.
+        observer: sees batches and verdicts; not those of a replay.
         now_ms: the clock for `detected_at`, milliseconds since the epoch.
         feature_names: of samples with several values, for alerts.
+        series_ttl_ms: event time without a sample after which a series begins anew, and is forgotten some time later.
+        reading: fingerprint of format and selection, on which raw spellings of series depend.
     """
 
     def __init__(
@@ -116,16 +174,19 @@ class Shard:
         observer: Observer | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         feature_names: Sequence[str] = (),
+        series_ttl_ms: int = SERIES_TTL_MS,
+        reading: str = "",
     ) -> None:
         self.stream = stream
         self.source = source
         self.index = SeriesIndex(capacity, stream.select)
         self.pages: Pages = detector.new_pages(capacity)
         self.stream_time_ms: int | None = None
-        """Newest event time seen."""
+        """Newest event time seen; one far ahead of the moment when its record was produced counts as a day ahead."""
         self._detector = detector
         self._decoder = decoder
         self._episodes = Episodes(stream.policy, self.pages.episodes)
+        self._state = ShardState(self.index, self.pages, self._episodes, detector, reading)
         self._messages = MessageBuilder(
             stream=stream.name,
             topic=source.topic,
@@ -137,7 +198,10 @@ class Shard:
         )
         self._observer = observer
         self._now_ms = now_ms
-        self._sequence = 0  # samples so far
+        self._ttl_ms = series_ttl_ms
+        self._expiry_ms = max(1, series_ttl_ms // _EXPIRY_STEPS)
+        self._told: set[str] = set()  # series with transitions since the last outcome, in a replay since its beginning
+        self._carried = Outcome()  # what a restore brought, for the next outcome
 
     @property
     def device(self) -> str:
@@ -154,115 +218,338 @@ class Shard:
         """Alerts that are firing."""
         return self._episodes.open_count
 
-    def process(self, records: Sequence[Record]) -> Outcome:
+    @property
+    def replaying(self) -> bool:
+        """Whether records to come are still learned silently."""
+        return self._state.replaying
+
+    @property
+    def live_from(self) -> int:
+        """Input offset in front of which records are learned silently."""
+        return self._state.live_from
+
+    @property
+    def replay_from(self) -> int:
+        """Input offset from which on records would have to be replayed if everything so far were written down."""
+        return self._state.replay_from
+
+    @property
+    def dirty_pages(self) -> int:
+        """Pages of state that have changed since they were written."""
+        return self._state.dirty_pages
+
+    @property
+    def pages_in_use(self) -> int:
+        """Pages of state that hold series, or have held some."""
+        return self._state.pages_in_use
+
+    def digest(self) -> int:
+        """A number that is the same for the same series in the same state."""
+        return self._state.digest()
+
+    # --- from one instance to the next ------------------------------------------------------------------------------
+
+    def load(self, page: Page) -> None:
+        """Takes in a page of what was written down. Of one that comes several times the last one counts. Raises StateError."""
+        self._state.load(page)
+
+    def begin(self, restored: Restored, live: Collection[bytes] | None = None) -> None:
+        """Goes on where the last owner was, after the last `load`.
+
+        Args:
+            restored: what is known besides pages.
+            live: keys of the records that are still there, if some may have been tombstoned after they had been loaded; None: all are.
+        """
+        self.stream_time_ms = restored.stream_time_ms
+        dropped = self._state.begin(restored, live)
+        if dropped:
+            self._carried.evicted += len(dropped)
+            self._carried.forgotten |= self._state.forgotten_records(self._state.live_from, dropped)
+        if restored.position is not None and not self.replaying:
+            self._carried.divergences += self._state.end_replay(())
+
+    def snapshot(self, most: int) -> dict[bytes, bytes | None]:
+        """Records of up to `most` dirty pages, oldest dirty first, as they are behind the last record; None for a page without series."""
+        return self._state.snapshot(most)
+
+    # --- records ----------------------------------------------------------------------------------------------------
+
+    def process(self, records: Sequence[Record], next_offset: int | None = None, *, snapshots: int = 0) -> Outcome:
         """Decodes, scores and judges records in order. Never raises because of what is in them.
 
         If our own code fails while it decodes, nothing has been learned yet: what is left goes through one record at a time, and the
         culprit ends as a dead letter with reason `internal-error`. So does a record that an alert came of which could not be written.
 
+        Args:
+            records: in order.
+            next_offset: behind them and everything that the log may have instead of records; None: behind the last record.
+            snapshots: so many dirty pages are written down, as they are behind these records.
+
         Raises:
             Exception: our own code failed later. The state may have moved, and the same records once more would be taken for repeated
                 ones: whoever goes on loses alerts, whoever reads them again into a new shard does not.
         """
-        values = [record.value for record in records]
-        outcome = Outcome(records=len(records), next_offset=records[-1].offset + 1)
+        state, behind = self._state, records[-1].offset + 1 if next_offset is None else next_offset
+        outcome = Outcome(next_offset=behind)
+        if state.replaying:
+            outcome.replayed = self._replay(records, behind)
+            records = records[outcome.replayed :]
+        if not state.replaying:
+            outcome.add(self._carried)
+            self._carried = Outcome()
+            outcome.records = len(records)
+            self._run(records, outcome)
+        state.position = outcome.next_offset = behind
+        if not state.replaying:
+            outcome.episodes = state.episode_records(self._told)
+            self._told.clear()
+            outcome.pages = state.snapshot(snapshots)
+        outcome.replay_from, outcome.stream_time_ms = state.replay_from, self.stream_time_ms
+        return outcome
+
+    def _replay(self, records: Sequence[Record], next_offset: int) -> int:
+        """Learns the records in front of the position silently; returns how many there were."""
+        old = sum(record.offset < self._state.live_from for record in records)
+        self._run(records[:old], Outcome())
+        if next_offset >= self._state.live_from:
+            self._carried.divergences += self._state.end_replay(self._told)
+            self._told.clear()
+        return old
+
+    def _run(self, records: Sequence[Record], outcome: Outcome) -> None:
+        """The loop of `process`: as many records at a time as have rows, and in front of which nothing was forgotten."""
         start, size, most = 0, _MANY, _MANY
-        while start < len(values):
-            part, behind = values[start : start + size], _Behind(records, start)
+        while start < len(records):
+            self._state.reach(records[start].offset)
+            part = _Part(records[start : start + size])
+            boundary = self._state.boundary
+            if part.records[-1].offset >= boundary:
+                part = _Part([record for record in part.records if record.offset < boundary])
             decoding = time.perf_counter()
             try:
-                decoded = self._decoder.decode(part, behind.timestamp, self.index)
+                decoded = self._decoder.decode(part.values, part.timestamp, self.index)
             except MemoryError:
                 raise
             except Exception:  # noqa: BLE001  one record must not end the daemon
-                if len(part) > 1:
-                    _log.warning("batch_retried_singly", exc_info=True, **self._where(records[start].offset), records=len(part))
+                # Where room is made must not depend on rows that were given away for nothing.
+                self.index.abandon()
+                if len(part.records) > 1:
+                    _log.warning("batch_retried_singly", exc_info=True, **self._where(part.offset(0)), records=len(part.records))
                     size = most = 1
                 else:
-                    _log.exception("record_crashed", **self._where(records[start].offset))
-                    outcome.dead_letters.append(DeadLetter(records[start], INTERNAL_ERROR))
+                    _log.exception("record_crashed", **self._where(part.offset(0)))
+                    outcome.dead_letters.append(DeadLetter(part.records[0], INTERNAL_ERROR))
                     start += 1
                 continue
             finally:
                 outcome.decode_s += time.perf_counter() - decoding
-            outcome.dead_letters += [DeadLetter(records[start + i], reason) for i, reason in decoded.rejected]
-            advanced = self.advance(decoded.batch, behind.offset, behind.timestamp)
-            outcome.add(advanced)
-            outcome.dead_letters += [DeadLetter(records[start + i], INTERNAL_ERROR) for i in advanced.unwritten]
-            start += decoded.consumed
-            if decoded.consumed < len(part):
-                outcome.evicted += self._make_room()
-                # While series come and go by the thousand, the rest of the batch must not be decoded again for each of them.
-                size = min(most, max(64, 2 * decoded.consumed))
-            else:
-                size = min(most, 2 * size)
-        return outcome
+            consumed = self._learn(part, decoded, outcome)
+            start += consumed
+            # While series come and go by the thousand, the rest of the batch must not be decoded again for each of them.
+            size = min(most, 2 * size if consumed == len(part.records) else max(64, 2 * consumed))
 
-    def advance(self, batch: SampleBatch, offset_of: Callable[[int], int], timestamp_of: Callable[[int], int]) -> Outcome:
+    def _learn(self, part: "_Part", decoded: Decoded, outcome: Outcome) -> int:
+        """Advances with what was decoded, then forgets the series that have to be; returns how many records are done."""
+        batch, consumed = self._state.unlearned(decoded.batch, part.offsets), decoded.consumed
+        crossing = -1 if self.replaying else self._tick(batch, part)
+        if crossing >= 0:
+            # Series are forgotten here. What was decoded behind may be theirs, and is decoded again.
+            consumed = crossing + 1
+            batch = _first(batch, consumed)
+        outcome.dead_letters += [DeadLetter(part.records[i], reason) for i, reason in decoded.rejected if i < consumed]
+        advanced = self._advance(batch, part.offsets, part.timestamp)
+        outcome.add(advanced)
+        outcome.dead_letters += [DeadLetter(part.records[i], INTERNAL_ERROR) for i in advanced.unwritten]
+        if crossing >= 0:
+            self.index.abandon()
+            self._expire(part, crossing, outcome)
+        elif consumed < len(part.records):
+            self._make_room(part, consumed, outcome)
+        return consumed
+
+    def _tick(self, batch: SampleBatch, part: "_Part") -> int:
+        """Moves the partition's clock on; the number of the record at which series have to be looked through, -1 if there is none.
+
+        The clock then stands behind that record.
+        """
+        if not len(batch) or (self.stream_time_ms is not None and int(batch.time_ms.max()) <= self.stream_time_ms):
+            return -1
+        now = _NO_TIME if self.stream_time_ms is None else self.stream_time_ms
+        now, crossing = _clock(now, batch.time_ms, batch.record, part.timestamps, self._expiry_ms)
+        self.stream_time_ms = now
+        return crossing
+
+    def advance(self, batch: SampleBatch, offsets: NDArray[np.int64], timestamp_of: Callable[[int], int] = lambda _: -1) -> Outcome:
         """The part of `process` behind decoding: scores samples, moves their series and episodes on, writes messages.
 
         Args:
             batch: rows are those of `self.index`.
-            offset_of: offset of a record, by its number in `batch.record`.
-            timestamp_of: likewise when it was produced, milliseconds since the epoch, negative if unknown.
+            offsets: of the records, by their number in `batch.record`, ascending.
+            timestamp_of: likewise when a record was produced, milliseconds since the epoch, negative if unknown.
         """
+        if len(batch):
+            newest = int(batch.time_ms.max())
+            self.stream_time_ms = newest if self.stream_time_ms is None else max(self.stream_time_ms, newest)
+        return self._advance(batch, offsets, timestamp_of)
+
+    def _advance(self, batch: SampleBatch, offsets: NDArray[np.int64], timestamp_of: Callable[[int], int]) -> Outcome:
         outcome = Outcome(samples=len(batch))
-        if not len(batch):
-            return outcome
-        self.index.touch(batch.row, self._sequence)
-        self._sequence += len(batch)
+        start = 0
+        while start < len(batch):
+            stop, rows, samples = self._state.touch(batch, offsets, self._ttl_ms, start)
+            lapsed = None
+            if len(rows):
+                lapsed = self._episodes.lapse(rows, samples - start)
+                self.pages.clear(rows)
+                outcome.expired += len(rows)
+            part = batch if stop - start == len(batch) else _slice(batch, start, stop)
+            self._score(part, lapsed, offsets, timestamp_of, outcome)
+            start = stop
+        return outcome
+
+    def _score(
+        self,
+        batch: SampleBatch,
+        lapsed: NDArray[np.void] | None,
+        offsets: NDArray[np.int64],
+        timestamp_of: Callable[[int], int],
+        outcome: Outcome,
+    ) -> None:
         began = time.perf_counter()
         verdicts = self._detector.step(self.pages, batch)
         stepped = time.perf_counter()
-        transitions = self._episodes.advance(batch, verdicts)
+        transitions = self._episodes.advance(batch, verdicts, lapsed)
+        alerts: list[OutgoingAlert] = []
         if len(transitions):
+            self._told.update(self.index.keys[row] or "" for row in transitions.row.tolist())
             now_ms = self._now_ms()
-            for k in range(len(transitions)):
+            for k in range(len(transitions) if not self.replaying else 0):
                 record = int(batch.record[transitions.sample[k]])
-                try:
-                    outcome.alerts.append(OutgoingAlert(self._message(transitions, k, offset_of(record), now_ms), timestamp_of(record)))
-                except MemoryError:
-                    raise
-                except Exception:  # noqa: BLE001  one alert must not take the others with it
-                    _log.exception("record_crashed", **self._where(offset_of(record)))
-                    if record not in outcome.unwritten:
-                        outcome.unwritten.append(record)
-        outcome.step_s = stepped - began
-        outcome.episodes_s = time.perf_counter() - stepped
-        outcome.late = int(np.count_nonzero(verdicts.flags & LATE))
-        outcome.repeated = int(np.count_nonzero(verdicts.flags & REPEATED))
-        newest = int(batch.time_ms.max())
-        self.stream_time_ms = newest if self.stream_time_ms is None else max(self.stream_time_ms, newest)
-        if self._observer is not None:
-            self._observer(self, batch, verdicts, [msgspec.json.decode(alert.message.value) for alert in outcome.alerts])
-        return outcome
+                key = self.index.keys[transitions.row[k]] or ""
+                alert = self._alert(transitions, k, key, int(offsets[record]), timestamp_of(record), now_ms)
+                if alert is not None:
+                    alerts.append(alert)
+                elif record not in outcome.unwritten:
+                    outcome.unwritten.append(record)
+        outcome.alerts += alerts
+        outcome.step_s += stepped - began
+        outcome.episodes_s += time.perf_counter() - stepped
+        outcome.late += int(np.count_nonzero(verdicts.flags & LATE))
+        outcome.repeated += int(np.count_nonzero(verdicts.flags & REPEATED))
+        if self._observer is not None and not self.replaying:
+            self._observer(self, batch, verdicts, [msgspec.json.decode(alert.message.value) for alert in alerts])
 
-    def _message(self, transitions: Transitions, k: int, offset: int, now_ms: int) -> Message:
-        row = int(transitions.row[k])
-        name, labels = self.index.identity(row)
-        key = self.index.keys[row] or name
+    def _alert(self, transitions: Transitions, k: int, key: str, offset: int, produced_ms: int, now_ms: int) -> OutgoingAlert | None:
+        """The message of a transition; None, and a line in the log, if our own code fails to write it: others must not go with it."""
+        try:
+            name, labels = parse_key(key)
+            return OutgoingAlert(self._build(transitions, k, key, name, labels, offset, now_ms), produced_ms)
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001  one alert must not take the others with it
+            _log.exception("record_crashed", **self._where(offset))
+            return None
+
+    def _build(self, transitions: Transitions, k: int, key: str, name: str, labels: dict[str, str], offset: int, now_ms: int) -> Message:
         return self._messages.build(transitions, k, key=key, name=name, labels=labels, offset=offset, detected_at_ms=now_ms)
 
-    def _make_room(self) -> int:
-        """Forgets the longest idle series; returns how many."""
-        rows = self.index.evict()
-        self._episodes.clear(rows)
-        self.pages.clear(rows)
-        return len(rows)
+    # --- forgetting -------------------------------------------------------------------------------------------------
+
+    def _make_room(self, part: "_Part", number: int, outcome: Outcome) -> None:
+        """Forgets the longest idle series in front of a record of the part."""
+        rows, keys = self.index.evict()
+        if self.replaying:
+            # Only where fewer series are kept than before: they are forgotten where the replay ends.
+            offset = self._state.live_from
+            for row, key in zip(rows.tolist(), keys, strict=True):
+                self._state.hold(key, row, moved=key in self._told)
+                self._told.discard(key)
+            self._state.hide(keys, offset)
+            self._forget(rows, keys, offset, offset, -1, self._carried)
+            self._carried.evicted += len(keys)
+            return
+        offset = part.offset(number)
+        self._forget(rows, keys, offset, offset, part.timestamp(number), outcome)
+        outcome.evicted += len(keys)
+
+    def _expire(self, part: "_Part", number: int, outcome: Outcome) -> None:
+        """Forgets, behind a record of the part, series that have not been heard of for long."""
+        rows = self._state.expired((self.stream_time_ms or 0) - self._ttl_ms - self._expiry_ms)
+        if len(rows):
+            keys = self.index.release(rows).keys
+            self._forget(rows, keys, part.offset(number) + 1, part.offset(number), part.timestamp(number), outcome)
+            outcome.expired += len(keys)
+
+    def _forget(self, rows: NDArray[np.int32], keys: Sequence[str], offset: int, cause: int, produced_ms: int, outcome: Outcome) -> None:
+        """What is left to do about series that lost their rows in front of `offset`, because of the record at `cause`."""
+        transitions = self._episodes.close(rows, *self._state.newest(rows))
+        self._state.cleared(rows, offset)
+        outcome.forgotten |= self._state.forgotten_records(offset, keys)
+        if len(transitions):
+            key_of, now_ms = dict(zip(rows.tolist(), keys, strict=True)), self._now_ms()
+            for k, row in enumerate(transitions.row.tolist()):
+                alert = self._alert(transitions, k, key_of[row], cause, produced_ms, now_ms)
+                if alert is not None:
+                    outcome.alerts.append(alert)
 
     def _where(self, offset: int) -> dict[str, Any]:
         return {"stream": self.stream.name, "topic": self.source.topic, "partition": self.source.partition, "offset": offset}
 
 
-class _Behind:
-    """What is asked about few records, by their number behind `first`, so that nothing is copied for the many."""
+class _Part:
+    """Records, and their columns when they are asked for."""
 
-    def __init__(self, records: Sequence[Record], first: int) -> None:
-        self._records = records
-        self._first = first
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.records = records
 
-    def timestamp(self, i: int) -> int:
-        return self._records[self._first + i].timestamp
+    @cached_property
+    def values(self) -> list[bytes | None]:
+        return [record.value for record in self.records]
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        first, last, n = self.records[0].offset, self.records[-1].offset, len(self.records)
+        if last - first == n - 1:  # nothing is missing in between, as a rule
+            return np.arange(first, last + 1, dtype=np.int64)
+        return np.fromiter(map(_OFFSET, self.records), np.int64, n)
+
+    @cached_property
+    def timestamps(self) -> NDArray[np.int64]:
+        return np.fromiter(map(_TIMESTAMP, self.records), np.int64, len(self.records))
 
     def offset(self, i: int) -> int:
-        return self._records[self._first + i].offset
+        return self.records[i].offset
+
+    def timestamp(self, i: int) -> int:
+        return self.records[i].timestamp
+
+
+_OFFSET: Final = attrgetter("offset")
+_TIMESTAMP: Final = attrgetter("timestamp")
+
+
+def _slice(batch: SampleBatch, start: int, stop: int) -> SampleBatch:
+    return SampleBatch(batch.row[start:stop], batch.time_ms[start:stop], batch.value[start:stop], batch.record[start:stop])
+
+
+def _first(batch: SampleBatch, records: int) -> SampleBatch:
+    """The samples of the first records."""
+    return _slice(batch, 0, int(np.searchsorted(batch.record, records)))
+
+
+@njit
+def _clock(now: int, times: NDArray[np.int64], record: NDArray[np.int32], timestamps: NDArray[np.int64], step_ms: int) -> tuple[int, int]:
+    """The clock behind these samples, or behind the first record that takes it over a multiple of `step_ms`; and its number, else -1."""
+    crossing = -1
+    for i in range(len(times)):
+        if crossing >= 0 and record[i] != crossing:
+            break
+        at = int(times[i])
+        produced = timestamps[record[i]]
+        if produced >= 0:
+            at = min(at, int(produced) + _AHEAD_MS)
+        if at > now:
+            if now != _NO_TIME and at // step_ms != now // step_ms:
+                crossing = int(record[i])
+            now = at
+    return now, crossing

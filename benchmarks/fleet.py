@@ -35,7 +35,7 @@ def judged(detector: Detector, series: int, seed: int, days: float, kinds: Seque
         ticks = len(block)
         record = np.repeat(np.arange(ticks, dtype=np.int32), series)
         batch = SampleBatch(np.tile(rows, ticks), np.repeat(block.time_ms, series), block.value.reshape(-1, 1), record)
-        messages = [alert.message.alert for alert in shard.advance(batch, lambda tick: tick, lambda _: -1).alerts]
+        messages = [alert.message.alert for alert in shard.advance(batch, np.arange(ticks)).alerts]
         episodes += [Episode(m.series.key, epoch_ms(m.event_time)) for m in messages if m.status == "firing"]
     ticks = blocks * BLOCK
     return judge(fleet.incidents, episodes, series=series, ticks=ticks, until_ms=START_MS + (ticks - 1) * STEP_MS)

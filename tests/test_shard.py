@@ -109,7 +109,7 @@ def test_a_full_shard_forgets_the_longest_idle_and_goes_on(detector: Detector) -
     full = shard(detector, capacity=4)
 
     first = full.process(records([sample(name, 0, 1.0) for name in "abcd"]))
-    outcome = full.process(records([sample("a", 1, 1.0), sample("e", 0, 1.0)]))
+    outcome = full.process(records([sample("a", 1, 1.0), sample("e", 0, 1.0)], first=4))
 
     assert (first.evicted, outcome.evicted, outcome.samples) == (0, 1, 2)
     assert sorted(key for key in full.index.keys if key) == ["a", "c", "d", "e"]
@@ -118,7 +118,7 @@ def test_a_full_shard_forgets_the_longest_idle_and_goes_on(detector: Detector) -
 def test_a_row_given_to_another_series_starts_empty(detector: Detector) -> None:
     """The next owner of a state row must not inherit what the last one learned."""
     reused, fresh = shard(detector, capacity=1), shard(detector, capacity=1)
-    newcomer = records([sample("new", i, 50.0 + i % 3) for i in range(100)])
+    newcomer = records([sample("new", i, 50.0 + i % 3) for i in range(100)], first=503)
 
     reused.process(records(incident()[:503]))
     assert reused.open_episodes == 1
@@ -212,7 +212,7 @@ def test_a_crash_after_the_state_moved_is_told_and_not_tried_again(detector: Det
     """The same samples once more would be taken for repeated ones, and what they had to tell would be lost without a word."""
     calls: list[int] = []
 
-    def crash(_: Episodes, batch: SampleBatch, __: Verdicts) -> None:
+    def crash(_: Episodes, batch: SampleBatch, *__: object) -> None:
         calls.append(len(batch))
         raise ZeroDivisionError
 

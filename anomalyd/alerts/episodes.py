@@ -7,7 +7,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalyd.alerts.machine import ABOVE, BELOW, EPISODE, INACTIVE, OPEN, TRANSITION, run
+from anomalyd.alerts.machine import ABOVE, BELOW, EPISODE, INACTIVE, OPEN, RESOLVED, TRANSITION, run
 from anomalyd.batch import COUNTER, SampleBatch, Verdicts
 from anomalyd.errors import ConfigError
 
@@ -61,7 +61,7 @@ class Transitions:
     """
 
     sample: NDArray[np.int64]
-    """Index of the sample in its batch, ascending, shape (m,)."""
+    """Index of the sample in its batch, ascending, -1 where there is none, shape (m,)."""
     row: NDArray[np.int32]
     """State row of the series, shape (m,)."""
     status: NDArray[np.uint8]
@@ -72,10 +72,12 @@ class Transitions:
     """ABOVE | BELOW, of the peak, shape (m,)."""
     lapsed: NDArray[np.bool_]
     """Resolved because the series had stayed away, shape (m,)."""
+    forgotten: NDArray[np.bool_]
+    """Resolved because the series is no longer kept; there is no sample, and observed is the newest value known, shape (m,)."""
     counter: NDArray[np.bool_]
     """Values are rates per second, shape (m,)."""
     score: NDArray[np.float64]
-    """Of the sample, shape (m,)."""
+    """Of the sample, 0 where there is none, shape (m,)."""
     peak_score: NDArray[np.float64]
     """Of the episode so far, shape (m,)."""
     starts_at_ms: NDArray[np.int64]
@@ -107,6 +109,7 @@ class Episodes:
 
     def __init__(self, policy: Policy, storage: NDArray[np.uint8]) -> None:
         self._policy = policy
+        self._storage = storage
         self._episode = storage.view(EPISODE)[:, 0]
         # The states once more, dense: one byte a series says whether a quiet sample needs a look at its state row.
         self._active = np.zeros(len(storage), np.uint8)
@@ -118,8 +121,14 @@ class Episodes:
         """Episodes that are firing now; pending ones are not counted."""
         return self._open
 
-    def advance(self, batch: SampleBatch, verdicts: Verdicts) -> Transitions:
-        """Moves the episodes of a batch's series on and returns what changed. Releases the GIL."""
+    def advance(self, batch: SampleBatch, verdicts: Verdicts, lapsed: NDArray[np.void] | None = None) -> Transitions:
+        """Moves the episodes of a batch's series on and returns what changed. Releases the GIL.
+
+        Args:
+            batch: samples.
+            verdicts: on them.
+            lapsed: what `lapse` returned for the same batch.
+        """
         if len(self._scratch) < 2 * len(batch):
             self._scratch = np.empty(2 * len(batch), TRANSITION)
         policy = self._policy
@@ -143,7 +152,74 @@ class Episodes:
             self._scratch,
         )
         self._open += opened
-        return _columns(self._scratch[:count], batch, verdicts)
+        found = self._scratch[:count]
+        if lapsed is not None and len(lapsed):
+            found = np.concatenate([lapsed, found])
+            found = found[np.argsort(found["sample"], kind="stable")]
+        return _columns(found, batch, verdicts)
+
+    def lapse(self, rows: NDArray[np.int32], samples: NDArray[np.int64]) -> NDArray[np.void]:
+        """Ends and forgets the episodes of series that begin anew with these samples of the coming batch, and returns it for `advance`.
+
+        Args:
+            rows: different ones, (n,).
+            samples: index of the sample with which each row begins anew, (n,).
+        """
+        found = self._ended(rows, samples)
+        self.clear(rows)
+        return found
+
+    def close(self, rows: NDArray[np.int32], observed: NDArray[np.float64], counter: NDArray[np.bool_]) -> Transitions:
+        """Ends and forgets the episodes of series that are no longer kept, in the order given; returns what there is to tell.
+
+        Nothing more will ever be known of them, so an open episode ended when the series was last seen.
+
+        Args:
+            rows: different ones, (n,).
+            observed: newest value of each, as it was judged, (n, F).
+            counter: whether the values are rates per second, (n,).
+        """
+        found = self._ended(rows, np.arange(len(rows)))
+        own = found["sample"]
+        seen_ms, row = self._episode["seen_ms"][rows[own]], rows[own]
+        self.clear(rows)
+        width = observed.shape[1]
+        return Transitions(
+            sample=np.full(len(own), -1),
+            row=row,
+            status=found["status"],
+            severity=found["severity"],
+            direction=found["direction"],
+            lapsed=np.ones(len(own), np.bool_),
+            forgotten=np.ones(len(own), np.bool_),
+            counter=counter[own],
+            score=np.zeros(len(own)),
+            peak_score=found["peak"],
+            starts_at_ms=found["starts_ms"],
+            ends_at_ms=found["ends_ms"],
+            event_time_ms=seen_ms,
+            observed=observed[own],
+            # What was expected of the newest value went with its verdict.
+            expected=observed[own],
+            low=observed[own],
+            high=observed[own],
+            share=np.full((len(own), width), 1 / width, np.float32),
+        )
+
+    def _ended(self, rows: NDArray[np.int32], samples: NDArray[np.int64]) -> NDArray[np.void]:
+        """A transition for each open episode of these rows: resolved, with the end that is known."""
+        opened = self._active[rows] == OPEN
+        episode = self._episode[rows[opened]]
+        found = np.zeros(len(episode), TRANSITION)
+        found["sample"] = samples[opened]
+        found["starts_ms"] = episode["starts_ms"]
+        found["ends_ms"] = np.where(episode["quiet"] > 0, episode["quiet_ms"], episode["seen_ms"])
+        found["peak"] = episode["peak"]
+        found["status"] = RESOLVED
+        found["severity"] = episode["severity"]
+        found["direction"] = episode["direction"]
+        found["lapsed"] = 1
+        return found
 
     def clear(self, rows: NDArray[np.int32] | Sequence[int]) -> None:
         """Forgets the episodes of these rows, without a message: the rows are about to belong to other series."""
@@ -152,12 +228,52 @@ class Episodes:
         self._active[rows] = INACTIVE
         self._episode[rows] = np.zeros((), EPISODE)
 
+    def active(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Those of these rows whose episode is pending or open."""
+        active: NDArray[np.int32] = rows[self._active[rows] != INACTIVE]
+        return active
+
+    def state(self, row: int) -> bytes:
+        """The episode part of a state row."""
+        state: bytes = self._storage[row].tobytes()
+        return state
+
+    def agree(self, row: int, told: bytes) -> bool:
+        """Whether the row's episode is the one that was told of; if it is not, it becomes that one.
+
+        Args:
+            row: state row.
+            told: the episode part of the row as it was when the last message about it was written, or later.
+        """
+        was, now = np.frombuffer(told, EPISODE)[0], self._episode[row]
+        if _told(was) == _told(now) and not (was["opened"] and (not now["opened"] or now["starts_ms"] < was["starts_ms"])):
+            return True
+        self._storage[row] = np.frombuffer(told, np.uint8)
+        self.restored([row])
+        return False
+
+    def unopen(self, row: int) -> bool:
+        """Whether the row has no open episode; an open one, of which nobody was told, ends silently."""
+        if self._active[row] != OPEN:
+            return True
+        # The opening stays, as it does after any episode: the next one must be later.
+        starts_ms = int(self._episode["starts_ms"][row])
+        self.clear([row])
+        self._episode["opened"][row], self._episode["starts_ms"][row] = 1, starts_ms
+        return False
+
     def restored(self, rows: NDArray[np.int32] | Sequence[int]) -> None:
         """Takes note of state rows whose bytes were put into the storage from outside."""
         rows = np.unique(np.asarray(rows, np.int32))
         self._open -= int(np.count_nonzero(self._active[rows] == OPEN))
         self._active[rows] = self._episode["state"][rows]
         self._open += int(np.count_nonzero(self._active[rows] == OPEN))
+
+
+def _told(episode: np.void) -> tuple[object, ...]:
+    """What messages have said of an episode so far; nothing while it is not open."""
+    names = ("starts_ms", "told_severity", "told_peak", "message_ms", "updated", "update_ms")
+    return tuple(episode[name] for name in names) if episode["state"] == OPEN else ()
 
 
 def _columns(found: NDArray[np.void], batch: SampleBatch, verdicts: Verdicts) -> Transitions:
@@ -170,6 +286,7 @@ def _columns(found: NDArray[np.void], batch: SampleBatch, verdicts: Verdicts) ->
         severity=found["severity"].copy(),
         direction=found["direction"].copy(),
         lapsed=found["lapsed"] != 0,
+        forgotten=np.zeros(len(found), np.bool_),
         counter=(verdicts.flags[sample] & COUNTER) != 0,
         score=verdicts.score[sample],
         peak_score=found["peak"].copy(),

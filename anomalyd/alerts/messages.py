@@ -154,7 +154,7 @@ class MessageBuilder:
             key: canonical key of the series.
             name: of the series.
             labels: of the series.
-            offset: of the record that held the sample.
+            offset: of the record that held the sample, or because of which the series was forgotten.
             detected_at_ms: the clock's time, milliseconds since the epoch.
         """
         starts_ms = int(transitions.starts_at_ms[k])
@@ -168,6 +168,7 @@ class MessageBuilder:
             stream=self._stream,
             status=status,
             lapsed=bool(transitions.lapsed[k]),
+            forgotten=bool(transitions.forgotten[k]),
             value=float(transitions.observed[k, top]),
             expected=float(transitions.expected[k, top]),
             low=float(transitions.low[k, top]),

@@ -35,6 +35,8 @@ class Reading:
     """From the start to the end, or to now where there is none."""
     features: tuple[tuple[str, float], ...]
     """Name and share (0 to 1), largest share first; empty for a series with one feature."""
+    forgotten: bool = False
+    """Lapsed because the series is no longer kept; the value is the last one that was seen, and nothing is known of what was expected."""
 
 
 def annotate(reading: Reading) -> tuple[str, str]:
@@ -47,11 +49,13 @@ def annotate(reading: Reading) -> tuple[str, str]:
         end = _moment(reading.ends_at)
         if reading.lapsed:
             summary = f"{series} is no longer anomalous as far as is known: it sent nothing for a long time"
-            course = f"Anomalous from {start}, last seen so at {end}; the alert was closed when the series came back after a long gap."
+            why = "because the series is no longer kept" if reading.forgotten else "when the series came back after a long gap"
+            course = f"Anomalous from {start}, last seen so at {end}; the alert was closed {why}."
         else:
             summary = f"{series} is back to normal after {lasted}"
             course = f"Anomalous from {start} to {end} ({lasted})."
-        return summary, f"{course} Peak score {number(reading.peak_score)}, where 1 is the threshold. Now {finding}. {source}"
+        now = f"Its last value was {_value(reading)}" if reading.forgotten else f"Now {finding}"
+        return summary, f"{course} Peak score {number(reading.peak_score)}, where 1 is the threshold. {now}. {source}"
     still = "" if reading.status == "firing" else "still "
     summary = f"{series} is {still}anomalous: {finding}"
     course = f"Anomalous since {start}" + (f", for {lasted} now." if reading.lasted_ms > 0 else ".")
@@ -67,7 +71,7 @@ def _finding(reading: Reading) -> str:
     """The value against what was expected, as a clause."""
     unit = "/s" if reading.rate else ""
     what = f"{reading.features[0][0]} " if reading.features else ""
-    value, expected = number(reading.value) + unit, number(reading.expected) + unit
+    value, expected = _value(reading), number(reading.expected) + unit
     band = f"{number(reading.low)} to {number(reading.high)}{unit}"
     if reading.value > reading.high:
         return f"{what}{value} is above the expected {expected} ({band})"
@@ -75,6 +79,10 @@ def _finding(reading: Reading) -> str:
         return f"{what}{value} is below the expected {expected} ({band})"
     # Novelty is about the course of values, not about the newest alone.
     return f"{what}{value} lies in the expected range ({band})" + ("" if reading.ends_at else ", but its course is unusual")
+
+
+def _value(reading: Reading) -> str:
+    return number(reading.value) + ("/s" if reading.rate else "")
 
 
 def number(value: float) -> str:

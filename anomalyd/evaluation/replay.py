@@ -76,7 +76,9 @@ def replay_table(file: InputFile, table: Table, stream: StreamPlan, detector: De
     tape = _Tape()
     # A file is one series whatever the configuration selects.
     plan = replace(stream, select=None)
-    shard = Shard(plan, Source(str(file.path), 0), detector, _NoDecoder(), 1, observer=tape.take, feature_names=table.names)
+    shard = Shard(
+        plan, Source(str(file.path), 0), detector, _NoDecoder(), 1, observer=tape.take, feature_names=table.names, series_ttl_ms=_NO_TTL
+    )
     row = shard.index.row(file.name, {})
 
     def advance(time_ms: NDArray[np.int64], value: NDArray[np.float64], numbers: NDArray[np.int64]) -> Iterator[Alert]:
@@ -86,7 +88,7 @@ def replay_table(file: InputFile, table: Table, stream: StreamPlan, detector: De
             n = len(own)
             tape.numbers = own
             batch = SampleBatch(np.full(n, row, np.int32), time_ms[part], value[part], np.arange(n, dtype=np.int32))
-            outcome = shard.advance(batch, own.item, lambda _: -1)
+            outcome = shard.advance(batch, own)
             yield from (alert.message.alert for alert in outcome.alerts)
             progress(n)
 
@@ -133,6 +135,9 @@ def encode(alert: Alert) -> bytes:
     """The message as the daemon writes it."""
     return _ENCODER.encode(alert)
 
+
+_NO_TTL: Final = 1 << 62
+"""A table is judged as one course of values, however long its gaps are."""
 
 _ENCODER: Final = msgspec.json.Encoder(order="deterministic")
 

@@ -2,16 +2,19 @@
 
 from anomalyd.selection import Selection
 from anomalyd.series.aliases import UNKNOWN, AliasTable
-from anomalyd.series.index import EXCLUDED, FULL, MAX_KEY_CHARACTERS, KeyTooLongError, SeriesIndex
+from anomalyd.series.index import EXCLUDED, FRESH, FULL, MAX_KEY_CHARACTERS, NEVER, KeyTooLongError, Released, SeriesIndex
 from anomalyd.series.key import parse_key, series_key
 
 __all__ = [
     "EXCLUDED",
+    "FRESH",
     "FULL",
     "MAX_KEY_CHARACTERS",
+    "NEVER",
     "UNKNOWN",
     "AliasTable",
     "KeyTooLongError",
+    "Released",
     "Selection",
     "SeriesIndex",
     "parse_key",

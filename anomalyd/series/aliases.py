@@ -28,10 +28,14 @@ _FIRST_SLOTS: Final = 1024
 
 
 class AliasTable:
-    """At most `limit` spellings; a slot is 24 bytes, between three eighths and three quarters of the slots are in use."""
+    """At most `limit` spellings; a slot is 24 bytes, between three eighths and three quarters of the slots are in use.
+
+    Beside the table the newest spelling of each row is kept, 16 bytes, for those who write the series down.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._newest: NDArray[np.uint64] = np.zeros((0, 2), np.uint64)
         self.clear()
 
     def __len__(self) -> int:
@@ -61,12 +65,37 @@ class AliasTable:
         new = _put(self.slots, hashes, rows)
         self._known += new
         self._used += new
+        self._keep(hashes, rows)
+
+    def _keep(self, hashes: NDArray[np.uint64], rows: NDArray[np.int32]) -> None:
+        end = int(rows.max(initial=-1)) + 1
+        if end > len(self._newest):
+            grown = np.zeros((max(end, 2 * len(self._newest), _FIRST_SLOTS), 2), np.uint64)
+            grown[: len(self._newest)] = self._newest
+            self._newest = grown
+        kept = rows >= 0
+        self._newest[rows[kept]] = hashes[kept]
+
+    def newest(self, rows: NDArray[np.int32]) -> NDArray[np.uint64]:
+        """The spelling that was added last for each of these rows, (n, 2), even if the table has forgotten it; zeros if there was none."""
+        found = np.zeros((len(rows), 2), np.uint64)
+        known = rows < len(self._newest)
+        found[known] = self._newest[rows[known]]
+        return found
 
     def forget(self, rows: NDArray[np.int32], capacity: int) -> None:
         """Forget all spellings of these rows; one pass over the table."""
         gone = np.zeros(capacity, np.bool_)
         gone[rows] = True
         self._known -= _forget(self.slots, gone)
+        self._newest[rows[rows < len(self._newest)]] = 0
+
+    def forget_rowless(self) -> None:
+        """Forget the spellings of series that have no row; one pass over the table."""
+        row = self.slots[2::_WORDS]
+        rowless = (row > _FORGOTTEN) & (row < -UNKNOWN)
+        row[rowless] = _FORGOTTEN
+        self._known -= int(np.count_nonzero(rowless))
 
 
 @njit

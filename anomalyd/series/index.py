@@ -1,7 +1,7 @@
 """Series → state row, for one partition of one stream."""
 
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,27 +12,38 @@ from anomalyd.series.aliases import AliasTable
 from anomalyd.series.key import parse_key, series_key
 
 EXCLUDED: Final = -1
-"""Answer of `SeriesIndex.row`: the series is not selected."""
+"""Answer of `SeriesIndex.row`: the series is not selected, or hidden for now."""
 FULL: Final = -2
 """Answer of `SeriesIndex.row`: no row is free; evict first."""
 
 MAX_KEY_CHARACTERS: Final = 4096
 """Longest canonical key; keys are kept in memory for every series and travel in every alert."""
 
-_NEVER: Final = np.iinfo(np.int64).max
+NEVER: Final = int(np.iinfo(np.int64).max)
+"""In place of the last use of a row: it is free."""
+FRESH: Final = NEVER - 1
+"""In place of the last use of a row: given to a series of which no sample has been used yet."""
 
 
 class KeyTooLongError(ValueError):
     """The canonical key of a series exceeds MAX_KEY_CHARACTERS."""
 
 
+class Released(NamedTuple):
+    """Series that lost their rows."""
+
+    rows: NDArray[np.int32]
+    keys: list[str]
+    """Canonical key of the series that had each row."""
+
+
 class SeriesIndex:
     """Which row each series has, which rows are free, and which series have been idle longest.
 
-    Rows are handed out in the order in which series are first seen, idleness is measured in samples of the partition: everything here
-    follows from the order of the partition alone, never from how it was cut into batches.
+    Idleness is the offset of the record that held the last sample of a series: it follows from the order of the partition alone, never from
+    how that was cut into batches, and never from row numbers, which are others after a restart.
 
-    A series costs its key text, a dictionary entry, 16 bytes of bookkeeping and 32 to 64 bytes for each raw spelling.
+    A series costs its key text, a dictionary entry, 32 bytes of bookkeeping and 32 to 64 bytes for each raw spelling.
     """
 
     def __init__(self, capacity: int, select: Selection | None = None) -> None:
@@ -45,11 +56,12 @@ class SeriesIndex:
         self.aliases = AliasTable(limit=3 * capacity + 1024)
         self.allocations = 0
         """How many rows were ever given to a series."""
+        self.use: NDArray[np.int64] = np.full((min(capacity, 1024), 2), NEVER, np.int64)
+        """Of each row the offset of its last use (NEVER, FRESH), and a place for those who use it, in the same cache line; (n, 2)."""
         self._select = select or Selection()
         self._rows: dict[str, int] = {}
         self._free: list[int] = []
-        self._last_use = np.full(min(capacity, 1024), _NEVER, np.int64)
-        self._next_sequence = 0
+        self._hidden: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -65,13 +77,20 @@ class SeriesIndex:
         if key is None:
             return EXCLUDED
         row = self._rows.get(key)
-        return self._allocate(key) if row is None else row
+        if row is not None:
+            return row
+        return EXCLUDED if key in self._hidden else self.allocate(key)
+
+    def find(self, key: str) -> int | None:
+        """The row of the series with this canonical key, None if it has none."""
+        return self._rows.get(key)
 
     def key(self, name: str, labels: Mapping[str, str]) -> str | None:
         """The canonical key under which a series is kept, None if it is not selected."""
         return series_key(name, self._select.keep(labels)) if self._select.admits(name, labels) else None
 
-    def _allocate(self, key: str) -> int:
+    def allocate(self, key: str) -> int:
+        """A row for a series that has none, by its canonical key; FULL if there is no free row. Raises as `row` does."""
         if len(key) > MAX_KEY_CHARACTERS:
             raise KeyTooLongError(f"series key of {len(key)} characters")
         if not key.isascii():
@@ -82,16 +101,19 @@ class SeriesIndex:
         elif len(self.keys) < self.capacity:
             row = len(self.keys)
             self.keys.append(key)
-            if row == len(self._last_use):
-                grown = np.full(min(self.capacity, 2 * row), _NEVER, np.int64)
-                grown[:row] = self._last_use
-                self._last_use = grown
+            self._reserve(row + 1)
         else:
             return FULL
         self.allocations += 1
         self._rows[key] = row
-        self._last_use[row] = self._next_sequence
+        self.use[row, 0] = FRESH
         return row
+
+    def _reserve(self, rows: int) -> None:
+        if rows > len(self.use):
+            grown = np.full((min(self.capacity, max(rows, 2 * len(self.use))), 2), NEVER, np.int64)
+            grown[: len(self.use)] = self.use
+            self.use = grown
 
     def identity(self, row: int) -> tuple[str, dict[str, str]]:
         """Name and labels of the series in this row."""
@@ -100,20 +122,38 @@ class SeriesIndex:
             raise KeyError(f"row {row} holds no series")
         return parse_key(key)
 
-    def touch(self, rows: NDArray[np.int32], first_sequence: int) -> None:
-        """These rows were used by the samples numbered first_sequence, first_sequence + 1, … of the partition; rows (n,)."""
-        _touch(self._last_use, rows, first_sequence)
-        self._next_sequence = max(self._next_sequence, first_sequence + len(rows))
+    @property
+    def last_use(self) -> NDArray[np.int64]:
+        """Offset of the record that held the last sample of each row that was ever used, or NEVER, or FRESH; a view, (n,)."""
+        return self.use[: len(self.keys), 0]
 
-    def evict(self) -> NDArray[np.int32]:
-        """Forget the max(1, capacity // 256) longest idle series and return their rows, longest idle first."""
+    def touch(self, rows: NDArray[np.int32], offsets: NDArray[np.int64]) -> None:
+        """These rows were used by samples of the records at these offsets; rows (n,), offsets (n,) ascending."""
+        _touch(self.use, rows, offsets)
+
+    def evict(self) -> Released:
+        """Forget the max(1, capacity // 256) longest idle series, longest idle first, of equals those whose keys come first."""
         count = min(max(1, self.capacity // 256), len(self._rows))
-        last_use = self._last_use[: len(self.keys)]
-        candidates = np.argpartition(last_use, count - 1)[:count] if count else np.empty(0, np.intp)
-        rows = candidates[np.lexsort((candidates, last_use[candidates]))].astype(np.int32)
+        if not count:
+            return Released(np.empty(0, np.int32), [])
+        last_use = self.last_use
+        youngest = np.partition(last_use, count - 1)[count - 1]
+        candidates = np.flatnonzero(last_use <= youngest).tolist()
+        order = sorted((int(last_use[row]), self.keys[row] or "", row) for row in candidates)
+        return self.release(np.array([row for _, _, row in order[:count]], np.int32))
+
+    def release(self, rows: NDArray[np.int32]) -> Released:
+        """Forget the series in these rows and all their spellings."""
+        keys = [self.keys[row] or "" for row in rows.tolist()]
         self._release(rows.tolist())
         self.aliases.forget(rows, self.capacity)
-        return rows
+        return Released(rows, keys)
+
+    def abandon(self) -> None:
+        """Take back the rows of all series of which no sample has been used."""
+        fresh = np.flatnonzero(self.last_use == FRESH).astype(np.int32)
+        if len(fresh):
+            self.release(fresh)
 
     def give_back(self, rows: Sequence[int]) -> None:
         """Undo the allocation of these rows, given in the order in which they were allocated, before anything was learned in them."""
@@ -126,10 +166,44 @@ class SeriesIndex:
                 del self._rows[key]
                 self.keys[row] = None
                 self._free.append(row)
-                self._last_use[row] = _NEVER
+                self.use[row, 0] = NEVER
+
+    # --- after a restart --------------------------------------------------------------------------------------------
+
+    def restore(self, keys: list[str], rows: NDArray[np.int32], last_use: NDArray[np.int64], spellings: NDArray[np.uint64]) -> None:
+        """Fill an empty index: n different keys with different rows below the capacity.
+
+        Args:
+            keys: canonical keys.
+            rows: where they are, (n,).
+            last_use: offset of the record that held the last sample of each, (n,).
+            spellings: hash of a raw spelling of each, zeros for none, (n, 2).
+        """
+        self._rows = dict(zip(keys, rows.tolist(), strict=True))
+        end = int(rows.max(initial=-1)) + 1
+        by_row = np.full(end, None, object)
+        by_row[rows] = keys
+        self.keys[:] = by_row.tolist()
+        self._reserve(end)
+        self.use[:, 0] = NEVER
+        self.use[rows, 0] = last_use
+        free = np.ones(end, np.bool_)
+        free[rows] = False
+        self._free = np.flatnonzero(free)[::-1].tolist()
+        known = spellings.any(axis=1)
+        self.aliases.add(np.ascontiguousarray(spellings[known]), rows[known])
+
+    def hide(self, keys: Collection[str]) -> None:
+        """Series without rows that get none, as if they were not selected, until `reveal`."""
+        self._hidden.update(keys)
+
+    def reveal(self, keys: Collection[str]) -> None:
+        """Series that are no longer hidden."""
+        self._hidden.difference_update(keys)
+        self.aliases.forget_rowless()
 
 
 @njit
-def _touch(last_use: NDArray[np.int64], rows: NDArray[np.int32], first_sequence: int) -> None:
+def _touch(use: NDArray[np.int64], rows: NDArray[np.int32], offsets: NDArray[np.int64]) -> None:
     for i in range(len(rows)):
-        last_use[rows[i]] = first_sequence + i
+        use[rows[i], 0] = offsets[i]

@@ -18,7 +18,7 @@ def feed(shard: Shard, names: list[str], first: int, ticks: int) -> None:
     n = ticks * len(names)
     times = np.repeat(np.arange(first, first + ticks, dtype=np.int64), len(names)) * 1000
     values = np.arange(n, dtype=np.float64)[:, None] + 1000 * first
-    shard.advance(SampleBatch(np.tile(rows, ticks), times, values, np.arange(n, dtype=np.int32)), lambda i: i, lambda _: 0)
+    shard.advance(SampleBatch(np.tile(rows, ticks), times, values, np.arange(n, dtype=np.int32)), np.arange(n))
 
 
 def message(name: str, status: str, key: str = "a", stream: str = "fleet") -> dict[str, Any]:

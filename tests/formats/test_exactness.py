@@ -37,11 +37,11 @@ class Consumer:
             decoded = self.decoder.decode(values, lambda record: 1000 * (self.seen + record) - 1000, self.index)
             self._note(decoded.batch)
             self.rejected += [(self.seen + record, reason) for record, reason in decoded.rejected]
-            self.index.touch(decoded.batch.row, len(self.samples) - len(decoded.batch))
+            self.index.touch(decoded.batch.row, self.seen + decoded.batch.record.astype(np.int64))
             self.seen += decoded.consumed
             values = values[decoded.consumed :]
             if values:
-                self.evicted.append(self.index.evict().tolist())
+                self.evicted.append(self.index.evict().keys)
 
     def _note(self, batch: SampleBatch) -> None:
         for record, row, time_ms, value in zip(batch.record, batch.row, batch.time_ms, batch.value, strict=True):

@@ -1,0 +1,601 @@
+"""What a partition remembers, as it is written to a changelog and read back: series, their rows, and what of them is not written yet.
+
+Series lie in pages of state rows. A page is *dirty* since the offset of the first sample that it learned, or of the first record in front
+of which a series in it was forgotten, since it was last written. A page that was written holds what had been learned up to one position, S;
+after a restart the records from the oldest dirty page on are replayed, and each row learns from those at S or behind it. Series are
+independent of each other, so it does not matter that pages are of different ages.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from anomalyd.alerts.episodes import Episodes
+from anomalyd.alerts.machine import EPISODE, OPEN
+from anomalyd.batch import SampleBatch
+from anomalyd.detector import Detector, Pages
+from anomalyd.detector.migrate import described, migrated
+from anomalyd.errors import StateError
+from anomalyd.jit import njit
+from anomalyd.series import FRESH, NEVER, SeriesIndex
+from anomalyd.state.codec import FORGOTTEN_PER_RECORD, Episode, Forgotten, Page, encode, episode_key, forgotten_key, page_key
+from anomalyd.state.ports import Restored
+
+_CLEAN: Final = int(np.iinfo(np.int64).max)
+_FORGOTTEN_BYTES: Final = 256 << 10
+"""Of keys in one record of forgotten series, about: keys may be long."""
+_SHIFT: Final = 40
+"""A page's number is row * ceil(2^40 / rows of a page) / 2^40: exact for fewer than 2^32 rows, and a division is ten times as slow."""
+
+
+class Stretch(NamedTuple):
+    """Samples that can be scored together."""
+
+    stop: int
+    """Behind the last one."""
+    rows: NDArray[np.int32]
+    """Rows of series that begin anew because they had stayed away for too long, (n,)."""
+    samples: NDArray[np.int64]
+    """Index of the sample with which each of them begins, ascending, (n,)."""
+
+
+class _Rows(NamedTuple):
+    """Series of a page and what is known of them; n."""
+
+    keys: list[str]
+    last_use: NDArray[np.int64]
+    spellings: NDArray[np.uint64]
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """A page as it was read. Rows that have their place are there already; the others wait for one."""
+
+    position: int
+    rewritten: bool
+    """Its rows were made from those of another model or release."""
+    placed: _Rows
+    rows: NDArray[np.int32]
+    """Where the placed ones are."""
+    waiting: _Rows
+    states: NDArray[np.uint8]
+    """State rows of the waiting ones, (n, row_bytes)."""
+
+
+@dataclass(slots=True)
+class _Moved:
+    """A record whose series lie in other pages now: it is needed until those are written."""
+
+    since: int
+    pages: set[int] = field(default_factory=set)
+
+
+class ShardState:
+    """The memory of one shard and its counterpart in the changelog.
+
+    Args:
+        index: series → row.
+        pages: the rows.
+        episodes: over the same rows.
+        detector: to which the rows belong.
+        reading: fingerprint of wire format and selection; spellings of another one mean nothing here.
+    """
+
+    def __init__(self, index: SeriesIndex, pages: Pages, episodes: Episodes, detector: Detector, reading: str) -> None:
+        self.position = 0
+        """Input offset behind the last record that was learned."""
+        self.live_from = 0
+        """Input offset from which on it is news what comes out."""
+        self.replaying = False
+        self._index = index
+        self._pages = pages
+        self._episodes = episodes
+        self._detector = detector
+        self._reading = reading
+        self._layout = described(detector.layout)
+        self._page_rows = pages.page_rows
+        self._reciprocal = -(-(1 << _SHIFT) // pages.page_rows)
+        self._dirty = np.full(-(-pages.capacity // pages.page_rows), _CLEAN, np.int64)
+        self._time = pages.field("time")[:, 0].view(np.int64)
+        self._anew = np.empty(0, np.int64)
+        self._moved: dict[bytes, _Moved] = {}
+        self._part = (-1, 0)  # of records of forgotten series: offset, next number
+        # Of a restore.
+        self._loaded: dict[bytes, _Loaded] = {}
+        self._valid_from: NDArray[np.int64] | None = None
+        self._gate_until = 0
+        self._reveal: list[tuple[int, list[str]]] = []  # newest first
+        self._restored = Restored()
+        self._replay_from = 0
+        self._as_loaded: dict[str, bytes] = {}
+
+    # --- learning ---------------------------------------------------------------------------------------------------
+
+    def touch(self, batch: SampleBatch, offsets: NDArray[np.int64], ttl_ms: int, start: int = 0) -> Stretch:
+        """Takes note of samples that are about to be learned, from `start` on, as many as can be learned together.
+
+        A series of which nothing was heard for more than `ttl_ms` of its own event time begins anew. Whether that is so depends on the
+        sample before, and if it is one of those that are not learned yet, the stretch ends here.
+
+        Args:
+            batch: samples.
+            offsets: of the records, by their number in `batch.record`, ascending.
+            ttl_ms: event time, milliseconds.
+            start: index of the first sample.
+        """
+        if len(self._anew) < len(batch):
+            self._anew = np.empty(len(batch), np.int64)
+        use, dirty = self._index.use, self._dirty
+        stop, count = _stretch(
+            start, use, dirty, self._reciprocal, batch.row, batch.time_ms, batch.record, offsets, self._time, ttl_ms, self._anew
+        )
+        samples = self._anew[:count].copy()
+        return Stretch(stop, batch.row[samples], samples)
+
+    def expired(self, before_ms: int) -> NDArray[np.int32]:
+        """Rows of series whose newest sample is older, in the order of their keys."""
+        last_use = self._index.last_use
+        rows = np.flatnonzero((last_use < FRESH) & (self._time[: len(last_use)] < before_ms)).tolist()
+        return np.array(sorted(rows, key=lambda row: self._index.keys[row] or ""), np.int32)
+
+    def cleared(self, rows: NDArray[np.int32], offset: int) -> None:
+        """Empties rows whose series were forgotten in front of the record at `offset`."""
+        self._pages.clear(rows)
+        np.minimum.at(self._dirty, rows // self._page_rows, offset)
+        if self._valid_from is not None:
+            self._valid_from[rows] = 0
+
+    def newest(self, rows: NDArray[np.int32]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """The newest judged value of each row, (n, F), and whether it is a rate, (n,)."""
+        seen = self._pages.field("seen")[rows].astype(np.float64)
+        return seen, self._pages.field("kind")[rows, 0] == 2
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    @property
+    def dirty_pages(self) -> int:
+        """Pages that have changed since they were written."""
+        return int(np.count_nonzero(self._dirty != _CLEAN))
+
+    @property
+    def pages_in_use(self) -> int:
+        """Pages that hold series, or have held some."""
+        return -(-len(self._index.keys) // self._page_rows)
+
+    @property
+    def replay_from(self) -> int:
+        """Input offset from which on records would have to be replayed into what is written."""
+        if self.replaying:
+            return self._replay_from
+        oldest = int(self._dirty.min(initial=_CLEAN))
+        return min(self.position, oldest, min((moved.since for moved in self._moved.values()), default=_CLEAN))
+
+    def snapshot(self, most: int) -> dict[bytes, bytes | None]:
+        """Records of up to `most` dirty pages, oldest dirty first, as they are at the current position; they are clean then.
+
+        Pages without series are tombstoned. While records are replayed there is nothing to write, since rows are of different ages.
+        """
+        if self.replaying or self._valid_from is not None:
+            return {}
+        dirty = np.flatnonzero(self._dirty != _CLEAN)
+        blocked = {key for key, moved in self._moved.items() if moved.pages}
+        records: dict[bytes, bytes | None] = {}
+        for number in dirty[np.argsort(self._dirty[dirty], kind="stable")].tolist():
+            if len(records) >= most:
+                break
+            key = page_key(self._page_rows, number)
+            if key not in blocked:
+                records[key] = self._encoded(key, number)
+                self._dirty[number] = _CLEAN
+                for moved in self._moved.values():
+                    moved.pages.discard(number)
+        for key in [key for key, moved in self._moved.items() if not moved.pages]:
+            del self._moved[key]
+            # A page of ours that was waiting for others is dirty still, and comes with one of the next snapshots.
+            if key not in blocked or not self._is_ours(key):
+                records.setdefault(key, None)
+        return records
+
+    def _is_ours(self, key: bytes) -> bool:
+        return key.startswith(b"S|%d|" % self._page_rows) and int(key.rsplit(b"|", 1)[1]) < len(self._dirty)
+
+    def _encoded(self, key: bytes, number: int) -> bytes | None:
+        first = number * self._page_rows
+        held = self._index.keys[first : first + self._page_rows]
+        slots = np.array([slot for slot, series in enumerate(held) if series is not None], np.uint8)
+        if not len(slots):
+            return None
+        rows = first + slots.astype(np.int32)
+        page = Page(
+            position=self.position,
+            number=number,
+            page_rows=self._page_rows,
+            model=self._detector.model.hash,
+            layout=self._layout,
+            row_bytes=self._detector.layout.row_bytes,
+            reading=self._reading,
+            keys=[series for series in held if series is not None],
+            slots=slots.data,
+            last_use=self._index.last_use[rows].data,
+            spellings=self._index.aliases.newest(rows).reshape(-1).data,
+            rows=self._pages.buffer[rows].reshape(-1).data,
+        )
+        return encode(key, page)
+
+    def episode_records(self, series: Iterable[str]) -> dict[str, bytes]:
+        """By series, the encoded record of its episode as it is at the current position; nothing for those that are not kept."""
+        found = {}
+        for name in series:
+            row = self._index.find(name)
+            if row is not None:
+                found[name] = encode(episode_key(name), Episode(self.position, self._episodes.state(row)))
+        return found
+
+    def forgotten_records(self, offset: int, series: Collection[str]) -> dict[bytes, bytes]:
+        """The encoded records of series that were forgotten in front of `offset`, by key."""
+        records = {}
+        part = self._part[1] if self._part[0] == offset else 0
+        chunk: list[str] = []
+        size = 0
+        for number, name in enumerate(series, 1):
+            chunk.append(name)
+            size += len(name)
+            if len(chunk) == FORGOTTEN_PER_RECORD or size >= _FORGOTTEN_BYTES or number == len(series):
+                key = forgotten_key(offset, part)
+                records[key] = encode(key, Forgotten(offset, chunk))
+                part, chunk, size = part + 1, [], 0
+        self._part = (offset, part)
+        return records
+
+    def digest(self) -> int:
+        """A number that is the same for the same series in the same state, wherever their rows are."""
+        total = 0
+        for row, series in enumerate(self._index.keys):
+            if series is not None:
+                state = xxhash.xxh3_64(series.encode())
+                state.update(self._index.last_use[row].tobytes())
+                state.update(self._pages.buffer[row].tobytes())
+                total = (total + state.intdigest()) & ((1 << 64) - 1)
+        return total
+
+    # --- reading back -----------------------------------------------------------------------------------------------
+
+    def load(self, page: Page) -> None:
+        """Puts the rows of a page into memory. Of a page that comes several times the last one counts.
+
+        Raises:
+            StateError: its columns do not fit each other, or its rows cannot be made into rows of this release.
+        """
+        key = page_key(page.page_rows, page.number)
+        self.unload(key)
+        n = len(page.keys)
+        slots = np.frombuffer(page.slots, np.uint8)
+        if not (len(slots) == len(page.last_use) // 8 == len(page.spellings) // 16 == n and len(page.rows) == n * page.row_bytes):
+            raise StateError(f"page {key.decode()}: {n} series, but columns of other lengths")
+        last_use = np.frombuffer(page.last_use, np.int64)
+        spellings = np.frombuffer(page.spellings, np.uint64).reshape(n, 2)
+        if page.reading != self._reading:
+            spellings = np.zeros_like(spellings)
+        states = np.frombuffer(page.rows, np.uint8).reshape(n, page.row_bytes)
+        same_model = page.model == self._detector.model.hash
+        rewritten = not same_model or page.layout != self._layout or page.row_bytes != self._detector.layout.row_bytes
+        if rewritten:
+            states = migrated(self._detector, states, page.layout, same_model=same_model)
+        rows = page.number * page.page_rows + slots.astype(np.int64)
+        ours = (rows < self._pages.capacity) & (page.page_rows == self._page_rows)
+        here, elsewhere = np.flatnonzero(ours), np.flatnonzero(~ours)
+
+        def some(chosen: NDArray[np.intp]) -> _Rows:
+            keys = page.keys if len(chosen) == n else [page.keys[i] for i in chosen.tolist()]
+            return _Rows(keys, last_use[chosen], spellings[chosen])
+
+        placed = rows[here].astype(np.int32)
+        self._pages.buffer[placed] = states[here]
+        self._loaded[key] = _Loaded(page.position, rewritten, some(here), placed, some(elsewhere), states[elsewhere])
+
+    def unload(self, key: bytes) -> None:
+        """A page that was loaded is no more."""
+        loaded = self._loaded.pop(key, None)
+        if loaded is not None:
+            self._pages.buffer[loaded.rows] = 0
+
+    def begin(self, restored: Restored, live: Collection[bytes] | None = None) -> list[str]:
+        """Takes up work where it was left, after the last `load`.
+
+        Args:
+            restored: what the changelog holds besides pages.
+            live: keys of the records that are still there; pages that are not were tombstoned after they had been read.
+
+        Returns:
+            Series that had to be forgotten in front of the position, because fewer are kept than there are.
+        """
+        if live is not None:
+            self._unload_but(set(live))
+        if restored.position is None:
+            self._unload_but(set())
+            return []
+        self._restored = restored
+        self.live_from = self.position = restored.position
+        self._replay_from = min(restored.replay_from, restored.position)
+        self.replaying = self._replay_from < restored.position
+        placement = _Placement(self._pages, self._dirty, self._loaded, restored)
+        dropped = placement.run()
+        self._loaded.clear()
+        self._moved = placement.moved
+        rows = np.fromiter(placement.rows.values(), np.int32, len(placement.rows))
+        self._index.restore(list(placement.rows), rows, placement.last_use[rows], placement.spellings[rows])
+        self._episodes.restored(rows)
+        self._as_loaded = {self._index.keys[row] or "": self._episodes.state(row) for row in self._episodes.active(rows).tolist()}
+        self._valid_from = placement.valid_from
+        self._gate_until = max(restored.position, int(self._valid_from.max(initial=0)))
+        hidden: dict[int, list[str]] = {}
+        for series, offset in restored.forgotten.items():
+            if series not in placement.rows and offset > self._replay_from:
+                hidden.setdefault(offset, []).append(series)
+        for names in hidden.values():
+            self._index.hide(names)
+        self._reveal = sorted(hidden.items(), reverse=True)
+        self._gate_until = max(self._gate_until, *hidden, 0)
+        if dropped:
+            self.hide(dropped, restored.position)
+        self._part = (restored.position, sum(offset == restored.position for offset in restored.forgotten.values()))
+        return dropped
+
+    def _unload_but(self, kept: set[bytes]) -> None:
+        for key in [key for key in self._loaded if key not in kept]:
+            self.unload(key)
+
+    # --- replay -----------------------------------------------------------------------------------------------------
+
+    @property
+    def boundary(self) -> int:
+        """Input offset in front of which a series was forgotten that counts again from there on; NEVER: there is none."""
+        return self._reveal[-1][0] if self._reveal else NEVER
+
+    def reach(self, offset: int) -> None:
+        """The record at this offset is next: series that were forgotten in front of it count again."""
+        reached: list[str] = []
+        while self._reveal and self._reveal[-1][0] <= offset:
+            reached += self._reveal.pop()[1]
+        if reached:
+            self._index.reveal(reached)
+        if self._valid_from is not None and not self.replaying and offset >= self._gate_until:
+            self._valid_from = None
+
+    def hide(self, keys: Collection[str], until: int) -> None:
+        """Samples of these series in front of `until` do not count."""
+        self._index.hide(keys)
+        self._reveal.append((until, list(keys)))
+        self._reveal.sort(key=lambda entry: -entry[0])
+        self._gate_until = max(self._gate_until, until)
+        self._restored.forgotten.update(dict.fromkeys(keys, until))
+
+    def unlearned(self, batch: SampleBatch, offsets: NDArray[np.int64]) -> SampleBatch:
+        """The samples of which the rows do not know yet."""
+        if self._valid_from is None:
+            return batch
+        keep = offsets[batch.record] >= self._valid_from[batch.row]
+        if keep.all():
+            return batch
+        return SampleBatch(batch.row[keep], batch.time_ms[keep], batch.value[keep], batch.record[keep])
+
+    def end_replay(self, moved: Collection[str]) -> int:
+        """The replay has come to the position: episodes must be the ones that were told of.
+
+        Args:
+            moved: series with transitions in the replay.
+
+        Returns:
+            How many were not, and are now.
+        """
+        self.replaying = False
+        series = set(moved) | self._restored.episodes.keys()
+        divergences = sum(not self.hold(name, self._index.find(name), moved=name in moved) for name in sorted(series))
+        self._restored, self._as_loaded = Restored(), {}
+        self.reach(self.live_from)
+        return divergences
+
+    def hold(self, series: str, row: int | None, *, moved: bool) -> bool:
+        """Whether the episode of a series is the one that was told of; it is now.
+
+        Args:
+            series: canonical key.
+            row: where it is, None if it has no row.
+            moved: there were transitions in the replay.
+        """
+        record = self._restored.episodes.get(series)
+        if record is not None and record.position <= self._restored.forgotten.get(series, -1):
+            record = None
+        if row is None:
+            return record is None or self._carry(series, record)
+        valid_from = 0 if self._valid_from is None else int(self._valid_from[row])
+        if record is not None and record.position > valid_from:
+            agreed = self._episodes.agree(row, record.state)
+            # The record must stay until the page has it.
+            since = record.position - 1
+        elif moved:
+            loaded = self._as_loaded.get(series)
+            agreed = self._episodes.unopen(row) if loaded is None else self._episodes.agree(row, loaded)
+            since = self.live_from
+        else:
+            return True
+        if not agreed:
+            page = row // self._page_rows
+            self._dirty[page] = min(int(self._dirty[page]), since)
+        return agreed
+
+    def _carry(self, series: str, record: Episode) -> bool:
+        """An alert that is open must be resolved one day, even where the series' state was lost: it gets a row that knows nothing else."""
+        episode = np.frombuffer(record.state, EPISODE)[0]
+        if episode["state"] != OPEN:
+            return True
+        row = self._index.allocate(series)
+        if row < 0:
+            return True
+        self._time[row] = episode["seen_ms"]
+        self._index.use[row, 0] = record.position - 1
+        self._dirty[row // self._page_rows] = min(int(self._dirty[row // self._page_rows]), record.position - 1)
+        self._episodes.agree(row, record.state)
+        return False
+
+
+class _Placement:
+    """Finds out, at the end of a restore, which row each series has.
+
+    Args:
+        pages: hold the placed rows of `loaded`.
+        dirty: offset since which each page is dirty.
+        loaded: what was read, by key of its record.
+        restored: what is known besides.
+    """
+
+    def __init__(self, pages: Pages, dirty: NDArray[np.int64], loaded: Mapping[bytes, _Loaded], restored: Restored) -> None:
+        self._pages = pages
+        self._dirty = dirty
+        # Of two rows of a series the one that has learned more counts, so those come last.
+        self._loaded = sorted(loaded.items(), key=lambda item: item[1].position)
+        self._position = restored.position or 0
+        self._forgotten = restored.forgotten
+        self.rows: dict[str, int] = {}
+        """By series."""
+        self.moved: dict[bytes, _Moved] = {}
+        # Zeroed memory costs nothing where nothing is written.
+        self.valid_from = np.zeros(pages.capacity, np.int64)
+        """Offset from which on each row has yet to learn, (capacity,)."""
+        self.last_use = np.zeros(pages.capacity, np.int64)
+        self.spellings = np.zeros((pages.capacity, 2), np.uint64)
+
+    def run(self) -> list[str]:
+        """Fills the attributes; returns series for which there is no room."""
+        self._take_placed()
+        self._drop_forgotten()
+        chosen = self._chosen()
+        fresh = [series for series in chosen if series not in self.rows]
+        excess = len(self.rows) + len(fresh) - self._pages.capacity
+        dropped: list[str] = []
+        if excess > 0:
+            dropped = sorted(fresh, key=lambda series: (*self._worth(*chosen[series]), series))[:excess]
+            for series in dropped:
+                del chosen[series]
+        self._place(chosen)
+        return dropped
+
+    def _take_placed(self) -> None:
+        keys: list[str] = []
+        parts: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
+        for _, page in self._loaded:
+            keys += page.placed.keys
+            parts.append(page.rows)
+            self.valid_from[page.rows] = page.position
+            self.last_use[page.rows] = page.placed.last_use
+            self.spellings[page.rows] = page.placed.spellings
+            if page.rewritten:
+                self._soil(page.rows, self._position)
+        rows = np.concatenate(parts)
+        self.rows = dict(zip(keys, rows.tolist(), strict=True))
+        if len(self.rows) < len(keys):
+            lost = rows[np.fromiter(map(self.rows.__getitem__, keys), np.int32, len(keys)) != rows]
+            # What was written there must not come back once the other one was forgotten.
+            self._drop(lost, self._position)
+
+    def _drop_forgotten(self) -> None:
+        for series, offset in self._forgotten.items():
+            row = self.rows.get(series)
+            if row is not None and self.valid_from[row] < offset:
+                del self.rows[series]
+                self._drop(np.array([row], np.int32), offset)
+
+    def _chosen(self) -> dict[str, tuple[int, int]]:
+        """Of the rows that have no place yet those that count: page and number by series."""
+        best: dict[str, tuple[int, int]] = {}
+        for number, (key, page) in enumerate(self._loaded):
+            if not page.waiting.keys:
+                continue
+            moved = self.moved[key] = _Moved(self._position)
+            for place, series in enumerate(page.waiting.keys):
+                offset = self._forgotten.get(series, -1)
+                if page.position < offset:
+                    moved.since = min(moved.since, offset)
+                elif series not in self.rows or self.valid_from[self.rows[series]] < page.position:
+                    best[series] = number, place
+        return best
+
+    def _worth(self, number: int, place: int) -> tuple[bool, int]:
+        """An open alert must be resolved one day, so its series goes last; else the longest idle go first."""
+        page = self._loaded[number][1]
+        field = self._pages.layout["episode"]
+        episode = page.states[place, field.offset : field.offset + field.count].view(EPISODE)[0]
+        return bool(episode["state"] == OPEN), int(page.waiting.last_use[place])
+
+    def _place(self, chosen: Mapping[str, tuple[int, int]]) -> None:
+        used = np.zeros(self._pages.capacity, np.bool_)
+        used[list(self.rows.values())] = True
+        free = iter(np.flatnonzero(~used).tolist() if chosen else [])
+        by_page: dict[int, list[tuple[int, int]]] = {}
+        for series, (number, place) in chosen.items():
+            row = self.rows[series] if series in self.rows else next(free)
+            self.rows[series] = row
+            by_page.setdefault(number, []).append((place, row))
+        for number, pairs in by_page.items():
+            key, page = self._loaded[number]
+            places, rows = np.array(pairs).T
+            self._pages.buffer[rows] = page.states[places]
+            page.states = page.states[:0]
+            self.valid_from[rows] = page.position
+            self.last_use[rows] = page.waiting.last_use[places]
+            self.spellings[rows] = page.waiting.spellings[places]
+            self._soil(rows, self._position)
+            self.moved[key].pages.update((rows // self._pages.page_rows).tolist())
+
+    def _drop(self, rows: NDArray[np.int32], offset: int) -> None:
+        self._pages.clear(rows)
+        self.valid_from[rows] = 0
+        self._soil(rows, offset)
+
+    def _soil(self, rows: NDArray[np.int32], offset: int) -> None:
+        np.minimum.at(self._dirty, rows // self._pages.page_rows, offset)
+
+
+@njit
+def _stretch(
+    start: int,
+    use: NDArray[np.int64],
+    dirty: NDArray[np.int64],
+    reciprocal: int,
+    rows: NDArray[np.int32],
+    times: NDArray[np.int64],
+    record: NDArray[np.int32],
+    offsets: NDArray[np.int64],
+    newest: NDArray[np.int64],
+    ttl_ms: int,
+    anew: NDArray[np.int64],
+) -> tuple[int, int]:
+    """See `ShardState.touch`. `newest` is the event time in each row, `anew` receives samples; returns the end and how many of them."""
+    first = offsets[record[start]]
+    count = 0
+    for i in range(start, len(rows)):
+        row, now, offset = rows[i], times[i], offsets[record[i]]
+        last = use[row, 0]
+        # Seen in this stretch, or in the one before by the same record, which does no harm.
+        seen = i > start and first <= last < FRESH
+        if seen:
+            # Which of the samples that are not learned yet will be the newest is for the detector to say.
+            if now - min(newest[row], use[row, 1]) > ttl_ms:
+                return i, count
+            use[row, 1] = min(now, use[row, 1])
+        else:
+            if last == FRESH:
+                newest[row] = now  # says nothing in an empty row, and spares the next sample of the series from a stretch of its own
+            elif now - newest[row] > ttl_ms:
+                newest[row] = now  # likewise: the row is about to be emptied
+                anew[count] = i
+                count += 1
+            use[row, 1] = now
+        use[row, 0] = offset
+        page = (np.int64(row) * reciprocal) >> _SHIFT
+        dirty[page] = min(dirty[page], offset)
+    return len(rows), count

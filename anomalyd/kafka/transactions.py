@@ -6,7 +6,8 @@ not know has ended for good. Opening the next writer under the same id ends what
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from aiokafka import AIOKafkaProducer
@@ -93,6 +94,7 @@ class _Writer:
         self._more = more
         self._producer: Producing | None = None
         self._watch: Watch | None = None
+        self._limit: asyncio.Timeout | None = None
         self._usable = False
         # Twice what a request may take: the client repeats requests for ever.
         self._deadline_s = 2 * settings.request_timeout_ms / 1000
@@ -115,7 +117,7 @@ class _Writer:
         )
         self._watch = Watch.of(self._producer)
         try:
-            async with asyncio.timeout(OPEN_DEADLINE_S):
+            async with self._within(OPEN_DEADLINE_S):
                 await self._producer.start()
         except BaseException as error:
             await self.close()
@@ -125,11 +127,25 @@ class _Writer:
         self._usable = True
 
     async def close(self) -> None:
-        """Lets go of the connections within a few seconds. Nothing is sent any more; a transaction that is open stays open."""
+        """Lets go of the connections within a few seconds. Nothing is sent any more; a transaction that is open stays open.
+
+        A call that is under way in another task ends with a DeliveryError.
+        """
         self._usable = False
         if self._producer is not None:
             producer, self._producer = self._producer, None
+            if self._limit is not None:
+                self._limit.reschedule(asyncio.get_running_loop().time())
             await discard(producer, self._watch)
+
+    @contextlib.asynccontextmanager
+    async def _within(self, seconds: float) -> AsyncIterator[None]:
+        async with asyncio.timeout(seconds) as limit:
+            self._limit = limit
+            try:
+                yield
+            finally:
+                self._limit = None
 
     async def commit(self, messages: Sequence[Message], entries: Sequence[Entry], *, singly: bool = False) -> list[int]:
         """Writes messages to their topics and entries, in order, to the changelog partition; returns the entries' offsets.
@@ -150,7 +166,7 @@ class _Writer:
             raise DeliveryError("the writer is closed, or failed before")
         self._usable = False  # until it is certain that everything went well
         try:
-            async with asyncio.timeout(self._deadline_s):
+            async with self._within(self._deadline_s):
                 offsets = await self._write(self._producer, messages, entries, singly=singly)
         except _FAILURES as error:
             raise self._failure(error, f"not acknowledged within {self._deadline_s:g} s") from error
@@ -303,7 +319,7 @@ class TransactionalWriter(_Writer):
 class PlainWriter(_Writer):
     """Writes without transactions: messages first, then entries, the last of them alone, each when those before are acknowledged.
 
-    What was written in front of a crash is written again. Nobody is fenced.
+    What was written in front of a crash or an error is written again. Nobody is fenced.
 
     Args:
         settings: how to reach Kafka.

@@ -140,7 +140,8 @@ async def test_compaction_leaves_gaps_that_hold_nothing_up(make_log: MakeLog, ka
         kept = await asyncio.to_thread(read_committed, kafka, log.topic)
         return sorted(record.key or b"" for record in kept if record.key != b"F") == [b"P", b"S|0", b"S|1"]
 
-    assert await until(compacted, "compaction", timeout_s=60, interval_s=0.3)
+    done: bool = await until(compacted, "compaction", timeout_s=60, interval_s=0.3)
+    assert done
     (through,) = await log.write((b"F", b"last"))
 
     records = await log.read(await log.reader.first(), through)

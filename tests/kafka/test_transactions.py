@@ -492,6 +492,22 @@ async def test_a_record_that_is_never_acknowledged_ends_in_time(kind: str) -> No
     assert "commit" not in kit.producer.log
 
 
+@both
+async def test_closing_a_writer_ends_what_it_is_doing(kind: str) -> None:
+    kit = Kit(kind)
+    kit.producer.outcomes[b"p"] = None
+    committing = asyncio.create_task(kit.commit())
+    await until(lambda: Written("log", b"P", b"p", 1) in kit.producer.log, "the last record")
+
+    began_s = time.monotonic()
+    await kit.writer.close()
+
+    with pytest.raises(DeliveryError):
+        await committing
+    assert time.monotonic() - began_s < 0.5
+    assert "commit" not in kit.producer.log
+
+
 async def test_without_transactions_the_position_comes_last_and_only_behind_what_is_acknowledged() -> None:
     kit = Kit("plain")
     kit.producer.outcomes[b"s"] = KafkaError("lost")

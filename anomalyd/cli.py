@@ -359,6 +359,35 @@ def state_verify(
     raise typer.Exit(verify(settings, topic=topic, partition=partition, json_output=json_output))
 
 
+@state_app.command("restart")
+def state_restart(
+    config: ConfigOption = None,
+    topic: TopicOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it. Without, only what would happen is shown.")] = False,
+) -> None:
+    """Begin anew: forget what was learned, resolve the alerts that are open, go on at the same positions.
+
+    Needed when the number of partitions of an input topic has changed (keys then come through other partitions, and the daemon refuses to
+    mix their series up), or when `state verify` finds a changelog damaged. Series need 100 samples before they alert again.
+
+    Stop every instance first. Each partition is done in one transaction, so the command may be interrupted and repeated; alerts that are
+    open get a last message with status resolved. Changelogs get the partitions that their inputs have now.
+
+    \b
+    Examples:
+      anomalyd state restart -c config.yaml --topic metrics          show what it would do
+      anomalyd state restart -c config.yaml --topic metrics --yes
+    """
+    from anomalyd.settings import load
+
+    settings = load(config)
+    _log_warnings()
+
+    from anomalyd.state_restart import restart
+
+    raise typer.Exit(restart(settings, topic=topic, yes=yes))
+
+
 def _log_warnings() -> None:
     """Commands for people show progress of their own; of the log they show what is wrong."""
     from anomalyd.settings import LogSettings

@@ -21,7 +21,7 @@ _STATE_OFFSET: Final = EPISODE.fields["state"][1] if EPISODE.fields else 0
 Facts = dict[str, Any]
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """A partition of an input and where its state lies."""
 
     source: Source
@@ -48,16 +48,16 @@ def inspect(settings: Settings, *, topic: str | None, partition: int | None, jso
     """
     found = asyncio.run(_inspect(settings, topic, partition))
     if json_output:
-        _write(json.dumps({"partitions": found}))
+        write(json.dumps({"partitions": found}))
     else:
         for facts in found:
-            _write("\n".join(_told(facts)))
+            write("\n".join(_told(facts)))
     return 0
 
 
 async def _inspect(settings: Settings, topic: str | None, partition: int | None) -> list[Facts]:
     found = []
-    for place in await _places(settings, topic, partition):
+    for place in await places(settings, topic, partition):
         log = CommittedLog(settings.kafka, place.changelog, place.source.partition)
         try:
             contents, bounds = await committed(log, transactional=settings.delivery == "exactly-once")
@@ -67,7 +67,7 @@ async def _inspect(settings: Settings, topic: str | None, partition: int | None)
     return found
 
 
-def _facts(place: _Place, contents: Contents, bounds: tuple[int, int]) -> Facts:
+def _facts(place: Place, contents: Contents, bounds: tuple[int, int]) -> Facts:
     """What is told about a partition, as plain data."""
     position = contents.position
     facts: Facts = {
@@ -80,7 +80,7 @@ def _facts(place: _Place, contents: Contents, bounds: tuple[int, int]) -> Facts:
         "pages": contents.count(codec.Page),
         "page_bytes": contents.page_bytes,
         "series": sum(1 for _ in contents.rows()),
-        "open_episodes": sum(1 for _ in _open_episodes(contents)),
+        "open_episodes": sum(1 for _ in open_episodes(contents)),
         "episode_records": contents.count(codec.Episode),
         "forgotten_records": contents.count(codec.Forgotten),
         "fences": contents.fences,
@@ -107,7 +107,8 @@ def _facts(place: _Place, contents: Contents, bounds: tuple[int, int]) -> Facts:
     return facts
 
 
-def _open_episodes(contents: Contents) -> Iterator[tuple[str, bytes, int]]:
+def open_episodes(contents: Contents) -> Iterator[tuple[str, bytes, int]]:
+    """Series whose alert is firing: canonical key, the episode part of its state row, input offset up to which it is known."""
     for series, state, position in contents.episodes():
         if len(state) == EPISODE.itemsize and state[_STATE_OFFSET] == OPEN:
             yield series, state, position
@@ -160,22 +161,22 @@ def verify(settings: Settings, *, topic: str | None, partition: int | None, json
     found: list[Facts] = []
 
     async def look() -> None:
-        for place in await _places(settings, topic, partition):
+        for place in await places(settings, topic, partition):
             facts = await _verify(settings, place)
             found.append(facts)
             if not json_output:
-                _write("\n".join(_judged(facts)))
+                write("\n".join(_judged(facts)))
 
     asyncio.run(look())
     wrong = sum(len(facts["findings"]) for facts in found)
     if json_output:
-        _write(json.dumps({"partitions": found, "findings": wrong}))
+        write(json.dumps({"partitions": found, "findings": wrong}))
     return int(wrong > 0)
 
 
-async def _verify(settings: Settings, place: _Place) -> Facts:
+async def _verify(settings: Settings, place: Place) -> Facts:
     log = CommittedLog(settings.kafka, place.changelog, place.source.partition)
-    shown = _Progress(place)
+    shown = Progress(place)
     try:
         contents, bounds = await whole(log, transactional=settings.delivery == "exactly-once", progress=shown)
         findings = list(contents.findings)
@@ -216,14 +217,15 @@ def _judged(facts: Facts) -> Iterator[str]:
         yield f"    do: {finding['action']}"
 
 
-class _Progress:
+class Progress:
     """How far a long read is, on a terminal only."""
 
-    def __init__(self, place: _Place) -> None:
+    def __init__(self, place: Place) -> None:
         self._name = f"{place.source.topic}/{place.source.partition}"
         self._shown = ""
 
     def __call__(self, first: int, reached: int, end: int) -> None:
+        """Told by who reads: where the log begins, the offset reached, where it ends."""
         if sys.stderr.isatty():
             text = f"{self._name}: {100 * (reached + 1 - first) / max(1, end - first):.0f} %"
             if text != self._shown:
@@ -241,29 +243,37 @@ class _Progress:
 # --- places ---------------------------------------------------------------------------------------------------------
 
 
-async def _places(settings: Settings, topic: str | None, partition: int | None) -> list[_Place]:
-    """The changelog partitions that are asked for."""
-    inputs = _inputs(settings, topic)
+async def places(settings: Settings, topic: str | None, partition: int | None) -> list[Place]:
+    """The changelog partitions that are asked for.
+
+    Raises:
+        ConfigError: there is no such topic or partition.
+        TopicError: no changelog exists.
+        KafkaUnavailableError: no broker answers.
+        KafkaRefusedError: not allowed.
+    """
+    inputs = inputs_of(settings, topic)
     there = await topics.existing(settings, [settings.changelog_topic(name) for name in inputs])
-    places = [
-        _Place(Source(name, number), changelog)
+    found = [
+        Place(Source(name, number), changelog)
         for name in inputs
         if (changelog := settings.changelog_topic(name)) in there
         for number in range(there[changelog].partitions)
     ]
-    if not places:
+    if not found:
         names = ", ".join(settings.changelog_topic(name) for name in inputs)
         raise TopicError(f"{names}: missing, or not to be seen by this user; anomalyd topics create -c CONFIG makes them")
     if partition is None:
-        return places
-    chosen = [place for place in places if place.source.partition == partition]
+        return found
+    chosen = [place for place in found if place.source.partition == partition]
     if not chosen:
-        most = max(place.source.partition for place in places)
+        most = max(place.source.partition for place in found)
         raise ConfigError(f"--partition: got {partition}, valid are 0 to {most}")
     return chosen
 
 
-def _inputs(settings: Settings, topic: str | None) -> Sequence[str]:
+def inputs_of(settings: Settings, topic: str | None) -> Sequence[str]:
+    """The input topics, or the one that is asked for. Raises ConfigError."""
     inputs = [name for stream in settings.streams for name in stream.topics]
     if topic is None:
         return inputs
@@ -280,6 +290,7 @@ def _size(count: int) -> str:
     return f"{size:.4g} {units[0]}"
 
 
-def _write(text: str) -> None:
+def write(text: str) -> None:
+    """Prints a result."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()

@@ -32,6 +32,7 @@ COMMANDS = [
     ["topics", "create"],
     ["state", "inspect"],
     ["state", "verify"],
+    ["state", "restart"],
 ]
 GOOD = """
 kafka: {bootstrap_servers: "127.0.0.1:9092", group_id: g, security_protocol: SASL_PLAINTEXT, sasl_mechanism: PLAIN,
@@ -278,6 +279,16 @@ def test_looking_at_state_hands_over_what_to_look_at(command: Command, good: Pat
     assert seen == {"positional": (load(good),), "topic": "metrics", "partition": 3, "json_output": True}
     assert command("state", name, "-c", good).code == code
     assert (seen["topic"], seen["partition"], seen["json_output"]) == (None, None, False)
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_restarting_state_hands_over_whether_to_do_it(command: Command, good: Path, handed: Handed, code: int) -> None:
+    seen = handed("anomalyd.state_restart", "restart", code)
+
+    assert command("state", "restart", "-c", good, "--topic", "metrics", "--yes").code == code
+    assert seen == {"positional": (load(good),), "topic": "metrics", "yes": True}
+    assert command("state", "restart", "-c", good).code == code
+    assert (seen["topic"], seen["yes"]) == (None, False)
 
 
 # --- failing ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import structlog
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import IncompatibleBrokerVersion, KafkaError, TopicAlreadyExistsError, TopicAuthorizationFailedError, for_code
 
@@ -36,6 +36,7 @@ CHANGELOG_CONFIG: Final[dict[str, str]] = {
 
 _DEADLINE_S: Final = 60.0
 _VISIBLE_S: Final = 15.0
+_AGAIN_S: Final = 0.2
 
 Role = Literal["alerts", "dead letters", "state"]
 
@@ -51,6 +52,8 @@ class Need:
     partitions: int
     replication_factor: int
     config: Mapping[str, str]
+    source: str = ""
+    """Of a changelog: its input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ def needs(settings: Settings, inputs: Mapping[str, Existing], brokers: int) -> l
         Need(settings.alerts.topic, "alerts", partitions, copies, messages | {"retention.ms": str(7 * DAY_MS)}),
         Need(settings.dead_letter_topic, "dead letters", partitions, copies, messages | {"retention.ms": str(14 * DAY_MS)}),
         *(
-            Need(settings.changelog_topic(name), "state", topic.partitions, copies, shared | CHANGELOG_CONFIG)
+            Need(settings.changelog_topic(name), "state", topic.partitions, copies, shared | CHANGELOG_CONFIG, name)
             for name, topic in inputs.items()
         ),
     ]
@@ -121,10 +124,12 @@ def compare(need: Need, existing: Existing, servers: str = "BROKERS") -> list[st
         )
 
     if need.role == "state" and existing.partitions != need.partitions:
+        # Partitions can be added and never taken away.
+        remake = f", then {remove_command(need.name, servers)}, then anomalyd topics create -c CONFIG"
         problems.append(
-            f"has {existing.partitions} partitions, needs {need.partitions} as its input; keys have moved between partitions, so what was "
-            f"learned has to be left behind: stop every instance, then kafka-topics.sh --bootstrap-server {servers} --delete --topic "
-            f"{need.name}, then anomalyd topics create -c CONFIG"
+            f"has {existing.partitions} partitions, needs {need.partitions} as its input; series have moved, so what was learned "
+            f"has to be left behind: stop every instance, then anomalyd state restart -c CONFIG --topic {need.source} --yes"
+            + (remake if existing.partitions > need.partitions else "")
         )
     policy, wanted = existing.config.get("cleanup.policy"), need.config["cleanup.policy"]
     if policy is not None and policy != wanted:
@@ -143,6 +148,11 @@ def compare(need: Need, existing: Existing, servers: str = "BROKERS") -> list[st
             f"{set_('min.insync.replicas', max(1, existing.replication_factor - 1))}"
         )
     return problems
+
+
+def remove_command(topic: str, servers: str) -> str:
+    """What removes a topic."""
+    return f"kafka-topics.sh --bootstrap-server {servers} --delete --topic {topic}"
 
 
 def plan(settings: Settings) -> int:
@@ -186,6 +196,49 @@ async def existing(settings: Settings, names: Collection[str]) -> dict[str, Exis
     """
     found: dict[str, Existing] = await _with_admin(settings, lambda admin: describe(admin, names))
     return found
+
+
+async def members(settings: Settings) -> int:
+    """How many instances are in the consumer group.
+
+    Raises:
+        KafkaUnavailableError: no broker answers.
+        KafkaRefusedError: not allowed.
+    """
+
+    async def ask(admin: AIOKafkaAdminClient) -> int:
+        while True:
+            try:
+                (answer,) = await admin.describe_consumer_groups([settings.kafka.group_id])
+                ((code, _, _, _, _, found, *_),) = answer.groups
+                if code:
+                    raise for_code(code)
+                return len(found)
+            except KafkaError as error:
+                if not error.retriable:
+                    raise
+            # The coordinator moves, or there has never been a group on this cluster.
+            await asyncio.sleep(_AGAIN_S)
+
+    count: int = await _with_admin(settings, ask)
+    return count
+
+
+async def widen(settings: Settings, topic: str, partitions: int) -> None:
+    """Adds partitions to a changelog, so that it has this many, and waits until they are there.
+
+    Raises:
+        KafkaUnavailableError: no broker answers, or they refuse.
+        KafkaRefusedError: not allowed.
+    """
+
+    async def add(admin: AIOKafkaAdminClient) -> None:
+        await admin.create_partitions({topic: NewPartitions(partitions)})
+        async with asyncio.timeout(_VISIBLE_S):
+            while (await describe(admin, [topic]))[topic].partitions < partitions:  # noqa: ASYNC110  the brokers know, and have no event
+                await asyncio.sleep(0.1)
+
+    await _with_admin(settings, add)
 
 
 async def _with_admin(settings: Settings, work: Callable[[AIOKafkaAdminClient], Awaitable[Any]]) -> Any:  # noqa: ANN401  what `work` returns

@@ -53,6 +53,15 @@ class Row(NamedTuple):
     """The state row, with what was told about the series last."""
     position: int
     """Input offset up to which it has learned."""
+    last_use: int
+    """Offset of the record that held its last sample."""
+    layout: tuple[tuple[str, str, int, int], ...]
+    """Fields of the row, as in its page."""
+
+    def field(self, name: str) -> bytes:
+        """The bytes of one field of the row; empty where it has none of this name."""
+        place = _place(self.layout, name)
+        return self.data[place] if place is not None else b""
 
 
 @dataclass(slots=True)
@@ -78,6 +87,8 @@ class Contents:
     """How many were read since the last position."""
     live: dict[bytes, tuple[int, Page | Episode | Forgotten, int]] = field(default_factory=dict)
     """The newest record of every page, episode and lot of forgotten series: changelog offset, record, bytes of its value."""
+    damaged: set[bytes] = field(default_factory=set)
+    """Keys whose newest record cannot be used."""
     _pending: list[tuple[int, bytes, int]] = field(default_factory=list)
     """Records that no position has vouched for yet: changelog offset, key, newest input offset that they know of."""
 
@@ -101,7 +112,9 @@ class Contents:
                     knows = _check(record.key, value)
                     self.live[record.key] = (record.offset, value, len(record.value))
                     self._pending.append((record.offset, record.key, knows))
+                self.damaged.discard(record.key)
             except StateError as error:
+                self.damaged.add(record.key)
                 self._find(record.offset, str(error), _FOREIGN if "not anomalyd's" in str(error) else _DAMAGED)
 
     def finish(self) -> None:
@@ -132,6 +145,7 @@ class Contents:
         if record.key in (codec.POSITION_KEY, codec.FENCE_KEY) or record.key[:2] not in (b"S|", b"A|", b"G|"):
             self._find(record.offset, f"record {_show(record.key)} was deleted, which anomalyd never does", _FOREIGN)
         self.live.pop(record.key, None)
+        self.damaged.discard(record.key)
 
     def _link(self, offset: int, found: Position) -> None:
         """A position, after the one before it and the records that it vouches for."""
@@ -211,29 +225,24 @@ class Contents:
                     del newest[series]
         for _, page in self._pages():
             table = np.frombuffer(page.rows, np.uint8).reshape(-1, page.row_bytes)
-            where = next(((offset, count) for name, _, offset, count in page.layout if name == "episode"), None)
-            for series, row in zip(page.keys, table, strict=True):
+            last_use = np.frombuffer(page.last_use, np.int64).tolist()
+            where = _place(page.layout, "episode")
+            for series, row, used in zip(page.keys, table, last_use, strict=True):
                 if newest.get(series) != page.position:
                     continue
                 del newest[series]  # a series that is on two pages of one offset counts once
                 data = row.tobytes()
                 told = self.episode(series)
-                if told is not None and where is not None and told.position > page.position and len(told.state) == where[1]:
-                    data = data[: where[0]] + told.state + data[where[0] + where[1] :]
-                yield Row(series, data, page.position)
+                if told is not None and where is not None and told.position > page.position and len(told.state) == where.stop - where.start:
+                    data = data[: where.start] + told.state + data[where.stop :]
+                yield Row(series, data, page.position, used, page.layout)
 
     def episodes(self) -> Iterator[tuple[str, bytes, int]]:
         """What was told about every series: canonical key, the episode part of its row, input offset of its page or record."""
         known = set()
-        places: dict[int, tuple[int, int]] = {}
-        for _, page in self._pages():
-            for name, _, offset, count in page.layout:
-                if name == "episode":
-                    places[page.row_bytes] = (offset, count)
         for row in self.rows():
             known.add(row.key)
-            if (place := places.get(len(row.data))) is not None:
-                yield row.key, row.data[place[0] : place[0] + place[1]], row.position
+            yield row.key, row.field("episode"), row.position
         for key, (_, value, _) in self.live.items():
             if isinstance(value, Episode) and (series := codec.series_of(key)) not in known:
                 yield series, value.state, value.position
@@ -244,10 +253,10 @@ class Contents:
         return found[1] if found is not None and isinstance(found[1], Episode) else None
 
     def digest(self) -> Digest:
-        """The fingerprint of `rows`."""
+        """The fingerprint of `rows`: of each the last use, as 8 bytes, and the state row."""
         found = Digest()
         for row in self.rows():
-            found.add(row.key, row.data)
+            found.add(row.key, row.last_use.to_bytes(8, "little", signed=True) + row.data)
         return found
 
     def _pages(self) -> Iterator[tuple[bytes, Page]]:
@@ -307,6 +316,14 @@ async def _restore_from(log: CommittedLog, first: int, end: int) -> int:
         if start == first:
             return first
         back *= 16
+
+
+def _place(layout: tuple[tuple[str, str, int, int], ...], name: str) -> slice | None:
+    """Where a field lies in a row."""
+    for own, code, offset, count in layout:
+        if own == name:
+            return slice(offset, offset + np.dtype(code).itemsize * count)
+    return None
 
 
 def _check(key: bytes, value: Page | Episode | Forgotten) -> int:

@@ -59,7 +59,7 @@ def test_copies_follow_the_brokers_unless_told(brokers: int, asked: int | None, 
 
 
 ALERTS = Need("out", "alerts", 4, 3, {"cleanup.policy": "delete"})
-STATE = Need("log", "state", 4, 3, {"cleanup.policy": "compact"})
+STATE = Need("log", "state", 4, 3, {"cleanup.policy": "compact"}, "metrics")
 COMPACT = {"cleanup.policy": "compact", "max.message.bytes": "4194304"}
 
 
@@ -79,7 +79,7 @@ COMPACT = {"cleanup.policy": "compact", "max.message.bytes": "4194304"}
             "--add-config cleanup.policy=delete",
         ),
         (ALERTS, Existing(4, 1, {"min.insync.replicas": "2"}), "no write can succeed", "--add-config min.insync.replicas=1"),
-        (STATE, Existing(3, 3, COMPACT), "has 3 partitions, needs 4", "anomalyd topics create"),
+        (STATE, Existing(3, 3, COMPACT), "has 3 partitions, needs 4", "anomalyd state restart -c CONFIG --topic metrics"),
         (STATE, Existing(5, 3, COMPACT), "has 5 partitions, needs 4", "--delete --topic log"),
         (
             STATE,
@@ -107,7 +107,7 @@ def test_what_does_not_do_is_named_with_the_command_that_repairs_it(need: Need, 
 
     assert problem in text
     assert repair in text
-    assert "--bootstrap-server kafka-1:9092" in text
+    assert "--bootstrap-server kafka-1:9092" in text or "anomalyd state restart" in text
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,9 @@ def test_a_sound_log_has_no_findings_and_its_state_is_what_a_restore_takes() -> 
     assert (found.oldest_page, found.newest_page) == (15, 30)
     rows = {row.key: row.data for row in found.rows()}
     assert rows == {"a": b"AAAA\2tol", "c": b"c" * ROW}  # what was told since wins; b was forgotten behind its page
-    assert found.digest().hex == digest(rows.items())
+    used = {row.key: row.last_use for row in found.rows()}
+    assert used == {"a": 29, "c": 14}
+    assert found.digest().hex == digest((key, used[key].to_bytes(8, "little") + data) for key, data in rows.items())
     assert {series: state for series, state, _ in found.episodes()} == {"a": b"\2tol", "c": b"cccc"}
 
 

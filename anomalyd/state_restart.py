@@ -1,0 +1,187 @@
+"""Beginning anew: what was learned is given up, alerts that are open are resolved, positions stay.
+
+For an input topic whose number of partitions has changed, since its series have moved to other partitions then, and for a changelog that
+is damaged. Each partition is done in one transaction, so the command may be interrupted and repeated.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+
+from anomalyd.alerts.episodes import Episodes, Policy
+from anomalyd.alerts.machine import EPISODE
+from anomalyd.alerts.messages import MessageBuilder, Model
+from anomalyd.batch import Entry
+from anomalyd.detector import artifact
+from anomalyd.detector.detector import shipped
+from anomalyd.errors import StateError
+from anomalyd.kafka import topics
+from anomalyd.kafka.committed import CommittedLog
+from anomalyd.kafka.message import Message
+from anomalyd.kafka.transactions import PlainWriter, TransactionalWriter
+from anomalyd.series.key import parse_key
+from anomalyd.settings import Settings, StreamSettings
+from anomalyd.state import codec
+from anomalyd.state.codec import Fence, Position
+from anomalyd.state.inspect import PROBE_RECORDS, Contents, Row, whole
+from anomalyd.state_commands import Place, Progress, inputs_of, open_episodes, places, write
+
+NAME: Final = "anomalyd state restart"
+"""Of the owner, in fences."""
+
+_COUNTER: Final = 2  # `kind` in a state row
+
+
+def restart(settings: Settings, *, topic: str | None, yes: bool) -> int:
+    """Begins partitions anew, or says what that would mean. Returns the exit code: 1 where nothing was done.
+
+    Args:
+        settings: the configuration.
+        topic: this input only.
+        yes: do it.
+
+    Raises:
+        ConfigError: there is no such topic.
+        TopicError: a changelog is missing.
+        StateError: instances are running, or there is no position to go on from.
+        DeliveryError: it is not known whether the last partition was done; repeat the command.
+        KafkaUnavailableError: no broker answers.
+        KafkaRefusedError: not allowed.
+    """
+    return asyncio.run(_restart(settings, topic, yes=yes))
+
+
+async def _restart(settings: Settings, topic: str | None, *, yes: bool) -> int:
+    if count := await topics.members(settings):
+        raise StateError(
+            f"{count} instances are in group {settings.kafka.group_id}: stop them first "
+            "(one with kafka.group_instance_id stays for kafka.session_timeout_ms)"
+        )
+    streams = {name: stream for stream in settings.streams for name in stream.topics}
+    changelogs = {name: settings.changelog_topic(name) for name in inputs_of(settings, topic)}
+    there = await topics.existing(settings, [*changelogs, *changelogs.values()])
+    removals = []
+    for name, changelog in changelogs.items():
+        if name not in there or changelog not in there:
+            write(f"{name}: left alone; {name if name not in there else changelog} does not exist")
+            continue
+        wanted, had = there[name].partitions, there[changelog].partitions
+        if yes and wanted > had:
+            await topics.widen(settings, changelog, wanted)
+            write(f"{changelog}: {wanted} partitions, {had} before")
+        for place in await places(settings, name, None):
+            if place.source.partition < had:
+                await _partition(settings, streams[name], place, wanted, yes=yes)
+        if wanted < had:
+            removals.append((changelog, f"{changelog} has {had} partitions and {name} has {wanted}"))
+    for changelog, why in removals:
+        write(f"{why}: once this is done, {topics.remove_command(changelog, settings.kafka.bootstrap_servers)}")
+        write("then: anomalyd topics create -c CONFIG")
+    if not yes:
+        write("nothing was done; with --yes it will be")
+    return int(not yes)
+
+
+async def _partition(settings: Settings, stream: StreamSettings, place: Place, partitions: int, *, yes: bool) -> None:
+    """One partition: fences whoever may still write for it, reads what is there, and ends it."""
+    transactional = settings.delivery == "exactly-once"
+    where = f"{place.source.topic}/{place.source.partition}"
+    log = CommittedLog(settings.kafka, place.changelog, place.source.partition)
+    writer = (
+        TransactionalWriter(settings.kafka, settings.transactional_id(place.source), place.changelog, place.source.partition, _Uncounted())
+        if transactional
+        else PlainWriter(settings.kafka, place.changelog, place.source.partition, _Uncounted())
+    )
+    shown = Progress(place)
+    owner, fence = secrets.token_bytes(16), Entry(codec.FENCE_KEY, b"")
+    begin = 0
+    try:
+        if yes:
+            fence = Entry(codec.FENCE_KEY, codec.encode(codec.FENCE_KEY, Fence(owner, NAME)))
+            await writer.open()
+            begin = (await writer.commit([], [fence]))[0] + 1
+        contents, _ = await whole(log, transactional=transactional, progress=shown)
+        shown.clear()
+        last, firing = contents.position, sorted(open_episodes(contents))
+        if last is None:
+            if contents.live or contents.damaged:
+                remove = topics.remove_command(place.changelog, settings.kafka.bootstrap_servers)
+                raise StateError(f"{where}: no position is left to go on from; {remove}, then anomalyd topics create -c CONFIG")
+            write(f"{where}: nothing was ever committed")
+            return
+        series = sum(1 for _ in contents.rows())
+        told = f"forgets {series:,} series, resolves {len(firing):,} alerts, goes on at input offset {last.position:,}"
+        write(f"{where}: {told}")
+        if codec.POSITION_KEY in contents.damaged:
+            write(f"{where}: newer positions are damaged; alerts behind that offset will come twice")
+        if yes:
+            messages = list(_resolved(settings, stream, place, contents, last))
+            await writer.commit(messages, list(_anew(contents, last, fence, begin, owner, partitions)))
+    finally:
+        shown.clear()
+        await writer.close()
+        await log.close()
+
+
+def _anew(contents: Contents, last: Position, fence: Entry, begin: int, owner: bytes, partitions: int) -> Iterator[Entry]:
+    """What ends a partition's state and lets it go on at the same position."""
+    for key in sorted({*contents.live, *contents.damaged}):
+        if key and key not in (codec.POSITION_KEY, codec.FENCE_KEY):
+            yield Entry(key, None)
+    if contents.findings:
+        # Whoever claims the partition looks so far back for the position, and stops where one does not fit the one before.
+        yield from [fence] * PROBE_RECORDS
+    found = Position(
+        sequence=last.sequence + 1,
+        previous=last.position,
+        position=last.position,
+        replay_from=last.position,
+        restore_from=begin,
+        partitions=partitions,
+        owner=owner,
+        stream_time_ms=last.stream_time_ms,
+        timeline=tuple((last.position, model) for _, model in last.timeline[-1:]),
+    )
+    yield Entry(codec.POSITION_KEY, codec.encode(codec.POSITION_KEY, found))
+
+
+def _resolved(settings: Settings, stream: StreamSettings, place: Place, contents: Contents, last: Position) -> Iterator[Message]:
+    """A message for each alert that is open, as if its series were forgotten."""
+    policy, shipped_model = settings.policy(stream), artifact.load(shipped())
+    builder = MessageBuilder(
+        stream=stream.name,
+        topic=place.source.topic,
+        partition=place.source.partition,
+        model=Model(shipped_model.name, shipped_model.version, shipped_model.hash),
+        labels=policy.labels,
+        annotations=policy.annotations,
+    )
+    rows = {row.key: row for row in contents.rows()}
+    now_ms = time.time_ns() // 1_000_000
+    only = np.zeros(1, np.int32)
+    for series, state, _ in sorted(open_episodes(contents)):
+        episodes = Episodes(Policy(), np.frombuffer(bytearray(state), np.uint8).reshape(1, EPISODE.itemsize))
+        episodes.restored(only)
+        observed, counter = _newest(rows.get(series))
+        ended = episodes.close(only, observed.reshape(1, -1), np.array([counter]))
+        name, labels = parse_key(series)
+        message = builder.build(ended, 0, key=series, name=name, labels=labels, offset=max(0, last.position - 1), detected_at_ms=now_ms)
+        yield Message(settings.alerts.topic, place.source.partition, message.key, message.value)
+
+
+def _newest(row: Row | None) -> tuple[np.ndarray[tuple[int], np.dtype[np.float64]], bool]:
+    """The newest value of a series, as it was judged, and whether it is a rate. Zero where no page of it was ever written."""
+    seen = np.frombuffer(row.field("seen"), np.float64) if row is not None else np.zeros(0)
+    kind = np.frombuffer(row.field("kind"), np.int32) if row is not None else np.zeros(0, np.int32)
+    return (seen if len(seen) else np.zeros(1)), bool(len(kind) and kind[0] == _COUNTER)
+
+
+class _Uncounted:
+    """What a topic refuses for its size is in the log; nobody scrapes a command."""
+
+    def dropped(self, kind: str) -> None:
+        """Nothing."""

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import gc
+import hashlib
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,14 +24,15 @@ from anomalyd.detector import Detector, Options
 from anomalyd.errors import AnomalydError, KafkaUnavailableError
 from anomalyd.formats import REASONS, FormatOptions, make_decoder
 from anomalyd.kafka import topics
-from anomalyd.kafka.checkpoint import AtLeastOnce
+from anomalyd.kafka.changelog import ChangelogReader
 from anomalyd.kafka.client import Backoff
 from anomalyd.kafka.consumer import Consumer
-from anomalyd.kafka.producer import Producer
-from anomalyd.pipeline import Pipeline
+from anomalyd.kafka.transactions import PlainWriter, TransactionalWriter
+from anomalyd.pipeline import DEADLY, Pipeline
 from anomalyd.series import Selection
 from anomalyd.settings import AlertPolicy, Settings, StreamSettings
 from anomalyd.shard import INTERNAL_ERROR, Observer, Shard, StreamPlan
+from anomalyd.state.ledger import Ledger
 from anomalyd.telemetry.metrics import Metrics
 from anomalyd.telemetry.server import HttpServer
 from anomalyd.warmup import warm_up
@@ -65,7 +68,7 @@ class App:
 
     def __init__(self, settings: Settings, *, observer: Observer | None = None, on_assembled: Callable[[], None] = lambda: None) -> None:
         self.settings = settings
-        self.metrics = Metrics(reasons=(*REASONS, INTERNAL_ERROR))
+        self.metrics = Metrics(reasons=(*REASONS, INTERNAL_ERROR, DEADLY))
         self.port: int | None = None
         """Of the HTTP server, once it listens."""
         self._observer = observer
@@ -113,9 +116,6 @@ class App:
         metrics.model(model.name, model.version, model.hash)
         _log.info("model_loaded", model=model.name, version=model.version, device=next(iter(streams.values())).detector.device)
 
-        producer = Producer(settings.kafka, metrics)
-        teardown.push_async_callback(producer.stop)
-        await producer.start()
         await _verify_topics(settings)
 
         start_from = {topic: stream.start_from for stream in settings.streams for topic in stream.topics}
@@ -123,15 +123,17 @@ class App:
         teardown.push_async_callback(consumer.stop)
         pipeline = Pipeline(
             consumer,
-            AtLeastOnce(producer, consumer),
             lambda source: streams[source.topic].shard(
                 source, max(1, settings.max_series // max(1, consumer.partitions_of_inputs)), self._observer
             ),
+            lambda source: make_ledger(settings, source, streams[source.topic].detector.model.hash, consumer, metrics),
             workers,
             metrics,
             alerts_topic=settings.alerts.topic,
             dead_letter_topic=settings.dead_letter_topic,
             interval_s=settings.checkpoint.interval_s,
+            turn_s=settings.state.turn_s,
+            stop_at_gaps=settings.state.on_gap == "stop",
         )
         await consumer.start(pipeline)
         self._on_assembled()
@@ -160,7 +162,7 @@ class App:
             await self._running
 
     async def until_ready(self, timeout_s: float = 60.0) -> None:
-        """Returns once partitions are assigned and their positions known.
+        """Returns once partitions are assigned and their state is restored.
 
         Raises:
             AnomalydError: the daemon ended instead.
@@ -182,7 +184,9 @@ class App:
     def _ready(self) -> tuple[bool, Mapping[str, Any]]:
         if self._consumer is None:
             return False, {"kafka": "starting"}
-        return self._consumer.ready, self._consumer.status()
+        if self._pipeline is None:
+            return False, self._consumer.status()
+        return self._consumer.ready and self._pipeline.restored, self._consumer.status() | self._pipeline.status()
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,9 +198,22 @@ class Stream:
     format: str
     options: FormatOptions
 
+    series_ttl_ms: int
+    reading: str
+    """Fingerprint of everything that decides which series a spelling in a record stands for."""
+
     def shard(self, source: Source, capacity: int, observer: Observer | None = None) -> Shard:
         """A shard for one partition."""
-        return Shard(self.plan, source, self.detector, make_decoder(self.format, self.options), capacity, observer=observer)
+        return Shard(
+            self.plan,
+            source,
+            self.detector,
+            make_decoder(self.format, self.options),
+            capacity,
+            observer=observer,
+            series_ttl_ms=self.series_ttl_ms,
+            reading=self.reading,
+        )
 
 
 def load_streams(settings: Settings) -> dict[str, Stream]:
@@ -210,7 +227,14 @@ def load_streams(settings: Settings) -> dict[str, Stream]:
     for configured in settings.streams:
         policy = settings.policy(configured)
         detector = Detector.load(device=settings.device, options=Options(budget_per_day=policy.budget))
-        stream = Stream(stream_plan(configured, policy), detector, configured.format, FormatOptions(configured.timestamp_unit))
+        stream = Stream(
+            stream_plan(configured, policy),
+            detector,
+            configured.format,
+            FormatOptions(configured.timestamp_unit),
+            series_ttl_ms=round(settings.state.series_ttl_s * 1000),
+            reading=_reading(configured),
+        )
         warm_up(stream.detector, [stream.format])
         streams |= dict.fromkeys(configured.topics, stream)
     return streams
@@ -234,6 +258,38 @@ def stream_plan(stream: StreamSettings, policy: AlertPolicy) -> StreamPlan:
         labels=policy.labels,
         annotations=policy.annotations,
     )
+
+
+def make_ledger(settings: Settings, source: Source, model: str, consumer: Consumer, metrics: Metrics) -> Ledger:
+    """The ledger of an input partition."""
+    changelog = settings.changelog_topic(source.topic)
+    exactly_once = settings.delivery == "exactly-once"
+
+    def open_writer() -> TransactionalWriter | PlainWriter:
+        if exactly_once:
+            return TransactionalWriter(settings.kafka, settings.transactional_id(source), changelog, source.partition, metrics)
+        return PlainWriter(settings.kafka, changelog, source.partition, metrics)
+
+    async def is_member() -> bool:
+        return await consumer.is_member(source, ledger.position)
+
+    ledger = Ledger(
+        source,
+        open_writer=open_writer,
+        open_reader=lambda: ChangelogReader(settings.kafka, changelog, source.partition),
+        is_member=is_member,
+        model=model,
+        owner=os.urandom(16),
+        name=settings.kafka.group_instance_id or socket.gethostname(),
+        metrics=metrics,
+        transactional=exactly_once,
+    )
+    return ledger
+
+
+def _reading(stream: StreamSettings) -> str:
+    parts = (__version__, stream.format, stream.include, stream.exclude, stream.drop_labels)
+    return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
 
 async def _verify_topics(settings: Settings) -> None:

@@ -1,16 +1,14 @@
-"""The run loop: records of the assigned partitions through their shards, what comes out into checkpoints.
+"""The run loop: records of the assigned partitions through their shards, what comes out into their ledgers.
 
 The event loop fetches, hands over and commits; worker threads decode, score and judge, most of the time in compiled code that leaves the
 GIL to the loop. A partition belongs to one worker, so its records stay in order; a worker has at most two batches, so that it always finds
-the next one.
+the next one. Each partition commits by itself, so that one in trouble holds up no other.
 """
 
 import asyncio
 import contextlib
 import math
-import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -18,12 +16,14 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from anomalyd.batch import Source
-from anomalyd.errors import DeliveryError
-from anomalyd.kafka.checkpoint import AlertNote, Checkpoint, Pending
-from anomalyd.kafka.consumer import Owner, Polled
-from anomalyd.kafka.producer import Message
+from anomalyd.batch import Record, Source
+from anomalyd.crashpoints import reached
+from anomalyd.errors import LostError, StateError
+from anomalyd.kafka.consumer import Owner, Polled, Recovered
+from anomalyd.lookout import Lookout
+from anomalyd.partition import Partition
 from anomalyd.shard import DeadLetter, Outcome, Shard
+from anomalyd.state.ledger import Ledger
 from anomalyd.telemetry.metrics import Metrics
 
 IN_FLIGHT: Final = 2
@@ -31,21 +31,26 @@ IN_FLIGHT: Final = 2
 
 SMALL_RECORDS: Final = 300
 SMALL_BYTES: Final = 64 << 10
+SMALL_PAGES: Final = 4
 """Up to here the way to the worker and back costs more than the work."""
 
 ALERT_SPACING_S: Final = 0.05
-"""Between checkpoints that alerts ask for."""
+"""Between commits that alerts ask for."""
 
 MOST_PENDING_BYTES: Final = 64 << 20
-"""Of messages that brokers do not take; beyond, nothing more is read."""
+"""Of messages and pages that brokers do not take; beyond, nothing more is read."""
 
-STOP_DEADLINE_S: Final = 6.0
-"""For the last checkpoint."""
+PAGES_AT_ONCE: Final = 32
+"""In one transaction that only flushes."""
+
+STOP_DEADLINE_S: Final = 15.0
+"""For the last commits. Kubernetes gives a pod 30 s."""
+
+DEADLY: Final = "deadly"
+"""Why a record was rejected that ended the process each time it was tried."""
 
 _TICK_S: Final = 0.5
-_DELIVERY_LATE_S: Final = 10.0
-_REJECTED_EVERY_S: Final = 60.0
-"""Between warnings about rejected records, of which there may be thousands a second."""
+_PUBLISH_EVERY_S: Final = 10.0
 
 _log = structlog.get_logger(__name__)
 
@@ -71,96 +76,113 @@ class Intake(Protocol):
     def ends(self) -> dict[Source, int]:
         """Of the logs."""
 
+    async def publish(self, positions: Mapping[Source, int]) -> bool:
+        """For whoever watches the group's lag."""
+
+    def reclaim(self, source: Source) -> None:
+        """A partition has to be recovered again."""
+
+    def stop_partition(self, source: Source, why: str) -> None:
+        """A partition cannot go on."""
+
 
 @dataclass(slots=True)
 class _Job:
     """What one poll brought for one worker."""
 
-    parts: list[tuple[Shard, Polled]]
-    assignment: int
+    parts: list[tuple[Partition, Polled, int]]
+    """With the most pages to write."""
     worker: int = 0
 
     @property
     def small(self) -> bool:
         """Is it done before a worker would have heard of it? On a GPU nothing is: it takes one round for each sample of a series."""
         return (
-            sum(len(polled.records) for _, polled in self.parts) <= SMALL_RECORDS
-            and sum(len(record.value or b"") for _, polled in self.parts for record in polled.records) <= SMALL_BYTES
-            and all(shard.device == "cpu" for shard, _ in self.parts)
+            sum(len(polled.records) for _, polled, _ in self.parts) <= SMALL_RECORDS
+            and sum(len(record.value or b"") for _, polled, _ in self.parts for record in polled.records) <= SMALL_BYTES
+            and sum(pages for _, _, pages in self.parts) <= SMALL_PAGES
+            and all(partition.shard.device == "cpu" for partition, _, _ in self.parts)
         )
 
     def run(self) -> list[Outcome]:
-        return [shard.process(polled.records) for shard, polled in self.parts]
+        return [partition.shard.process(polled.records, polled.next_offset, snapshots=pages) for partition, polled, pages in self.parts]
 
 
 class Pipeline(Owner):
-    """Everything between consumer and checkpoint.
+    """Everything between consumer and ledgers.
 
     Args:
         consumer: where records come from.
-        checkpoint: where results go, with positions.
         make_shard: a new shard for a partition.
+        make_ledger: a new ledger for a partition.
         workers: each runs its batches one after the other (one thread).
         metrics: where to count.
         alerts_topic: for alerts.
         dead_letter_topic: for records that could not be read.
-        interval_s: between checkpoints.
+        interval_s: between commits.
+        turn_s: in which every page in use is written once.
+        stop_at_gaps: leave a partition alone when input that a replay needs is gone, instead of going on with what is there.
     """
 
     def __init__(
         self,
         consumer: Intake,
-        checkpoint: Checkpoint,
         make_shard: Callable[[Source], Shard],
+        make_ledger: Callable[[Source], Ledger],
         workers: Sequence[Executor],
         metrics: Metrics,
         *,
         alerts_topic: str,
         dead_letter_topic: str,
         interval_s: float = 1.0,
+        turn_s: float = 60.0,
+        stop_at_gaps: bool = False,
     ) -> None:
         self._consumer = consumer
-        self._checkpoint = checkpoint
         self._make_shard = make_shard
+        self._make_ledger = make_ledger
         self._workers = workers
         self._metrics = metrics
         self._alerts_topic = alerts_topic
         self._dead_letter_topic = dead_letter_topic
         self._interval_s = interval_s
-        self._shards: dict[Source, Shard] = {}
-        self._parked: dict[Source, tuple[int, Shard]] = {}
-        self._position: dict[Source, int] = {}  # everything in front of it is in `_pending` or durable
-        self._assignment = 0  # what a batch of an older one brings is void
-        self._pending = Pending()
+        self._turn_s = turn_s
+        self._stop_at_gaps = stop_at_gaps
+        self._partitions: dict[Source, Partition] = {}
+        self._recovered: dict[Source, Partition] = {}  # not read yet
+        self._parked: dict[Source, Partition] = {}  # put aside while the group decides
         self._worker_of: dict[Source, int] = {}
         self._in_flight = [0] * len(workers)
         self._landed = asyncio.Event()  # a batch came back
         self._alert_waits = asyncio.Event()
-        self._writing = asyncio.Lock()  # one checkpoint at a time; never held while waiting for records
-        self._writing_since: float | None = None
-        self._unwritten_bytes = 0
         self._held = False
-        self._rejected: dict[str, Counter[str]] = {}  # by stream and reason, since it was last told
-        self._rejected_told = -math.inf
+        self._lookout = Lookout(metrics)
+        self._closing: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Reads until `stop`, then finishes what is under way and writes a last checkpoint.
+        """Reads until `stop`, then finishes what is under way, writes what was learned and commits.
 
         Raises:
             AnomalydError: going on would not help.
         """
-        async with self._in_background(self._write_checkpoints(), self._look_after()):
-            while not self._stopping.is_set():
-                polled = await self._consumer.poll()
-                self._raise_failure()
-                self._hand_over(polled)
-                await self._until(lambda: max(self._in_flight) < IN_FLIGHT)
-                self._hold_or_resume()
+        try:
+            async with self._in_background(self._commit_in_turn(), self._look_after()):
+                while not self._stopping.is_set():
+                    polled = await self._consumer.poll()
+                    self._raise_failure()
+                    polled = await self._try_carefully(polled)
+                    self._hand_over(polled)
+                    await self._until(lambda: max(self._in_flight) < IN_FLIGHT)
+                    self._hold_or_resume()
             await self._finish()
+        finally:
+            for partition in [*self._partitions.values(), *self._recovered.values(), *self._parked.values()]:
+                self._let_go(partition)
+            await asyncio.gather(*self._closing)
 
     def stop(self) -> None:
         """Asks `run` to come to an end."""
@@ -168,15 +190,15 @@ class Pipeline(Owner):
 
     def _hand_over(self, polled: Sequence[Polled]) -> None:
         """Gives records to the workers; what is small, while they have nothing, is done at once."""
-        parts = [(self._shards[part.source], part) for part in polled if part.source in self._shards]
+        parts = [(partition, part, self._pages_due(partition)) for part in polled if (partition := self._partitions.get(part.source))]
         if not parts:
             return
-        if not any(self._in_flight) and (job := _Job(parts, self._assignment)).small:
+        if not any(self._in_flight) and (job := _Job(parts)).small:
             self._settle(job, job.run)
             return
         loop = asyncio.get_running_loop()
         for number, worker in enumerate(self._workers):
-            job = _Job([part for part in parts if self._worker_of[part[1].source] == number], self._assignment, number)
+            job = _Job([part for part in parts if self._worker_of[part[0].source] == number], number)
             if job.parts:
                 self._in_flight[number] += 1
                 loop.run_in_executor(worker, job.run).add_done_callback(partial(self._land, job))
@@ -193,25 +215,20 @@ class Pipeline(Owner):
     def _settle(self, job: _Job, outcomes: Callable[[], Sequence[Outcome]]) -> None:
         """Takes in what a batch brought. Behind one that failed nothing is: its partition's next position would vouch for it."""
         try:
-            brought = outcomes()
-            if job.assignment == self._assignment and self._failure is None:
-                self._take_in(job, brought)
+            for (partition, _, _), outcome in zip(job.parts, outcomes(), strict=True):
+                # Of a partition that was given up meanwhile nothing counts.
+                if self._failure is None and self._partitions.get(partition.source) is partition:
+                    self._take_in(partition, outcome)
         except BaseException as error:  # noqa: BLE001  raised out of a callback it would be logged at most
             self._fail(error)
 
-    def _take_in(self, job: _Job, outcomes: Sequence[Outcome]) -> None:
-        """Puts results and the positions behind them into the coming checkpoint, and counts."""
-        for (shard, polled), outcome in zip(job.parts, outcomes, strict=True):
-            for message, produced_ms in outcome.alerts:
-                self._pending.add(Message(self._alerts_topic, polled.source.partition, message.key, message.value))
-                self._pending.alerts.append(AlertNote(message.alert.status, message.alert.severity, produced_ms))
-            for letter in outcome.dead_letters:
-                self._pending.add(_dead_letter(self._dead_letter_topic, polled.source, letter))
-                self._pending.dead_letters += 1
-            self._position[polled.source] = self._pending.positions[polled.source] = polled.next_offset
-            self._count(shard, outcome)
-            if outcome.alerts:
-                self._alert_waits.set()
+    def _take_in(self, partition: Partition, outcome: Outcome) -> None:
+        partition.take_in(outcome, self._alerts_topic, self._dead_letter_topic)
+        self._lookout.batch(partition.shard, outcome)
+        if outcome.replayed:
+            reached("replay")
+        if partition.urgent:
+            self._alert_waits.set()
 
     async def _drained(self) -> None:
         await self._until(lambda: not any(self._in_flight))
@@ -225,8 +242,8 @@ class Pipeline(Owner):
             self._raise_failure()
 
     def _hold_or_resume(self) -> None:
-        """While brokers take no messages, memory must not grow: nothing more is read until half of the room is free again."""
-        waiting = self._pending.bytes + self._unwritten_bytes
+        """While brokers take nothing, memory must not grow: nothing more is read until half of the room is free again."""
+        waiting = sum(partition.parcel.bytes + partition.bytes_committing for partition in self._partitions.values())
         if not self._held and waiting > MOST_PENDING_BYTES:
             self._held = True
             self._consumer.hold()
@@ -235,147 +252,261 @@ class Pipeline(Owner):
             self._held = False
             self._consumer.resume()
             _log.info("intake_resumed")
-        self._metrics.paused(len(self._shards) if self._held else 0)
+        self._metrics.paused(len(self._partitions) if self._held else 0)
 
     async def _finish(self) -> None:
-        """The last checkpoint, if brokers take it in time."""
+        """The last commits, with all that was learned, so that nothing has to be replayed; if brokers take it in time."""
         done = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_DEADLINE_S):
                 await self._drained()
-                done = await self._write_checkpoint()
+                await self._commit_all()
+                await asyncio.gather(*(self._flush(partition) for partition in list(self._partitions.values())))
+                await self._publish()
+                done = True
         self._raise_failure()  # which may itself have been a TimeoutError
         if not done:
-            _log.warning("stopped_uncommitted", help="nothing is lost: the records since the last checkpoint are read again")
+            _log.warning("stopped_uncommitted", help="nothing is lost: what was not committed is done again")
 
-    # --- checkpoints ------------------------------------------------------------------------------------------------
+    # --- records that end the process -------------------------------------------------------------------------------
 
-    async def _write_checkpoints(self) -> None:
-        """One each interval, or at once when an alert waits."""
+    async def _try_carefully(self, polled: Sequence[Polled]) -> list[Polled]:
+        """Takes a few records at a time where owners have died again and again, and says so before; returns what need not wait."""
+        free = []
+        for part in polled:
+            partition = self._partitions.get(part.source)
+            if partition is None or partition.trial is None or partition.to_replay:
+                free.append(part)
+                continue
+            await self._drained()
+            free.append(part._replace(records=await self._try(partition, part)))
+        return free
+
+    async def _try(self, partition: Partition, polled: Polled) -> list[Record]:
+        """Returns the records that need no care any more."""
+        records = list(polled.records)
+        while records and partition.trial is not None and self._partitions.get(partition.source) is partition:
+            trial = partition.trial
+            if trial.deadly:
+                _log.error("record_deadly", topic=partition.source.topic, partition=partition.source.partition, offset=records[0].offset)
+                outcome = partition.shard.process([], records[0].offset + 1)
+                outcome.dead_letters.append(DeadLetter(records.pop(0), DEADLY))
+                outcome.records += 1
+            else:
+                tried = records[: trial.size]
+                partition.account()
+                partition.parcel.work.trial = trial.announced()
+                await self._commit(partition)
+                behind = polled.next_offset if len(tried) == len(records) else tried[-1].offset + 1
+                outcome = partition.shard.process(tried, behind)
+                del records[: len(tried)]
+            self._settle(_Job([(partition, polled, 0)]), lambda outcome=outcome: [outcome])  # type: ignore[misc]  # bound now, called now
+            partition.trial = trial.survived(partition.position)
+        await self._commit(partition)
+        return records
+
+    # --- commits ----------------------------------------------------------------------------------------------------
+
+    async def _commit_in_turn(self) -> None:
+        """Each partition once an interval, or at once when an alert waits."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._interval_s):
                     await self._alert_waits.wait()
-            await self._write_checkpoint()
+            self._alert_waits.clear()
+            self._raise_failure()
+            self._pass_quiet()
+            now = _now()
+            for partition in list(self._partitions.values()):
+                due = partition.urgent or now - partition.committed_s >= self._interval_s - ALERT_SPACING_S
+                if due and partition.parcel.work and partition.committing is None:
+                    partition.committing = asyncio.create_task(self._kept(self._commit_once(partition)))
+                elif partition.urgent:
+                    self._alert_waits.set()
             await asyncio.sleep(ALERT_SPACING_S)
 
-    async def _write_checkpoint(self) -> bool:
-        """Makes everything up to now durable, while the next batches run; returns whether that worked. What did not, waits for the next.
-
-        Raises what must end the loop: behind a batch that failed, whoever asks, nothing is written any more.
-        """
-        async with self._writing:
+    async def _commit(self, partition: Partition) -> None:
+        """Returns when everything up to now is committed, or the partition given up."""
+        while (partition.committing or partition.parcel.work) and self._partitions.get(partition.source) is partition:
             self._raise_failure()
-            self._alert_waits.clear()
-            self._pass_control_records()
-            pending, self._pending = self._pending, Pending()
-            if not pending:
-                return True
-            assignment, began = self._assignment, time.monotonic()
-            self._writing_since, self._unwritten_bytes = began, pending.bytes
-            try:
-                await self._checkpoint.write(pending)
-            except BaseException as error:
-                if assignment == self._assignment:
-                    self._pending = pending.put_before(self._pending)
-                if not isinstance(error, DeliveryError):
-                    raise
-                self._metrics.checkpoint_failed()
-                _log.warning("checkpoint_failed", reason=str(error))
-                return False
-            finally:
-                self._writing_since, self._unwritten_bytes = None, 0
-            now_s = time.time()
-            self._metrics.checkpoint(
-                seconds=time.monotonic() - began,
-                at_s=now_s,
-                alerts=Counter((note.status, note.severity) for note in pending.alerts),
-                dead_letters=pending.dead_letters,
-                latencies_s=[now_s - note.produced_ms / 1000 for note in pending.alerts if note.produced_ms >= 0],
-            )
-            return True
+            if partition.committing is None:
+                partition.committing = asyncio.create_task(self._kept(self._commit_once(partition)))
+            await asyncio.wait({partition.committing})
+        self._raise_failure()
 
-    def _pass_control_records(self) -> None:
-        """They bring no batch, but a position, which must not lag behind them for ever."""
-        if not any(self._in_flight):
-            for source, position in self._consumer.positions().items():
-                if position > self._position.get(source, position):
-                    self._position[source] = self._pending.positions[source] = position
+    async def _commit_all(self) -> None:
+        self._pass_quiet()
+        await asyncio.gather(*(self._commit(partition) for partition in list(self._partitions.values())))
+
+    async def _commit_once(self, partition: Partition) -> None:
+        parcel, began = partition.take_parcel(), _now()
+        partition.committed_s, partition.bytes_committing = began, parcel.bytes
+        if parcel.dead_letters:
+            reached("dead-letter")
+        if parcel.work.forgotten:
+            reached("expiry")
+        try:
+            await partition.ledger.commit(parcel.work)
+        except LostError:
+            self._give_up(partition)
+            self._consumer.reclaim(partition.source)
+        except StateError as error:
+            self._give_up(partition)
+            self._consumer.stop_partition(partition.source, str(error))
+        else:
+            self._lookout.commit(parcel, _now() - began)
+        finally:
+            partition.committing, partition.bytes_committing = None, 0
+
+    async def _flush(self, partition: Partition) -> None:
+        """Writes all pages that changed."""
+        loop = asyncio.get_running_loop()
+        while partition.shard.dirty_pages and not partition.to_replay and self._partitions.get(partition.source) is partition:
+            worker = self._workers[self._worker_of[partition.source]]
+            pages = await loop.run_in_executor(worker, partition.shard.snapshot, PAGES_AT_ONCE)
+            partition.parcel.work.pages |= pages
+            partition.account()
+            reached("flush")
+            await self._commit(partition)
+
+    def _pages_due(self, partition: Partition) -> int:
+        """How many pages may go out with the next batch, so that all in use do once a turn."""
+        room = MOST_PENDING_BYTES // 2 - partition.parcel.bytes - partition.bytes_committing
+        return int(partition.allowance) if room > 0 and not partition.to_replay else 0
+
+    def _pass_quiet(self) -> None:
+        """Control records bring no batch, but a position, which must not lag behind them for ever; nor must pages of a quiet partition."""
+        positions = self._consumer.positions()
+        for source, partition in list(self._partitions.items()):
+            if self._in_flight[self._worker_of[source]] or partition.trial is not None:
+                continue
+            position = max(partition.position, positions.get(source, -1))
+            pages = self._pages_due(partition) if partition.shard.dirty_pages else 0
+            if position > partition.position or pages:
+                self._hand_over([Polled(source, (), position)])
+
+    async def _publish(self) -> None:
+        committed = {source: partition.ledger.position for source, partition in self._partitions.items()}
+        await self._consumer.publish({source: position for source, position in committed.items() if position is not None})
 
     # --- partitions come and go -------------------------------------------------------------------------------------
 
+    def assigned(self, sources: Collection[Source]) -> None:
+        """See `Owner`."""
+        for source in [source for source in self._parked if source not in sources]:
+            self._let_go(self._parked.pop(source))
+        self._worker_of = {source: number % len(self._workers) for number, source in enumerate(sorted(sources))}
+
+    async def recover(self, source: Source, partitions: int) -> Recovered | None:
+        """See `Owner`. What was put aside goes on from memory: if somebody had it meanwhile, its next commit will be refused."""
+        if (kept := self._parked.get(source)) is not None:
+            if kept.ledger.partitions != partitions:
+                raise StateError(kept.ledger.repartitioned(partitions))
+            self._recovered[source] = self._parked.pop(source)
+            if kept.position < 0:
+                return None
+            kept.read_from = kept.position
+            return Recovered(kept.position, kept.ledger.position or kept.position)
+        partition = Partition(source, self._make_shard(source), self._make_ledger(source))
+        try:
+            recovered = await partition.restore(partitions, self._workers[self._worker_of[source]])
+        except BaseException:
+            self._let_go(partition)
+            raise
+        self._recovered[source] = partition
+        return recovered
+
     def take(self, positions: Mapping[Source, int]) -> None:
-        """Partitions are ours: with the state they had if nobody has read them since, otherwise with an empty one."""
+        """See `Owner`."""
+        running = self._partitions.keys() - self._recovered.keys()
         for source, position in positions.items():
-            parked_at, shard = self._parked.pop(source, (None, None))
-            if source not in self._shards:
-                self._shards[source] = shard if shard is not None and parked_at == position else self._make_shard(source)
-            self._position[source] = position
-        self._worker_of = {source: number % len(self._workers) for number, source in enumerate(sorted(self._shards))}
-        self._parked.clear()
+            partition = self._recovered.pop(source, None) or self._partitions.pop(source)
+            expected = partition.position if partition.read_from is None else max(partition.read_from, partition.position)
+            if 0 <= position < expected and source in running:
+                self._let_go(partition)
+                self._consumer.reclaim(source)
+                continue
+            if 0 <= position < expected:
+                partition = self._begin_anew(partition, position)
+            elif position > expected >= 0 and self._stop_at_gaps:
+                self._let_go(partition)
+                why = f"input from {expected} to {position}, which a restore needs, is no longer retained, and state.on_gap is stop"
+                self._consumer.stop_partition(source, why)
+                continue
+            elif position > expected >= 0:
+                _log.error("state_gap", topic=source.topic, partition=source.partition, first=expected, records=position - expected)
+                self._metrics.gap(position - expected)
+            partition.committed_s = -math.inf  # the first commit pins where we began
+            self._partitions[source] = partition
+            if position != partition.position:
+                self._hand_over([Polled(source, (), position)])
+
+    def _begin_anew(self, partition: Partition, position: int) -> Partition:
+        """The input topic was made anew: offsets mean other records now, and so does nothing that was learned."""
+        source = partition.source
+        _log.error("state_discarded", topic=source.topic, partition=source.partition, position=partition.position, now=position)
+        fresh = Partition(source, self._make_shard(source), partition.ledger, read_from=position)
+        fresh.parcel.work.pages = dict.fromkeys(partition.ledger.records)
+        return fresh
 
     async def release(self) -> None:
-        """The group rebalances: finishes, writes a checkpoint, and parks the state, since what moves is known only afterwards."""
+        """See `Owner`. Puts the state aside, since what moves is known only afterwards."""
         try:
             await self._drained()
-            await self._write_checkpoint()
-            self._parked = {source: (self._position[source], shard) for source, shard in self._shards.items()}
+            reached("revoke")
+            await self._commit_all()
+            await self._publish()
         finally:
-            self._assignment += 1
-            for source in self._shards:
+            for source, partition in self._partitions.items():
                 self._metrics.revoked(*source)
-            self._shards.clear()
-            self._position.clear()
-            self._pending = Pending()
+                if partition.committing is None and not partition.parcel.work and self._failure is None:
+                    self._parked[source] = partition
+                else:
+                    self._let_go(partition)
+            self._parked |= self._recovered
+            self._recovered.clear()
+            self._partitions.clear()
+
+    def _give_up(self, partition: Partition) -> None:
+        """What is in memory of a partition is worth nothing any more."""
+        if self._partitions.get(partition.source) is partition:
+            del self._partitions[partition.source]
+            self._metrics.revoked(*partition.source)
+        partition.committing = None
+        self._let_go(partition)
+
+    def _let_go(self, partition: Partition) -> None:
+        if partition.committing is not None:
+            partition.committing.cancel()
+        task = asyncio.create_task(partition.ledger.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     # --- what an operator sees --------------------------------------------------------------------------------------
 
+    @property
+    def restored(self) -> bool:
+        """Whether every partition that we have goes on where it was."""
+        return not self._recovered and not any(partition.to_replay for partition in self._partitions.values())
+
+    def status(self) -> dict[str, Any]:
+        """How far restoring is, for people."""
+        replaying = {source: p for source, p in self._partitions.items() if p.to_replay}
+        return {"partitions_replaying": len(replaying), "records_to_replay": sum(p.to_replay for p in replaying.values())}
+
     async def _look_after(self) -> None:
-        late_told = False
+        published_s = _now()
         while True:
-            asked = time.monotonic()
+            asked = _now()
             await asyncio.sleep(_TICK_S)
-            self._metrics.loop_lag(time.monotonic() - asked - _TICK_S)
-            self._show_state()
-            late = self._writing_since is not None and asked - self._writing_since > _DELIVERY_LATE_S
-            if late and not late_told:
-                _log.warning("checkpoint_late", waited_s=round(asked - (self._writing_since or asked)), pending_bytes=self._unwritten_bytes)
-            late_told = late
-            self._tell_rejected()
+            self._metrics.loop_lag(_now() - asked - _TICK_S)
+            for partition in self._partitions.values():
+                partition.allow(_TICK_S / self._turn_s)
+            self._lookout.look(self._partitions.values(), len(self._worker_of), self._consumer.ends())
             await self._consumer.probe()
-
-    def _tell_rejected(self) -> None:
-        """A stream configured for another format looks healthy otherwise: read, rejected, no lag."""
-        if not self._rejected or time.monotonic() - self._rejected_told < _REJECTED_EVERY_S:
-            return
-        for stream, reasons in self._rejected.items():
-            _log.warning("records_rejected", stream=stream, records=reasons.total(), reasons=dict(reasons.most_common(5)))
-        self._rejected.clear()
-        self._rejected_told = time.monotonic()
-
-    def _show_state(self) -> None:
-        for source, end in self._consumer.ends().items():
-            if source in self._position:
-                self._metrics.lag(*source, end - self._position[source])
-        shards = self._shards.values()
-        self._metrics.state(series=sum(shard.series for shard in shards), open_episodes=sum(shard.open_episodes for shard in shards))
-
-    def _count(self, shard: Shard, outcome: Outcome) -> None:
-        self._metrics.batch(
-            records=outcome.records,
-            samples=outcome.samples,
-            rejected=outcome.rejected,
-            late=outcome.late,
-            repeated=outcome.repeated,
-            evicted=outcome.evicted,
-            decode_s=outcome.decode_s,
-            step_s=outcome.step_s,
-            episodes_s=outcome.episodes_s,
-        )
-        if outcome.dead_letters:
-            self._rejected.setdefault(shard.stream.name, Counter()).update(outcome.rejected)
-        if shard.stream_time_ms is not None:
-            self._metrics.watermark(shard.stream.name, shard.stream_time_ms)
+            if asked - published_s > _PUBLISH_EVERY_S:
+                published_s = asked
+                await self._publish()
 
     # --- failures ---------------------------------------------------------------------------------------------------
 
@@ -405,18 +536,6 @@ class Pipeline(Owner):
             raise self._failure
 
 
-def _dead_letter(topic: str, source: Source, letter: DeadLetter) -> Message:
-    """The record as it came, and in headers where from and why."""
-    return Message(
-        topic,
-        source.partition,
-        letter.record.key,
-        letter.record.value or b"",
-        (
-            ("anomalyd-reason", letter.reason.encode()),
-            ("anomalyd-topic", source.topic.encode()),
-            ("anomalyd-partition", str(source.partition).encode()),
-            ("anomalyd-offset", str(letter.record.offset).encode()),
-        ),
-        dead_letter=True,
-    )
+def _now() -> float:
+    """Seconds, monotonic; the simulation's loop has a clock of its own."""
+    return asyncio.get_running_loop().time()

@@ -2,10 +2,11 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,12 +15,13 @@ import structlog
 import anomalyd.pipeline as pipeline_module
 from anomalyd.alerts.messages import Message
 from anomalyd.batch import Source
-from anomalyd.errors import DeliveryError, KafkaRefusedError
-from anomalyd.kafka.checkpoint import AtLeastOnce, Pending
-from anomalyd.kafka.consumer import Polled
-from anomalyd.kafka.message import Message as KafkaMessage
-from anomalyd.pipeline import SMALL_RECORDS, Pipeline
+from anomalyd.errors import KafkaRefusedError, LostError, StateError
+from anomalyd.kafka.consumer import Polled, Recovered
+from anomalyd.pipeline import DEADLY, SMALL_RECORDS, Pipeline
 from anomalyd.shard import DeadLetter, Outcome, OutgoingAlert
+from anomalyd.state.codec import Page
+from anomalyd.state.ports import Restored, Work
+from anomalyd.state.trial import Trial
 from anomalyd.telemetry.metrics import Metrics
 from tests.support.poll import until
 from tests.support.sinks import alert_messages
@@ -43,6 +45,9 @@ class Records:
         self.held = False
         self.log_ends: dict[Source, int] = {}
         self.fetched: dict[Source, int] = {}
+        self.published: dict[Source, int] = {}
+        self.reclaimed: list[Source] = []
+        self.stopped: dict[Source, str] = {}
 
     def put(self, *parts: tuple[Source, int, int]) -> None:
         """One poll's records: partition, first offset, count."""
@@ -67,31 +72,66 @@ class Records:
     def ends(self) -> dict[Source, int]:
         return self.log_ends
 
+    async def publish(self, positions: Mapping[Source, int]) -> bool:
+        self.published |= positions
+        return True
+
+    def reclaim(self, source: Source) -> None:
+        self.reclaimed.append(source)
+
+    def stop_partition(self, source: Source, why: str) -> None:
+        self.stopped[source] = why
+
 
 @dataclass
 class Durable:
-    """A checkpoint in memory that can fail and wait."""
+    """What all ledgers have committed; it can fail and wait."""
 
-    written: list[tuple[list[bytes | None], dict[Source, int]]] = field(default_factory=list)
+    written: list[tuple[Source, Work]] = field(default_factory=list)
     failures: list[Exception] = field(default_factory=list)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
+    restored: dict[Source, Restored] = field(default_factory=dict)
+    closed: list[Source] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.gate.set()
 
-    async def write(self, pending: Pending) -> None:
-        await self.gate.wait()
-        if self.failures:
-            raise self.failures.pop(0)
-        self.written.append(([message.key for message in pending.messages], dict(pending.positions)))
-
     @property
     def messages(self) -> list[bytes | None]:
-        return [key for keys, _ in self.written for key in keys]
+        return [message.key for _, work in self.written for message in work.messages]
 
     @property
     def positions(self) -> dict[Source, int]:
-        return {source: offset for _, positions in self.written for source, offset in positions.items()}
+        """Where they moved; the pins of where they began are left out."""
+        return {source: work.position for source, work in self.written if work.position}
+
+
+class FakeLedger:
+    records: Sequence[bytes] = ()
+
+    def __init__(self, source: Source, durable: Durable) -> None:
+        self.source = source
+        self.durable = durable
+        self.partitions = 2
+
+    @property
+    def position(self) -> int | None:
+        return self.durable.positions.get(self.source)
+
+    def repartitioned(self, partitions: int) -> str:
+        return f"{partitions} instead of {self.partitions}"
+
+    async def claim(self, partitions: int, load: Callable[[list[Page]], Awaitable[None]]) -> Restored:
+        return self.durable.restored.get(self.source) or Restored(self.position, self.position or 0)
+
+    async def commit(self, work: Work) -> None:
+        await self.durable.gate.wait()
+        if self.durable.failures:
+            raise self.durable.failures.pop(0)
+        self.durable.written.append((self.source, work))
+
+    async def close(self) -> None:
+        self.durable.closed.append(self.source)
 
 
 class FakeShard:
@@ -107,6 +147,9 @@ class FakeShard:
         self.seen: list[int] = []
         self.threads: set[str] = set()
         self.crash: BaseException | None = None
+        self.live_from = self.position = 0
+        self.dirty: list[int] = []
+        self.pages_in_use = 1
         self._alert_every = alert_every
         self._gate = gate
 
@@ -115,15 +158,39 @@ class FakeShard:
 
         self.stream = _Plan()
 
-    def process(self, records: Sequence[Record]) -> Outcome:
-        if self._gate is not None:
+    @property
+    def replay_from(self) -> int:
+        return min(self.dirty, default=self.position)
+
+    @property
+    def dirty_pages(self) -> int:
+        return len(self.dirty)
+
+    def load(self, pages: list[Page]) -> None:
+        return
+
+    def begin(self, restored: Restored, live: Sequence[bytes]) -> None:
+        self.live_from, self.position = restored.position or 0, restored.replay_from
+
+    def snapshot(self, most: int) -> dict[bytes, bytes | None]:
+        written = {b"S|256|%d" % page: b"page" for page in self.dirty[:most]}
+        del self.dirty[:most]
+        return dict(written)
+
+    def process(self, records: Sequence[Record], next_offset: int, *, snapshots: int = 0) -> Outcome:
+        if self._gate is not None and records:
             assert self._gate.wait(20)
-        if self.crash is not None:
+        if self.crash is not None and records:
             crash, self.crash = self.crash, None
             raise crash
-        self.threads.add(threading.current_thread().name)
+        if records:
+            self.threads.add(threading.current_thread().name)
         self.seen += [record.offset for record in records]
-        outcome = Outcome(next_offset=records[-1].offset + 1, records=len(records), samples=len(records))
+        before, self.position = self.position, next_offset
+        if before < self.live_from:
+            return Outcome(next_offset=next_offset, replayed=len(records))
+        outcome = Outcome(next_offset=next_offset, records=len(records), samples=len(records), pages=self.snapshot(snapshots))
+        outcome.replay_from = self.replay_from
         for record in records:
             if self._alert_every and record.offset % self._alert_every == 0:
                 outcome.alerts.append(OutgoingAlert(FIRING, record.timestamp))
@@ -145,11 +212,25 @@ class Rig:
         return self.metrics.registry.get_sample_value(name, labels or {})
 
 
+async def assign(pipeline: Pipeline, positions: Mapping[Source, int]) -> dict[Source, Recovered | None]:
+    """What the consumer does when the group gives out partitions; the positions are for those that nobody has committed."""
+    pipeline.assigned(positions.keys())
+    found = {source: await pipeline.recover(source, 2) for source in positions}
+    pipeline.take({source: positions[source] if known is None else known.read_from for source, known in found.items()})
+    return found
+
+
 @asynccontextmanager
 async def rig(
-    make: Callable[[Source], FakeShard] = FakeShard, *, interval_s: float = 0.02, take: dict[Source, int] | None = None, workers: int = 1
+    make: Callable[[Source], FakeShard] = FakeShard,
+    *,
+    interval_s: float = 0.02,
+    take: dict[Source, int] | None = None,
+    workers: int = 1,
+    turn_s: float = 60.0,
+    durable: Durable | None = None,
 ) -> AsyncIterator[Rig]:
-    records, durable, metrics, shards = Records(), Durable(), Metrics(), dict[Source, list[FakeShard]]()
+    records, durable, metrics, shards = Records(), durable or Durable(), Metrics(), dict[Source, list[FakeShard]]()
 
     def make_shard(source: Source) -> Any:  # noqa: ANN401  stands in for a shard
         shards.setdefault(source, []).append(make(source))
@@ -157,10 +238,19 @@ async def rig(
 
     with ExitStack() as threads:
         executors = [threads.enter_context(ThreadPoolExecutor(1, f"worker-{number}")) for number in range(workers)]
+        made: Any = partial(FakeLedger, durable=durable)  # stands in for a ledger
         pipeline = Pipeline(
-            records, durable, make_shard, executors, metrics, alerts_topic="alerts", dead_letter_topic="dead", interval_s=interval_s
+            records,
+            make_shard,
+            made,
+            executors,
+            metrics,
+            alerts_topic="alerts",
+            dead_letter_topic="dead",
+            interval_s=interval_s,
+            turn_s=turn_s,
         )
-        pipeline.take({ZERO: 0, ONE: 0} if take is None else take)
+        await assign(pipeline, {ZERO: 0, ONE: 0} if take is None else take)
         running = asyncio.create_task(pipeline.run())
         try:
             yield Rig(records, durable, pipeline, metrics, shards, running)
@@ -231,26 +321,18 @@ async def test_an_alert_does_not_wait_for_the_interval() -> None:
 
         await until(lambda: it.durable.messages, "the alert", timeout_s=5)
 
-    assert it.durable.written[0] == ([FIRING.key, FIRING.key], {ZERO: 21})
+    assert it.durable.messages == [FIRING.key, FIRING.key]
+    assert it.durable.positions[ZERO] == 21
     assert it.value("anomalyd_alerts_total", {"status": "firing", "severity": "warning"}) == 2
     assert it.value("anomalyd_detection_latency_seconds_count") == 2
 
 
 async def test_dead_letters_carry_where_from_and_why() -> None:
-    letters: list[Pending] = []
-
     async with rig(interval_s=0.01) as it:
-        write = it.durable.write
-
-        async def look(pending: Pending) -> None:
-            letters.append(pending)
-            await write(pending)
-
-        it.durable.write = look  # type: ignore[method-assign]  # a spy
         it.records.waiting.append([Polled(ONE, [Record(41, None, key=b"k")], 42)])
-        await until(lambda: letters, "the dead letter")
+        await until(lambda: it.durable.messages, "the dead letter")
 
-    (message,) = letters[0].messages
+    (message,) = [message for _, work in it.durable.written for message in work.messages]
     assert (message.topic, message.partition, message.key, message.value) == ("dead", 1, b"k", b"")
     assert dict(message.headers) == {
         "anomalyd-reason": b"empty",
@@ -269,19 +351,6 @@ async def test_rejected_records_are_told_once_and_not_one_by_one() -> None:
 
     told = [entry for entry in logged if entry["event"] == "records_rejected"]
     assert told == [{"event": "records_rejected", "log_level": "warning", "stream": "hosts", "records": 400, "reasons": {"empty": 400}}]
-
-
-async def test_a_failed_checkpoint_is_written_again_with_all_that_it_held() -> None:
-    async with rig(lambda source: FakeShard(source, alert_every=5)) as it:
-        it.durable.failures += [DeliveryError("away"), DeliveryError("away")]
-        it.records.put((ZERO, 1, 9))
-
-        await until(lambda: it.durable.positions, "the third attempt")
-
-    assert it.durable.messages == [FIRING.key]
-    assert it.durable.positions == {ZERO: 10}
-    assert it.value("anomalyd_checkpoint_failures_total") == 2
-    assert it.value("anomalyd_alerts_total", {"status": "firing", "severity": "warning"}) == 1
 
 
 async def test_what_waiting_cannot_mend_ends_the_loop() -> None:
@@ -325,7 +394,7 @@ async def test_nothing_is_committed_behind_a_batch_that_failed(workers: int) -> 
             await it.pipeline.release()
 
     assert it.shards[ZERO][0].seen == list(range(1_001, 2_001))
-    assert it.durable.written == []
+    assert it.durable.positions == {}
 
 
 async def test_a_batch_that_fails_frees_the_loop_though_another_worker_hangs() -> None:
@@ -356,7 +425,7 @@ async def test_a_batch_that_fails_while_stopping_is_told() -> None:
         with pytest.raises(MemoryError):
             await asyncio.wait_for(it.running, 10)
 
-    assert it.durable.written == []
+    assert it.durable.positions == {}
 
 
 @pytest.mark.parametrize("count", [10, 1_000])
@@ -373,7 +442,7 @@ async def test_a_failure_to_count_ends_the_loop_and_commits_nothing(count: int, 
         with pytest.raises(ZeroDivisionError):
             await asyncio.wait_for(it.running, 10)
 
-    assert it.durable.written == []
+    assert it.durable.positions == {}
 
 
 async def test_stopping_finishes_what_was_read_and_makes_it_durable() -> None:
@@ -418,37 +487,6 @@ async def test_memory_is_bounded_while_nothing_can_be_delivered(monkeypatch: pyt
     assert len(it.durable.messages) == 100
 
 
-async def test_memory_is_bounded_while_positions_cannot_be_committed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Alerts are delivered then, but what metrics want to know of them waits for the commit."""
-    monkeypatch.setattr(pipeline_module, "MOST_PENDING_BYTES", 10_000)
-    sent, refused, brokers_well = list[KafkaMessage](), list[int](), asyncio.Event()
-
-    class Kafka:
-        async def deliver(self, messages: Sequence[KafkaMessage]) -> None:
-            sent.extend(messages)
-
-        async def commit(self, positions: Mapping[Source, int]) -> None:
-            if not brokers_well.is_set():
-                refused.append(len(positions))
-                raise DeliveryError("away")
-
-    kafka: Any = Kafka()  # stands in for producer and consumer
-    async with rig(lambda source: FakeShard(source, alert_every=1)) as it:
-        it.durable.write = AtLeastOnce(kafka, kafka).write  # type: ignore[method-assign]  # the real one
-        it.records.put((ZERO, 0, 150))
-        it.records.put((ZERO, 150, 150))
-        await until(lambda: len(refused) >= 3, "a few attempts")
-
-        assert len(sent) == 150
-        assert it.records.held
-        assert it.records.waiting
-        brokers_well.set()
-        alerts = {"status": "firing", "severity": "warning"}
-        await until(lambda: it.value("anomalyd_alerts_total", alerts) == 300, "everything, once commits work")
-
-    assert len(sent) == 300
-
-
 async def test_a_rebalance_makes_everything_durable_before_partitions_go() -> None:
     gate = threading.Event()
     async with rig(lambda source: FakeShard(source, gate=gate), interval_s=60) as it:
@@ -469,16 +507,17 @@ async def test_state_survives_a_rebalance_that_brings_the_partition_back() -> No
         it.records.put((ZERO, 0, 10), (ONE, 0, 10))
         await until(lambda: it.durable.positions == {ZERO: 10, ONE: 10}, "both")
         await it.pipeline.release()
-        it.pipeline.take({ZERO: 10})
+        await assign(it.pipeline, {ZERO: 0})
         it.records.put((ZERO, 10, 10))
         await until(lambda: it.durable.positions[ZERO] == 20, "the rest")
 
         assert [len(made) for made in it.shards.values()] == [1, 1]
+        await until(lambda: it.durable.closed == [ONE], "the ledger of the partition that went")
 
         await it.pipeline.release()
-        it.pipeline.take({ZERO: 25, ONE: 10})
+        await assign(it.pipeline, {ZERO: 0, ONE: 0})
 
-    assert [len(made) for made in it.shards.values()] == [2, 2]  # ZERO was read further by another, ONE had been given up
+    assert [len(made) for made in it.shards.values()] == [1, 2]
 
 
 async def test_a_batch_that_a_rebalance_did_not_wait_for_leaves_no_trace() -> None:
@@ -489,10 +528,10 @@ async def test_a_batch_that_a_rebalance_did_not_wait_for_leaves_no_trace() -> No
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await it.pipeline.release()
-        it.pipeline.take({ONE: 0})
+        await assign(it.pipeline, {ONE: 0})
         gate.set()
         it.records.put((ONE, 0, 1))
-        await until(lambda: ONE in it.durable.positions, "the other partition")
+        await until(lambda: it.durable.positions.get(ONE) == 1, "the other partition")
 
     assert it.durable.positions == {ONE: 1}
     assert it.durable.messages == [FIRING.key]
@@ -517,13 +556,122 @@ async def test_series_and_open_episodes_are_those_of_the_partitions_that_we_have
     async with rig() as it:
         await until(lambda: (it.value("anomalyd_open_episodes"), it.value("anomalyd_series")) == (2, 6), "those of two shards")
         await it.pipeline.release()
-        it.pipeline.take({ZERO: 0})
+        await assign(it.pipeline, {ZERO: 0})
         await until(lambda: (it.value("anomalyd_open_episodes"), it.value("anomalyd_series")) == (1, 3), "those of one")
 
 
 async def test_records_of_partitions_that_are_not_ours_are_left_alone() -> None:
     async with rig(take={ZERO: 0}) as it:
         it.records.put((ONE, 0, 5), (ZERO, 0, 5))
-        await until(lambda: it.durable.positions, "our own partition")
+        await until(lambda: it.durable.positions.get(ZERO) == 5, "our own partition")
 
     assert it.durable.positions == {ZERO: 5}
+
+
+async def test_where_a_partition_begins_is_committed_before_anything_was_read() -> None:
+    """Otherwise `latest` would move on with each restart."""
+    async with rig(take={ZERO: 7}) as it:
+        await until(lambda: it.durable.positions == {ZERO: 7}, "the pin")
+
+
+async def test_nothing_of_a_replay_leaves_or_is_committed() -> None:
+    durable = Durable(restored={ZERO: Restored(10, 4)})
+    async with rig(lambda source: FakeShard(source, alert_every=1), take={ZERO: 0}, durable=durable) as it:
+        assert not it.pipeline.restored
+        it.records.put((ZERO, 4, 6))
+        await until(lambda: it.pipeline.restored, "the end of the replay")
+        assert durable.messages == []
+        it.records.put((ZERO, 10, 2))
+        await until(lambda: durable.positions == {ZERO: 12}, "what is new")
+
+    assert durable.messages == [FIRING.key] * 2
+    assert it.value("anomalyd_records_replayed_total") == 6
+
+
+async def test_a_partition_that_was_lost_is_dropped_and_asked_for_again() -> None:
+    async with rig() as it:
+        it.durable.failures.append(LostError("fenced"))
+        it.records.put((ZERO, 0, 10))
+        await until(lambda: it.records.reclaimed, "the claim")
+        (lost,) = it.records.reclaimed
+        it.records.put((lost, 10, 10))
+        await until(lambda: it.durable.closed == [lost], "the ledger to be closed")
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    assert lost not in it.durable.positions
+
+
+async def test_a_partition_with_damaged_state_is_stopped_and_the_others_go_on() -> None:
+    async with rig() as it:
+        it.durable.failures.append(StateError("damaged"))
+        await until(lambda: it.records.stopped, "the stop")
+        other = ONE if ZERO in it.records.stopped else ZERO
+        it.records.put((other, 0, 10))
+        await until(lambda: it.durable.positions.get(other) == 10, "the other partition")
+
+
+async def test_a_stop_writes_every_page_that_changed() -> None:
+    async with rig(take={ZERO: 0}) as it:
+        it.records.put((ZERO, 0, 10))
+        await until(lambda: it.durable.positions.get(ZERO) == 10, "the records")
+        it.shards[ZERO][0].dirty = list(range(100))
+        it.pipeline.stop()
+        await asyncio.wait_for(it.running, 10)
+
+    assert sum(len(work.pages) for _, work in it.durable.written) == 100
+    assert it.durable.written[-1][1].replay_from == 10
+    assert it.records.published == {ZERO: 10}
+
+
+async def test_pages_go_out_in_turn_even_when_nothing_arrives() -> None:
+    async with rig(take={ZERO: 0}, turn_s=0.05) as it:
+        it.records.put((ZERO, 0, 10))
+        await until(lambda: it.durable.positions.get(ZERO) == 10, "the records")
+        it.shards[ZERO][0].dirty = [0]
+        await until(lambda: any(work.pages for _, work in it.durable.written), "the page")
+
+
+async def test_input_that_a_replay_needs_and_that_is_gone_is_told() -> None:
+    durable = Durable(restored={ZERO: Restored(10, 4)})
+    async with rig(take={}, durable=durable) as it:
+        it.pipeline.assigned([ZERO])
+        await it.pipeline.recover(ZERO, 2)
+        it.pipeline.take({ZERO: 8})
+        assert it.value("anomalyd_replay_gap_records_total") == 4
+        it.records.put((ZERO, 8, 4))
+        await until(lambda: durable.positions == {ZERO: 12}, "what is there")
+
+
+async def test_an_input_topic_made_anew_begins_anew() -> None:
+    durable = Durable(restored={ZERO: Restored(10, 4)})
+    async with rig(take={}, durable=durable) as it:
+        it.pipeline.assigned([ZERO])
+        await it.pipeline.recover(ZERO, 2)
+        it.pipeline.take({ZERO: 0})
+        it.records.put((ZERO, 0, 2))
+        await until(lambda: durable.positions == {ZERO: 2}, "its first records")
+
+    assert it.shards[ZERO][-1].seen == [0, 1]
+
+
+async def test_a_record_that_killed_the_process_twice_is_a_dead_letter() -> None:
+    durable = Durable(restored={ZERO: Restored(10, 10, trial=Trial(1, 2, 12))})
+    async with rig(take={ZERO: 0}, durable=durable) as it:
+        it.records.put((ZERO, 10, 4))
+        await until(lambda: durable.positions == {ZERO: 14}, "everything behind it")
+
+    (letter,) = [message for _, work in durable.written for message in work.messages]
+    assert dict(letter.headers)["anomalyd-reason"] == DEADLY.encode()
+    assert dict(letter.headers)["anomalyd-offset"] == b"10"
+    assert it.shards[ZERO][0].seen == [11, 12, 13]
+
+
+async def test_owners_that_die_without_getting_anywhere_are_followed_by_a_careful_one() -> None:
+    durable = Durable(restored={ZERO: Restored(10, 10, claims=4)})
+    async with rig(take={ZERO: 0}, durable=durable) as it:
+        it.records.put((ZERO, 10, 1_000))
+        await until(lambda: durable.positions == {ZERO: 1_010}, "all records")
+
+    announced = [(work.position, work.trial.size) for _, work in durable.written if work.trial is not None]
+    assert announced == [(10, 512), (522, 512)]

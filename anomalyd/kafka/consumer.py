@@ -6,7 +6,7 @@ The client has habits that lose or repeat data silently, or stop it; each is ans
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import structlog
@@ -21,7 +21,7 @@ from aiokafka.errors import (
 )
 
 from anomalyd.batch import Record, Source
-from anomalyd.errors import DeliveryError, KafkaRefusedError
+from anomalyd.errors import KafkaRefusedError, LostError, StateError
 from anomalyd.kafka import client
 from anomalyd.kafka.assignor import sticky
 from anomalyd.kafka.positions import Located, StartFrom, locate
@@ -30,7 +30,7 @@ from anomalyd.kafka.unwrapped import fetch_ended, unwrap, verify
 from anomalyd.settings import KafkaSettings
 
 COMMIT_DEADLINE_S: Final = 15.0
-"""The client would repeat a commit for ever."""
+"""For positions, which the client would go on committing for ever."""
 
 PROBE_EVERY_S: Final = 5.0
 """How soon an idle consumer notices that brokers are gone, or back."""
@@ -60,17 +60,44 @@ class Polled(NamedTuple):
 Loss = Literal["expired", "corrupt", "too-large"]
 
 
+class Recovered(NamedTuple):
+    """Where a partition goes on."""
+
+    read_from: int
+    """The first record that is needed."""
+    position: int
+    """The first record that is not accounted for yet; the same or later."""
+
+
 class Owner(Protocol):
     """Who works on the partitions; called on the event loop."""
 
     async def release(self) -> None:
-        """Finish and checkpoint everything: the partitions may go to others. Cancelled when the rebalance can't wait any longer."""
+        """Finish and commit everything: the partitions may go to others. Cancelled when the rebalance can't wait any longer."""
+
+    def assigned(self, sources: Collection[Source]) -> None:
+        """These partitions are ours, and no others: what was put aside of others can go. Must not wait."""
+
+    async def recover(self, source: Source, partitions: int) -> Recovered | None:
+        """Takes a partition over with all that is known of it; in the background, however long it takes.
+
+        Args:
+            source: a partition that is ours.
+            partitions: how many its topic has.
+
+        Returns:
+            Where it goes on; None where nothing was ever committed.
+
+        Raises:
+            LostError: it is not ours any more.
+            StateError: it cannot go on until somebody has decided what to do.
+            KafkaRefusedError: waiting would not help.
+        """
 
     def take(self, positions: Mapping[Source, int]) -> None:
-        """These partitions are ours and will be read from these positions on.
+        """These partitions were recovered and will be read from these positions on.
 
-        Called once after each assignment (with nothing, if the group has nothing for us), and again without a release in between for a
-        partition whose next records are gone.
+        Called again without `recover` in between for a partition whose next records are gone.
         """
 
 
@@ -88,6 +115,9 @@ class Metrics(Protocol):
 
     def lost(self, reason: str, records: int) -> None:
         """So many records, gaps in the offsets counted, can't be had and are passed over."""
+
+    def stopped(self, partitions: int) -> None:
+        """So many partitions of ours cannot go on."""
 
 
 class Consumer:
@@ -113,12 +143,12 @@ class Consumer:
         self._listening: AIOKafkaConsumer | None = None  # whose assignments count; not one that is about to be replaced
         self._interrupted = asyncio.Event()
         self._handing_over = asyncio.Lock()
-        self._taken = False  # the owner has, or may have, something to release
         self._assigned: frozenset[Source] | None = None  # None: the group has not decided
         self._assignment = 0  # what belongs to an older assignment is void
         self._position: dict[Source, int] = {}  # of located partitions: behind the last record handed over
         self._end: dict[Source, int] = {}  # log end as far as seen
-        self._locating: set[asyncio.Task[None]] = set()
+        self._locating: dict[Source, asyncio.Task[None]] = {}
+        self._stopped: dict[Source, str] = {}  # partitions of ours that cannot go on, and why
         self._failure: Exception | None = None
         self._missing: frozenset[str] = frozenset()
         self._held = False
@@ -155,7 +185,7 @@ class Consumer:
     @property
     def ready(self) -> bool:
         """Whether brokers answer and our partitions, if the group has any for us, have their positions."""
-        located = self._assigned is not None and self._assigned <= self._position.keys()
+        located = self._assigned is not None and self._assigned <= self._position.keys()  # a partition that was stopped never is
         return self._reachable and located and len(self._missing) < len(self._start_from)
 
     def status(self) -> dict[str, Any]:
@@ -164,7 +194,8 @@ class Consumer:
             "kafka": "reached" if self._reachable else "unreachable",
             "group": "joined" if self._assigned is not None else "joining",
             "partitions": len(self._assigned or ()),
-            "partitions_located": len(self._position),
+            "partitions_recovered": len(self._position),
+            "partitions_stopped": {f"{topic}/{partition}": why for (topic, partition), why in sorted(self._stopped.items())},
             "topics_missing": sorted(self._missing),
         }
 
@@ -363,28 +394,30 @@ class Consumer:
                 self._end[source] = max(self._end.get(source, 0), seen)
         return {source: end for source, end in self._end.items() if source in self._position}
 
-    async def commit(self, positions: Mapping[Source, int]) -> None:
-        """Commits positions for the group, but for partitions that have gone to another member: it reads those records again.
+    async def publish(self, positions: Mapping[Source, int]) -> bool:
+        """Commits positions for the group, for whoever watches its lag; they decide nothing.
 
-        Raises:
-            DeliveryError: not committed, or no answer in time; it can be repeated.
-            KafkaRefusedError: not allowed.
+        Returns whether the coordinator took them, which it does of a member of the present generation and of nobody else.
         """
-        ours = {TopicPartition(*source): position for source, position in positions.items() if source in self._position}
+        ours = {TopicPartition(*source): position for source, position in positions.items() if source in (self._assigned or ())}
         if not ours or self._client is None:
-            return
-        assignment = self._assignment
+            return False
         try:
             async with asyncio.timeout(COMMIT_DEADLINE_S):
                 await self._client.commit(ours)
-        except (CommitFailedError, IllegalStateError) as error:
-            if assignment == self._assignment and not self._handing_over.locked():
-                raise DeliveryError(f"positions not committed: {client.reason(error)}") from error
-            _log.warning("positions_not_committed", partitions=len(ours), reason=client.reason(error))
-        except TimeoutError:
-            raise DeliveryError(f"positions not committed within {COMMIT_DEADLINE_S:g} s") from None
-        except (KafkaError, OSError) as error:
-            raise client.refusal(error, self._settings) or DeliveryError(f"positions not committed: {client.reason(error)}") from error
+        except (KafkaError, OSError, TimeoutError) as error:
+            _log.info("positions_not_published", partitions=len(ours), reason=client.reason(error))
+            return False
+        return True
+
+    async def is_member(self, source: Source, position: int | None) -> bool:
+        """Whether the group gives us the partition, as the coordinator sees it; `position` is published with the question.
+
+        Without a position there is nothing to ask with, and what we last heard counts.
+        """
+        if source not in (self._assigned or ()) or position is None:
+            return source in (self._assigned or ())
+        return await self.publish({source: position})
 
     async def probe(self) -> None:
         """Looks after an idle consumer; call it about every second.
@@ -446,11 +479,9 @@ class Consumer:
         _log.info("partitions_assigned", count=len(given), partitions=_names(given))
         self._metrics.rebalanced(len(given))
         self._look_for_topics()
-        if given:
-            self._spawn(self._locate(dict.fromkeys(self._assigned)))
-        else:
-            self._taken = True
-            self._owned.take({})
+        self._owned.assigned(self._assigned)
+        for source in sorted(self._assigned):
+            self._locate(source)
 
     async def on_revoked(self, of: AIOKafkaConsumer) -> None:
         """The group rebalances. The client hands out nothing now and heartbeats go on: this may take time, but the others wait for it."""
@@ -461,47 +492,87 @@ class Consumer:
     async def _hand_over(self) -> None:
         """Once for each assignment, though a rebalance and a replacement of the client may both ask for it at the same time."""
         deadline_s = self._settings.rebalance_timeout_ms / 2_000
-        for task in self._locating:
-            task.cancel()
+        self._stop_locating()
         async with self._handing_over:
             try:
-                # An owner that has nothing yet keeps what it put aside at the release before.
-                if self._taken:
+                if self._assigned is not None:
                     async with asyncio.timeout(deadline_s):
                         await self._owned.release()
             except TimeoutError:
-                _log.warning("handover_late", deadline_s=deadline_s, help="the next owner reads again what was not committed")
+                _log.warning("handover_late", deadline_s=deadline_s, help="the next owner does again what was not committed")
             finally:
                 self._forget_assignment()
 
     def _forget_assignment(self) -> None:
         self._assignment += 1
         self._assigned = None
-        self._taken = False
         self._position.clear()
         self._end.clear()
-        for task in self._locating:
+        self._stopped.clear()
+        self._stop_locating()
+
+    def _stop_locating(self) -> None:
+        for task in self._locating.values():
             task.cancel()
 
+    def reclaim(self, source: Source) -> None:
+        """The owner has lost what it knew of a partition: it is recovered again, if it still is ours."""
+        if self._assigned is not None and source in self._assigned:
+            self._leave_alone(source)
+            self._locate(source)
+
+    def stop_partition(self, source: Source, why: str) -> None:
+        """A partition cannot go on until somebody has decided what to do; the others do."""
+        if self._assigned is not None and source in self._assigned:
+            self._leave_alone(source)
+            self._stopped[source] = why
+            self._metrics.stopped(len(self._stopped))
+            _log.error("partition_stopped", topic=source.topic, partition=source.partition, reason=why)
+
+    def _leave_alone(self, source: Source) -> None:
+        for tp in self._partitions():
+            if Source(*tp) == source:
+                self._connected.pause(tp)
+        self._position.pop(source, None)
+
     def _relocate(self, sources: Iterable[Source]) -> None:
-        wanted: dict[Source, int | None] = {source: self._position.pop(source) for source in sources if source in self._position}
-        for source in wanted:
-            self._connected.pause(TopicPartition(*source))
-        if wanted:
-            self._spawn(self._locate(wanted))
+        for source in sources:
+            if source in self._position:
+                position = self._position[source]
+                self._leave_alone(source)
+                self._locate(source, Recovered(position, position))
 
-    def _spawn(self, work: Any) -> None:  # noqa: ANN401  a coroutine
-        task = asyncio.create_task(work)
-        self._locating.add(task)
-        task.add_done_callback(self._locating.discard)
+    def _locate(self, source: Source, known: Recovered | None = None) -> None:
+        if (before := self._locating.get(source)) is not None:
+            before.cancel()
+        task = asyncio.create_task(self._begin(source, known))
+        self._locating[source] = task
+        task.add_done_callback(lambda done: self._locating.pop(source) if self._locating.get(source) is done else None)
 
-    async def _locate(self, wanted: Mapping[Source, int | None]) -> None:
-        """Finds where to read partitions from, and begins; in the background, however long it takes, unless the group rebalances."""
+    async def _recovered(self, source: Source) -> Recovered | None:
+        """What the owner knows of a partition."""
+        backoff = client.Backoff()
+        while True:
+            try:
+                return await self._owned.recover(source, len(self._connected.partitions_for_topic(source.topic) or ()))
+            except LostError:
+                # The group decides: while it gives the partition to us, somebody who thought it his has fenced us, and will not again.
+                delay_s = backoff.next_s()
+                _log.warning("partition_lost", topic=source.topic, partition=source.partition, wait_s=round(delay_s, 2))
+                await asyncio.sleep(delay_s)
+
+    async def _begin(self, source: Source, known: Recovered | None) -> None:
+        """Finds where to read a partition from (None: the owner knows), and begins; in the background, unless the group rebalances."""
         with self.failing_loudly():
             assignment, backoff = self._assignment, client.Backoff()
+            try:
+                recovered = known or await self._recovered(source)
+            except StateError as error:
+                self.stop_partition(source, str(error))
+                return
             while assignment == self._assignment:
                 try:
-                    found = await locate(self._connected, wanted, self._start_from)
+                    located = await locate(self._connected, source, recovered and recovered.read_from, self._start_from[source.topic])
                 except (CommitFailedError, IllegalStateError):
                     return  # the group rebalances, and the next assignment starts over
                 except (KafkaError, OSError) as error:
@@ -512,22 +583,20 @@ class Consumer:
                     await asyncio.sleep(delay_s)
                 else:
                     if assignment == self._assignment:
-                        self._begin(found)
+                        self._go_on(source, located, recovered)
                     return
 
-    def _begin(self, found: Mapping[Source, Located]) -> None:
-        for source, located in found.items():
-            tp = TopicPartition(*source)
-            self._connected.seek(tp, located.position)
-            self._position[source] = located.position
-            self._end[source] = located.end
-            if located.expired:
-                self._metrics.lost("expired", located.expired)
-            if not self._held:
-                self._connected.resume(tp)
-        self._taken = True
-        self._owned.take({source: located.position for source, located in found.items()})
+    def _go_on(self, source: Source, located: Located, recovered: Recovered | None) -> None:
+        tp = TopicPartition(*source)
+        self._connected.seek(tp, located.position)
+        self._position[source] = located.position
+        self._end[source] = located.end
+        if recovered is not None and located.first > recovered.position:
+            self._metrics.lost("expired", located.first - recovered.position)
+        if not self._held:
+            self._connected.resume(tp)
         self._last_record_s = self._clock()
+        self._owned.take({source: located.position})
 
     @contextlib.contextmanager
     def failing_loudly(self) -> Iterator[None]:

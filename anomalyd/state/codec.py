@@ -19,6 +19,7 @@ import msgspec
 import xxhash
 
 from anomalyd.errors import StateError
+from anomalyd.state.trial import Trial
 
 VERSION: Final = 1
 """Written into every record. Higher: an older anomalyd must not read it. What changes it: another meaning of a field, or one less."""
@@ -31,17 +32,6 @@ FORGOTTEN_PER_RECORD: Final = 2_000
 
 _MAGIC: Final = b"\xa5n"
 _HEAD: Final = struct.Struct("<2sBcQ")
-
-
-class Trial(msgspec.Struct, frozen=True, array_like=True):
-    """Records that may end the process: which are tried now, after crashes in a row at the same position."""
-
-    size: int
-    """So many records from the position on are about to be processed."""
-    tries: int
-    """How often a trial of one single record began."""
-    until: int
-    """Offset from which on records are trusted again."""
 
 
 class Position(msgspec.Struct, frozen=True, array_like=True):

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from anomalyd.batch import Entry, LogRecord
-from anomalyd.state.codec import Episode, Trial
+from anomalyd.state.codec import Episode
+from anomalyd.state.trial import Trial
 
 __all__ = ["Entry", "LogReader", "LogRecord", "Restored", "Work", "Writer"]
 

@@ -26,7 +26,7 @@ EVENTS: Final[Mapping[str, Event]] = {
     "stopped": Event("info", "The daemon ended in order."),
     "stopped_uncommitted": Event(
         "warning",
-        "The last checkpoint failed or took too long; the records since the one before are read again, with equal alert ids.",
+        "The last commit failed or took too long; what was not committed is done again after the start.",
         "see whether brokers are well",
     ),
     "crashed": Event(
@@ -67,15 +67,49 @@ EVENTS: Final[Mapping[str, Event]] = {
     "partition_begun": Event("info", "A partition without a committed position is read from where `start_from` says."),
     "handover_late": Event(
         "warning",
-        "A rebalance did not wait for the last checkpoint; the next owner reads again what was not committed, with equal alert ids.",
+        "A rebalance did not wait for the last commit; the next owner does again what was not committed.",
         "raise `kafka.rebalance_timeout_ms` if it keeps coming",
     ),
     "positions_unknown": Event("warning", "Committed positions can't be asked for; attempts go on.", "look at `reason`"),
-    "positions_not_committed": Event(
+    "positions_not_published": Event(
+        "info", "The group's positions, which are for lag monitoring only, were not taken; they come with the next attempt."
+    ),
+    "partition_restored": Event("info", "A partition's state was read from its changelog; `replay` records follow before it goes on."),
+    "partition_lost": Event(
         "warning",
-        "The group gave partitions to others before their positions were committed; the next owner reads those records again, with equal "
-        "alert ids.",
-        "look at `reason` if it keeps coming",
+        "Somebody else wrote for a partition of ours; nothing of what we computed meanwhile was committed. It is restored anew.",
+        "nothing, unless it keeps coming: then two groups use one `state.prefix`",
+    ),
+    "partition_stopped": Event(
+        "error",
+        "A partition cannot go on: its state is damaged, from a newer release, or does not fit its input. The others go on.",
+        "see `reason`; `anomalyd state verify` says what is damaged, `anomalyd state restart --help` how to begin anew",
+    ),
+    "partition_tried": Event(
+        "warning",
+        "Owners of a partition have died without getting anywhere: its records are tried a few at a time, to find one that kills.",
+        "see why the process ended (memory?); report the record that ends as a dead letter with reason `deadly`",
+    ),
+    "record_deadly": Event(
+        "error",
+        "The process ended each time it tried this record; it went to the dead-letter topic with reason `deadly`.",
+        "report it with the record",
+    ),
+    "claim_failed": Event("warning", "A partition could not be taken over; attempts go on, with growing pauses.", "look at `reason`"),
+    "commit_in_doubt": Event(
+        "warning",
+        "It is not known whether a transaction was committed; the changelog is asked, and what is missing is written again.",
+        "see whether brokers are well if it keeps coming",
+    ),
+    "state_gap": Event(
+        "error",
+        "Input that a restored partition needs is no longer retained; series that lack it go on from what is there.",
+        "raise the input topic's retention above `state.turn_s` plus the longest outage",
+    ),
+    "state_discarded": Event(
+        "error",
+        "The input topic ends in front of the position: it was made anew. What was learned of this partition is void; it begins anew.",
+        "nothing, if the topic was made anew on purpose",
     ),
     "position_out_of_range": Event(
         "error",
@@ -95,13 +129,8 @@ EVENTS: Final[Mapping[str, Event]] = {
         "see `loss`: expired: raise retention; corrupt: look after the brokers' disks; too-large: raise `kafka.max_partition_fetch_bytes`",
     ),
     # what goes out
-    "checkpoint_failed": Event(
-        "warning",
-        "Alerts or positions could not be written; the checkpoint is tried again, nothing is skipped.",
-        "see whether brokers are well",
-    ),
-    "checkpoint_late": Event(
-        "warning", "A checkpoint has been waiting for brokers; what was read meanwhile waits with it.", "see whether brokers are well"
+    "commit_late": Event(
+        "warning", "Commits have been waiting for brokers; what was read meanwhile waits with them.", "see whether brokers are well"
     ),
     "records_rejected": Event(
         "warning",
@@ -112,11 +141,6 @@ EVENTS: Final[Mapping[str, Event]] = {
         "warning", "Too much waits to be written, so nothing more is read: memory stays bounded, lag grows.", "see whether brokers are well"
     ),
     "intake_resumed": Event("info", "What waited is written; reading goes on."),
-    "delivery_retry": Event(
-        "warning",
-        "Alerts or dead letters were not acknowledged and are sent again; positions wait for them.",
-        "look at `reason` if it keeps coming",
-    ),
     "message_truncated": Event(
         "warning",
         "A dead letter is larger than its topic allows; the first 1 KB of its key and value were written, with the header "

@@ -29,6 +29,7 @@ STATUSES: Final = ("firing", "updated", "resolved")
 SEVERITIES: Final = ("warning", "critical")
 LOSSES: Final = ("expired", "corrupt", "too-large")
 KINDS: Final = ("alert", "dead-letter")
+FENCES: Final = ("claim", "doubt")
 STAGES: Final = ("decode", "step", "episodes")
 
 # Buckets sit around what is good and what is not: a batch steps in 0.1-30 ms, an alert is due within a second.
@@ -90,6 +91,7 @@ class Metrics:
         # what is held
         self._series = gauge("series", "Series whose state is kept.")
         self._evicted = counter("series_evicted", "Series forgotten to make room; a steady rate means that max_series is too small.")
+        self._expired = counter("series_expired", "Series forgotten because they were away for longer than state.series_ttl_s.")
         self._open_episodes = gauge("open_episodes", "Alerts that are firing now.")
         # how fast
         self._detection_s = self._histogram(
@@ -105,12 +107,10 @@ class Metrics:
         )
         # what is durable
         self._checkpoint_s = self._histogram(
-            "checkpoint_seconds", "Time of one checkpoint: alerts and dead letters acknowledged, positions committed.", _CHECKPOINT_S
+            "checkpoint_seconds", "Time of one commit of a partition: alerts, dead letters, state, position.", _CHECKPOINT_S
         )
-        self._checkpoint_failures = counter(
-            "checkpoint_failures", "Checkpoints that could not be written; the same alerts and positions are tried again with the next one."
-        )
-        self._last_checkpoint = gauge("last_checkpoint_timestamp_seconds", "When the last checkpoint succeeded; 0 before the first.")
+        self._last_checkpoint = gauge("last_checkpoint_timestamp_seconds", "When the last commit succeeded; 0 before the first.")
+        self._declare_state()
         # Kafka
         self._lag = gauge(
             "consumer_lag_records", "Records not yet read (log end - next position) of each assigned partition.", ("topic", "partition")
@@ -130,6 +130,28 @@ class Metrics:
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
 
+    def _declare_state(self) -> None:
+        counter, gauge = self._counter, self._gauge
+        fences = counter(
+            "fences", "Partitions taken over (claim), and commits of which it was not known whether they had happened (doubt).", ("why",)
+        )
+        self._fences = _Children(fences, FENCES)
+        self._pages = counter("state_pages_written", "Pages of state written to the changelogs.")
+        self._page_bytes = counter("state_bytes_written", "Bytes of pages written to the changelogs.")
+        self._checkpoint_age = gauge(
+            "checkpoint_age_records", "Records that a restart would replay, of the partition with the most: position - oldest page."
+        )
+        # what a restore has still to do
+        self._restoring = gauge("restoring_partitions", "Partitions of ours whose state is not there yet.")
+        self._to_replay = gauge("replay_remaining_records", "Records that are still to be replayed into restored pages.")
+        self._replayed = counter("records_replayed", "Records that went through restored pages again, without alerts.")
+        self._divergences = counter(
+            "replay_divergences",
+            "Episodes that a replay saw otherwise than they were told; what was told holds. Normal on another CPU type.",
+        )
+        self._gap = counter("replay_gap_records", "Records that a replay needed and that the input topic no longer retains.")
+        self._stopped = gauge("stopped_partitions", "Partitions of ours that cannot go on until somebody has decided; see the log.")
+
     # --- verbs: once per batch, checkpoint or rebalance -----------------------------------------------------------
 
     def batch(
@@ -141,6 +163,9 @@ class Metrics:
         late: int = 0,
         repeated: int = 0,
         evicted: int = 0,
+        expired: int = 0,
+        replayed: int = 0,
+        divergences: int = 0,
         decode_s: float = 0.0,
         step_s: float = 0.0,
         episodes_s: float = 0.0,
@@ -153,6 +178,9 @@ class Metrics:
         self._late.inc(late)
         self._repeated.inc(repeated)
         self._evicted.inc(evicted)
+        self._expired.inc(expired)
+        self._replayed.inc(replayed)
+        self._divergences.inc(divergences)
         self._batch_samples.observe(samples)
         self._step_s.observe(step_s)
         self._busy["decode"].inc(decode_s)
@@ -177,9 +205,17 @@ class Metrics:
         self._loop_lag_s.observe(seconds)
 
     def checkpoint(
-        self, *, seconds: float, at_s: float, alerts: Mapping[tuple[str, str], int], dead_letters: int, latencies_s: Iterable[float]
+        self,
+        *,
+        seconds: float,
+        at_s: float,
+        alerts: Mapping[tuple[str, str], int],
+        dead_letters: int,
+        latencies_s: Iterable[float],
+        pages: int = 0,
+        page_bytes: int = 0,
     ) -> None:
-        """A checkpoint succeeded.
+        """A partition was committed.
 
         Args:
             seconds: how long it took.
@@ -187,7 +223,11 @@ class Metrics:
             alerts: messages acknowledged, by (status, severity).
             dead_letters: records acknowledged by the dead-letter topic.
             latencies_s: of each alert, from its record's timestamp in Kafka until now.
+            pages: of state that went with it.
+            page_bytes: of these.
         """
+        self._pages.inc(pages)
+        self._page_bytes.inc(page_bytes)
         self._checkpoint_s.observe(seconds)
         self._last_checkpoint.set(at_s)
         self._dead_letters.inc(dead_letters)
@@ -200,9 +240,26 @@ class Metrics:
         """A message was given up because its topic refuses it for its size: one of KINDS."""
         self._dropped[kind].inc()
 
-    def checkpoint_failed(self) -> None:
-        """A checkpoint failed; what it held will be done again."""
-        self._checkpoint_failures.inc()
+    def fenced(self, why: str) -> None:
+        """A fence was written: one of FENCES."""
+        self._fences[why].inc()
+
+    def checkpoint_age(self, records: int) -> None:
+        """So many records would be replayed after a crash."""
+        self._checkpoint_age.set(records)
+
+    def restoring(self, *, partitions: int, records: int) -> None:
+        """So many partitions are not restored yet, and so many records are to be replayed."""
+        self._restoring.set(partitions)
+        self._to_replay.set(records)
+
+    def gap(self, records: int) -> None:
+        """A replay needed so many records that are gone."""
+        self._gap.inc(records)
+
+    def stopped(self, partitions: int) -> None:
+        """So many partitions of ours cannot go on."""
+        self._stopped.set(partitions)
 
     def rebalanced(self, partitions: int) -> None:
         """The group gave partitions out anew; this instance now has so many."""

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from anomalyd.errors import StateError
 from anomalyd.state import codec
-from anomalyd.state.codec import Episode, Fence, Forgotten, Page, Position, Trial, Value
+from anomalyd.state.codec import Episode, Fence, Forgotten, Page, Position, Value
+from anomalyd.state.trial import Trial
 
 OFFSETS = st.integers(0, 2**62)
 SERIES = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)

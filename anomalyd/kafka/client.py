@@ -41,7 +41,8 @@ _REFUSED: Final[dict[str, str]] = {
     ),
     "ClusterAuthorizationFailedError": "not authorised for idempotent writes; allow IdempotentWrite on the cluster",
     "TransactionalIdAuthorizationFailed": (
-        "not authorised for transactions; allow Write and Describe on TransactionalId {group_id}.*, or set delivery: at-least-once"
+        "not authorised for transactions; allow Write and Describe on the transactional ids that begin with state.prefix, or set "
+        "delivery: at-least-once"
     ),
     "InvalidTransactionTimeout": "the brokers refuse transactions of 60 s; raise their transaction.max.timeout.ms to that at least",
     "InconsistentGroupProtocolError": (

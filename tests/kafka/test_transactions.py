@@ -548,7 +548,7 @@ def failing(error: Exception) -> Callable[[], Awaitable[None]]:
 @pytest.mark.parametrize(
     ("error", "advice"),
     [
-        (TransactionalIdAuthorizationFailed("mine.in.0"), r"TransactionalId mine\.\*"),
+        (TransactionalIdAuthorizationFailed("mine.in.0"), r"transactional ids that begin with state\.prefix"),
         (TopicAuthorizationFailedError("log"), "allow"),
     ],
 )

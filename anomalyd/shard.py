@@ -399,6 +399,8 @@ class Shard:
             stop, rows, samples = self._state.touch(batch, offsets, self._ttl_ms, start)
             lapsed = None
             if len(rows):
+                # Even where there is nothing to tell: what was told before must not come back with its record in a restore.
+                self._told.update(self.index.keys[row] or "" for row in self._episodes.remembered(rows).tolist())
                 lapsed = self._episodes.lapse(rows, samples - start)
                 self.pages.clear(rows)
                 outcome.expired += len(rows)

@@ -195,13 +195,16 @@ class ShardState:
                     moved.pages.discard(number)
         for key in [key for key, moved in self._moved.items() if not moved.pages]:
             del self._moved[key]
-            # A page of ours that was waiting for others is dirty still, and comes with one of the next snapshots.
-            if key not in blocked or not self._is_ours(key):
-                records.setdefault(key, None)
+            # A page of ours that waited for others is dirty, and comes with one of the next snapshots.
+            if self._own_number(key) is None:
+                records[key] = None
         return records
 
-    def _is_ours(self, key: bytes) -> bool:
-        return key.startswith(b"S|%d|" % self._page_rows) and int(key.rsplit(b"|", 1)[1]) < len(self._dirty)
+    def _own_number(self, key: bytes) -> int | None:
+        """The page that this record is written for, None if it is none of ours."""
+        ours = key.startswith(b"S|%d|" % self._page_rows)
+        number = int(key.rsplit(b"|", 1)[1])
+        return number if ours and number < len(self._dirty) else None
 
     def _encoded(self, key: bytes, number: int) -> bytes | None:
         first = number * self._page_rows
@@ -326,6 +329,10 @@ class ShardState:
         dropped = placement.run()
         self._loaded.clear()
         self._moved = placement.moved
+        for key in self._moved:
+            number = self._own_number(key)
+            if number is not None:
+                self._dirty[number] = min(int(self._dirty[number]), restored.position)
         rows = np.fromiter(placement.rows.values(), np.int32, len(placement.rows))
         self._index.restore(list(placement.rows), rows, placement.last_use[rows], placement.spellings[rows])
         self._episodes.restored(rows)
@@ -505,7 +512,8 @@ class _Placement:
     def _drop_forgotten(self) -> None:
         for series, offset in self._forgotten.items():
             row = self.rows.get(series)
-            if row is not None and self.valid_from[row] < offset:
+            # A page of that very offset was written before: behind it the series would not be there, or have samples again.
+            if row is not None and self.valid_from[row] <= offset:
                 del self.rows[series]
                 self._drop(np.array([row], np.int32), offset)
 
@@ -518,7 +526,7 @@ class _Placement:
             moved = self.moved[key] = _Moved(self._position)
             for place, series in enumerate(page.waiting.keys):
                 offset = self._forgotten.get(series, -1)
-                if page.position < offset:
+                if page.position <= offset:
                     moved.since = min(moved.since, offset)
                 elif series not in self.rows or self.valid_from[self.rows[series]] < page.position:
                     best[series] = number, place

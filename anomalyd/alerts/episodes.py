@@ -228,6 +228,11 @@ class Episodes:
         self._active[rows] = INACTIVE
         self._episode[rows] = np.zeros((), EPISODE)
 
+    def remembered(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Those of these rows that ever had an episode which they still know of."""
+        known: NDArray[np.int32] = rows[self._episode["opened"][rows] != 0]
+        return known
+
     def active(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
         """Those of these rows whose episode is pending or open."""
         active: NDArray[np.int32] = rows[self._active[rows] != INACTIVE]

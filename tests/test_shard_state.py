@@ -1,0 +1,481 @@
+"""What a shard writes down and reads back: whatever happens in between, it says and knows what one says and knows that never stopped."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from numpy.typing import NDArray
+
+from anomalyd.alerts.episodes import Policy
+from anomalyd.alerts.messages import load_schema
+from anomalyd.batch import ARMED, LATE, REPEATED, WARMUP, SampleBatch, Source, Verdicts
+from anomalyd.detector import Detector, Pages
+from anomalyd.detector.detector import ModelInfo
+from anomalyd.formats import make_decoder
+from anomalyd.shard import Outcome, Shard, StreamPlan
+from anomalyd.state.codec import Episode, Forgotten, Page, decode, episode_key
+from anomalyd.state.ports import Restored
+
+TTL_MS = 3_600_000
+START_MS = 1_766_000_000_000
+
+
+class Record(NamedTuple):
+    value: bytes | None
+    offset: int
+    timestamp: int = -1
+    key: bytes | None = None
+
+
+class Plain(Detector):
+    """A detector that is quickly understood: the score is the distance from a mean, and every sample that is learned moves that.
+
+    Order, late and repeated samples and a clock that was set back are treated as the real one does, with rows of the same layout.
+    """
+
+    page_rows = 2
+
+    def new_pages(self, capacity: int) -> Pages:
+        pages = super().new_pages(capacity)
+        pages.page_rows = self.page_rows
+        return pages
+
+    def step(self, pages: Pages, batch: SampleBatch) -> Verdicts:
+        n = len(batch)
+        flags, score, expected = np.full(n, ARMED, np.uint8), np.zeros(n), np.zeros((n, 1))
+        view = {name: pages.field(name)[:, 0] for name in ("time", "age", "late_run", "last", "mean", "seen")}
+        for i, (row, time, value) in enumerate(zip(batch.row.tolist(), batch.time_ms.tolist(), batch.value[:, 0].tolist(), strict=True)):
+            state = {name: column[row].item() for name, column in view.items()}
+            late = state["age"] > 0 and time < state["time"]
+            view["late_run"][row] = state["late_run"] + 1 if late and state["late_run"] < 2 else 0
+            expected[i] = state["mean"]
+            if late and state["late_run"] < 2:
+                flags[i] |= LATE
+                continue
+            if state["age"] > 0 and time == state["time"] and value == state["last"]:
+                flags[i] |= REPEATED
+                continue
+            if state["age"] < 2:
+                flags[i] |= WARMUP
+            else:
+                score[i] = abs(value - state["mean"])
+            view["age"][row] = state["age"] + 1
+            view["time"][row] = time
+            view["last"][row] = view["seen"][row] = value
+            view["mean"][row] = 0.7 * state["mean"] + 0.3 * value
+        share = np.ones((n, 1), np.float32)
+        return Verdicts(score, score, batch.value, expected, expected, expected, share, flags)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Plain:
+    return Plain.load(device="cpu")
+
+
+POLICY = Policy(resolve_after_samples=2, update_interval_ms=60_000, max_gap_ms=2 * TTL_MS)
+
+
+def shard(detector: Detector, capacity: int = 4, policy: Policy = POLICY, ttl_ms: int = TTL_MS, reading: str = "influx") -> Shard:
+    plan, source = StreamPlan("hosts", policy), Source("metrics", 3)
+    decoder = make_decoder("influx")
+    return Shard(plan, source, detector, decoder, capacity, now_ms=lambda: 5, series_ttl_ms=ttl_ms, reading=reading)
+
+
+def line(series: str, time_ms: int, value: float) -> str:
+    return f"m,h={series} v={value} {time_ms}000000"
+
+
+@dataclass
+class Log:
+    """What is committed: the ledger's rules, in memory."""
+
+    position: int | None = None
+    replay_from: int = 0
+    stream_time_ms: int | None = None
+    pages: dict[bytes, bytes] = field(default_factory=dict)
+    episodes: dict[str, Episode] = field(default_factory=dict)
+    forgotten: dict[bytes, Forgotten] = field(default_factory=dict)
+    told: list[Any] = field(default_factory=list)
+    divergences: int = 0
+
+    def commit(self, outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
+            self.told += told(outcome)
+            self.divergences += outcome.divergences
+            for key, page in outcome.pages.items():
+                if page is None:
+                    self.pages.pop(key, None)
+                else:
+                    self.pages[key] = page
+            for series, value in outcome.episodes.items():
+                found = decode(episode_key(series), value)
+                assert isinstance(found, Episode)
+                self.episodes[series] = found
+            for key, value in outcome.forgotten.items():
+                assert key not in self.forgotten
+                gone = decode(key, value)
+                assert isinstance(gone, Forgotten)
+                self.forgotten[key] = gone
+        last = outcomes[-1]
+        self.position, self.replay_from, self.stream_time_ms = last.next_offset, last.replay_from, last.stream_time_ms
+        assert self.replay_from <= self.position
+        self.episodes = {series: found for series, found in self.episodes.items() if found.position > self.replay_from}
+        self.forgotten = {key: gone for key, gone in self.forgotten.items() if gone.offset + 1 > self.replay_from}
+
+    def read_pages(self) -> list[Page]:
+        pages = [decode(key, value) for key, value in self.pages.items()]
+        return [page for page in pages if isinstance(page, Page)]
+
+    def restored(self) -> Restored:
+        forgotten: dict[str, int] = {}
+        for gone in self.forgotten.values():
+            for series in gone.keys:
+                forgotten[series] = max(gone.offset, forgotten.get(series, -1))
+        return Restored(self.position, self.replay_from, self.stream_time_ms, dict(self.episodes), forgotten)
+
+    def into(self, fresh: Shard) -> Shard:
+        for page in self.read_pages():
+            assert self.position is not None
+            assert page.position <= self.position
+            fresh.load(page)
+        fresh.begin(self.restored())
+        return fresh
+
+
+def told(outcome: Outcome) -> list[Any]:
+    """Alerts and dead letters, all of each but the clock's time."""
+    alerts = [(msgspec.structs.replace(alert.message.alert, detected_at=""), alert.produced_ms) for alert in outcome.alerts]
+    return [*alerts, *((letter.record, letter.reason) for letter in outcome.dead_letters)]
+
+
+def split(records: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """Alerts and dead letters apart: each kind has its order."""
+    return [r for r in records if not isinstance(r[1], str)], [r for r in records if isinstance(r[1], str)]
+
+
+# --- the property
+
+STEPS = st.sampled_from([0, 0, 1_000, 10_000, 10_000, 60_000, TTL_MS // 16, TTL_MS // 2, TTL_MS + 1, -10_000, -TTL_MS - 5])
+SAMPLES = st.tuples(
+    st.integers(0, 6), st.sampled_from([0, 0, 0, -5_000, -TTL_MS - 1, 40 * 86_400_000]), st.sampled_from([0.0, 0.1, 1, 5, 9])
+)
+ENTRIES = st.tuples(STEPS, st.lists(SAMPLES, max_size=3), st.integers(0, 2), st.booleans())
+
+
+def make_records(entries: Sequence[tuple[int, list[tuple[int, int, float]], int, bool]]) -> list[Record]:
+    clock, offset, made = START_MS, 100, []
+    for step, samples, hole, stamped in entries:
+        clock += step
+        offset += 1 + (hole if hole == 2 else 0)
+        lines = [line(str(series), clock + aside, value) for series, aside, value in samples]
+        made.append(Record("\n".join(lines).encode() or b"broken", offset, clock if stamped else -1))
+    return made
+
+
+class Act(NamedTuple):
+    records: int
+    snapshots: int
+    then: str
+    """go on, commit or crash."""
+
+
+ACTS = st.builds(Act, st.integers(1, 12), st.integers(0, 2), st.sampled_from(["go on", "go on", "commit", "commit", "crash"]))
+
+
+def live_through(make: Callable[[], Shard], records: list[Record], acts: Sequence[Act]) -> tuple[Log, Shard]:
+    """Records through one shard after another, as the acts say; where they end, in small batches to the end."""
+    log, current, pending = Log(), make(), list[Outcome]()
+    current.begin(Restored())
+    position = 0
+    plan = iter(acts)
+    while True:
+        act = next(plan, Act(5, 1, "commit"))
+        if act.then == "crash":
+            current, pending = log.into(make()), []
+            position = log.replay_from if log.position is not None else 0
+            continue
+        part = [record for record in records if record.offset >= position][: act.records]
+        if not part:
+            break
+        left = [record.offset for record in records if record.offset > part[-1].offset]
+        # What the log has in between is not for consumers; a position may lie anywhere in it.
+        position = min(part[-1].offset + 1 + act.snapshots, *left, 10**9)
+        outcome = current.process(part, position, snapshots=act.snapshots)
+        if current.replaying:
+            assert outcome == Outcome(position, replay_from=log.replay_from, stream_time_ms=log.stream_time_ms, replayed=len(part))
+            continue
+        pending.append(outcome)
+        if act.then == "commit":
+            log.commit(pending)
+            pending = []
+    if pending:
+        log.commit(pending)
+    return log, current
+
+
+def assert_equal_lives(make: Callable[[], Shard], records: list[Record], acts: Sequence[Act]) -> None:
+    golden = make()
+    whole = golden.process(records)
+    log, survivor = live_through(make, records, acts)
+
+    assert split(log.told) == split(told(whole))
+    assert survivor.digest() == golden.digest()
+    assert survivor.open_episodes == golden.open_episodes
+    assert survivor.stream_time_ms == golden.stream_time_ms
+    assert log.divergences == 0
+    validator = Draft202012Validator(load_schema())
+    for alert in whole.alerts:
+        validator.validate(msgspec.json.decode(alert.message.value))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(ENTRIES, min_size=1, max_size=60), st.lists(ACTS, max_size=25), st.integers(3, 6))
+def test_crashes_snapshots_and_batches_change_nothing(plain: Plain, entries: list[Any], acts: list[Act], capacity: int) -> None:
+    records = make_records(entries)
+    if records:
+        assert_equal_lives(lambda: shard(plain, capacity), records, acts)
+
+
+# --- one thing at a time
+
+
+def churn(n: int, series: int, seed: int = 1, first: int = 0) -> list[Record]:
+    """Samples of some series, one in twenty far off."""
+    rng = random.Random(seed)
+    values = [line(str(rng.randrange(series)), START_MS + 1000 * i, 9.0 if rng.random() < 0.05 else rng.random() / 2) for i in range(n)]
+    return [Record(value.encode(), first + i) for i, value in enumerate(values)]
+
+
+def test_a_planned_handover_replays_nothing(plain: Plain) -> None:
+    records = churn(200, 20)
+    golden, before, log = shard(plain, 30), shard(plain, 30), Log()
+    whole = golden.process(records)
+
+    first = before.process(records[:120], snapshots=1)
+    assert before.dirty_pages == 9
+    last = before.process([], 120, snapshots=100)
+    log.commit([first, last])
+    after = log.into(shard(plain, 30))
+
+    assert (before.dirty_pages, log.replay_from, log.episodes, log.forgotten) == (0, 120, {}, {})
+    assert not after.replaying
+    log.commit([after.process(records[120:])])
+    assert log.told == told(whole)
+    assert after.digest() == golden.digest()
+
+
+def test_the_oldest_dirty_pages_are_written_first_and_a_page_left_empty_is_tombstoned(plain: Plain) -> None:
+    shard_ = shard(plain, 8)
+    shard_.process([Record(line(name, START_MS, 1).encode(), i) for i, name in enumerate("abcd")])
+
+    assert (shard_.dirty_pages, shard_.pages_in_use, shard_.replay_from) == (2, 2, 0)
+    assert list(shard_.snapshot(1)) == [b"S|2|0"]
+    assert shard_.replay_from == 2
+    assert list(shard_.snapshot(9)) == [b"S|2|1"]
+    assert (shard_.dirty_pages, shard_.replay_from, shard_.snapshot(9)) == (0, 4, {})
+
+    outcome = shard_.process([Record(line("e", START_MS + 2 * TTL_MS, 1).encode(), 7)])
+    assert (outcome.expired, len(outcome.forgotten), outcome.replay_from) == (4, 1, 7)
+    assert {key: page is None for key, page in shard_.snapshot(9).items()} == {b"S|2|0": True, b"S|2|1": True, b"S|2|2": False}
+
+
+def test_series_that_stay_away_begin_anew_and_what_was_open_is_resolved(plain: Plain) -> None:
+    """Its own next sample finds an empty row; the alert ended when it was last seen, though the new series has yet to warm up."""
+    shard_ = shard(plain)
+    values = [0.0, 0.0, 0.0, 5.0]
+    shard_.process([Record(line("a", START_MS + 1000 * i, value).encode(), i) for i, value in enumerate(values)])
+    assert shard_.open_episodes == 1
+    back = START_MS + 3000 + TTL_MS
+
+    stays = shard(plain)
+    stays.process([Record(line("a", START_MS + 1000 * i, value).encode(), i) for i, value in enumerate(values)])
+    assert stays.process([Record(line("a", back, 0.5).encode(), 4)]).expired == 0
+
+    outcome = shard_.process([Record(line("a", back + 1, 0.5).encode(), 4)])
+    (alert,) = (alert.message.alert for alert in outcome.alerts)
+    assert (outcome.expired, alert.status, alert.ends_at, alert.source.offset) == (1, "resolved", "2025-12-17T19:33:23.000Z", 4)
+    assert "came back after a long gap" in alert.annotations["description"]
+    assert shard_.pages.field("age")[0] == 1
+
+
+@pytest.mark.parametrize("forgetting", ["eviction", "expiry"])
+def test_an_alert_of_a_series_that_is_forgotten_is_resolved(plain: Plain, forgetting: str) -> None:
+    shard_ = shard(plain, 1 if forgetting == "eviction" else 2)
+    fired = shard_.process([Record(line("a", START_MS + 1000 * i, v).encode(), i) for i, v in enumerate([0.0, 0.0, 0.0, 5.0, 4.5])])
+    later = START_MS + (5000 if forgetting == "eviction" else TTL_MS + TTL_MS // 8)
+
+    outcome = shard_.process([Record(line("b", later, 0.5).encode(), 9, timestamp=later)])
+
+    (alert,) = outcome.alerts
+    assert alert.message.alert.alert_id == fired.alerts[0].message.alert.alert_id
+    assert (alert.message.alert.status, alert.message.alert.ends_at) == ("resolved", "2025-12-17T19:33:24.000Z")
+    assert (alert.message.alert.event_time, alert.message.alert.value) == ("2025-12-17T19:33:24.000Z", 4.5)
+    assert (alert.message.alert.source.offset, alert.produced_ms) == (9, later)
+    assert "no longer kept" in alert.message.alert.annotations["description"]
+    assert shard_.open_episodes == 0
+    assert (outcome.evicted, outcome.expired) == ((1, 0) if forgetting == "eviction" else (0, 1))
+    Draft202012Validator(load_schema()).validate(msgspec.json.decode(alert.message.value))
+
+
+def test_one_record_from_the_future_does_not_expire_everything(plain: Plain) -> None:
+    shard_ = shard(plain, ttl_ms=100 * TTL_MS)
+    names = "abc"
+    shard_.process([Record(line(name, START_MS, 1).encode(), i, START_MS) for i, name in enumerate(names)])
+
+    outcome = shard_.process([Record(line("d", START_MS + 10**12, 1).encode(), 3, START_MS)])
+
+    assert (outcome.expired, shard_.series) == (0, 4)
+    assert shard_.stream_time_ms == START_MS + 86_400_000
+
+
+def test_pages_of_another_size_and_beyond_the_capacity_find_rows(plain: Plain) -> None:
+    """Other page sizes come with a release, a smaller capacity with a setting. Old records go when the new ones are there."""
+    records = churn(300, 20)
+    golden, before, log = shard(plain, 64), shard(plain, 64), Log()
+    whole = golden.process(records)
+    log.commit([before.process(records[:100], snapshots=20), before.process(records[100:150])])
+    wider = Plain(plain.artifact, "cpu")
+    wider.page_rows = 7
+    old = set(log.pages)
+
+    first = log.into(shard(wider, 24))
+    log.commit([first.process([r for r in records[:200] if r.offset >= log.replay_from], snapshots=1)])
+    assert old & set(log.pages)
+    second = log.into(shard(wider, 24))
+    log.commit([second.process([r for r in records if r.offset >= log.replay_from], snapshots=10)])
+
+    assert not old & set(log.pages)
+    assert log.told == told(whole)
+    assert second.digest() == golden.digest()
+    assert log.into(shard(wider, 24)).digest() == golden.digest()
+
+    narrow = log.into(shard(wider, 16))
+    assert narrow.series == 16
+    assert narrow.process([], 300).evicted == 4
+
+
+def test_fewer_series_than_before_are_kept_by_their_last_use(plain: Plain) -> None:
+    before, log = shard(plain, 64), Log()
+    log.commit([before.process([Record(line(f"s{i:02}", START_MS + i, 1).encode(), i) for i in range(20)], snapshots=20)])
+
+    after = log.into(shard(plain, 5))
+    outcome = after.process([], 20, snapshots=20)
+    log.commit([outcome])
+
+    # Rows within the capacity stay; of the others those that were used last.
+    assert after.series == 5
+    assert outcome.evicted == 15
+    assert {series for gone in log.forgotten.values() for series in gone.keys} | set(filter(None, after.index.keys)) == {
+        f'm.v{{h="s{i:02}"}}' for i in range(20)
+    }
+    assert log.into(shard(plain, 64)).digest() == after.digest()
+
+
+def test_rows_of_another_model_are_carried_over_and_written_anew(plain: Plain) -> None:
+    before, log = shard(plain, 8), Log()
+    log.commit([before.process(churn(60, 6), snapshots=9)])
+    other = Plain(plain.artifact, "cpu")
+    other.model = ModelInfo("another", "2", "f" * 64)
+
+    after = log.into(shard(other, 8))
+
+    assert after.series == 6
+    assert sorted(filter(None, after.index.keys)) == sorted(filter(None, before.index.keys))
+    assert after.dirty_pages == 3
+    log.commit([after.process([], 60, snapshots=9)])
+    assert {page.model for page in log.read_pages()} == {"f" * 64}
+
+
+def test_spellings_of_another_reading_are_not_believed(plain: Plain) -> None:
+    records = churn(40, 4)
+    before, log = shard(plain, 8), Log()
+    log.commit([before.process(records, snapshots=9)])
+
+    known = log.into(shard(plain, 8))
+    unknown = log.into(shard(plain, 8, reading="another"))
+
+    assert (len(known.index.aliases), len(unknown.index.aliases)) == (4, 0)
+    assert known.process(churn(20, 4, 2, 40)).samples == unknown.process(churn(20, 4, 2, 40)).samples == 20
+    assert known.digest() == unknown.digest()
+
+
+@pytest.mark.parametrize("snapshots", [0, 9])
+def test_keys_of_4_kib_come_back(plain: Plain, snapshots: int) -> None:
+    records = [Record(line(str(i) + "ä" * 4000, START_MS, 1).encode(), i) for i in range(8)]
+    before, log = shard(plain, 4), Log()
+    log.commit([before.process(records, snapshots=snapshots)])
+    assert sum(len(gone.keys) for gone in log.forgotten.values()) == (0 if snapshots else 4)
+
+    after = log.into(shard(plain, 4))
+    after.process([record for record in records if record.offset >= log.replay_from], 8)
+
+    assert after.digest() == before.digest()
+
+
+def test_a_page_that_comes_again_replaces_the_one_before_and_one_that_is_gone_leaves_nothing(plain: Plain) -> None:
+    before, log = shard(plain, 8), Log()
+    log.commit([before.process([Record(line(name, START_MS, 1).encode(), i) for i, name in enumerate("abcd")], snapshots=9)])
+    old = log.read_pages()
+    log.commit([before.process([Record(line(name, START_MS + 9, 2).encode(), 4 + i) for i, name in enumerate("ab")], snapshots=9)])
+    fresh = shard(plain, 8)
+    for page in [*old, *log.read_pages(), *old[1:]]:
+        fresh.load(page)
+
+    fresh.begin(log.restored(), live={b"S|2|0", b"A|x"})
+
+    assert sorted(filter(None, fresh.index.keys)) == ['m.v{h="a"}', 'm.v{h="b"}']
+    assert not fresh.pages.buffer[2:].any()
+    assert fresh.pages.field("last")[:2, 0].tolist() == [2, 2]
+
+
+def test_what_was_told_wins_over_what_a_replay_finds(plain: Plain) -> None:
+    """On another processor a score may come out on the other side of the threshold: nothing is told twice, and nothing stays open."""
+    values = [0.0, 0.0, 0.0, 5.0, 1.5, 1.5]
+    records = [Record(line("a", START_MS + 1000 * i, value).encode(), i) for i, value in enumerate(values)]
+    log = Log()
+    log.commit([shard(plain).process(records[:4])])
+    deaf = shard(plain, policy=Policy(resolve_after_samples=2, direction="below"))
+
+    outcome = log.into(deaf).process(records)
+
+    assert outcome.divergences == 1
+    assert outcome.replayed == 4
+    assert [alert.message.alert.status for alert in outcome.alerts] == ["resolved"]
+
+    quiet = Log()
+    quiet.commit([shard(plain, policy=Policy(direction="below")).process(records[:4])])
+    heard = quiet.into(shard(plain)).process(records)
+    assert heard.divergences == 1
+    assert heard.alerts == []
+
+
+def test_an_open_alert_survives_the_loss_of_everything_else(plain: Plain) -> None:
+    """Input that is no longer there cannot be replayed; the series' next samples resolve what was told."""
+    values = [0.0, 0.0, 0.0, 5.0]
+    log = Log()
+    log.commit([shard(plain).process([Record(line("a", START_MS + 1000 * i, v).encode(), i) for i, v in enumerate(values)])])
+
+    after = log.into(shard(plain))
+    gap = after.process([], 4)
+    assert (gap.divergences, after.open_episodes) == (1, 1)
+    outcome = after.process([Record(line("a", START_MS + 5000 + 1000 * i, 0.0).encode(), 4 + i) for i in range(6)])
+
+    assert [alert.message.alert.status for alert in outcome.alerts] == ["resolved"]
+
+
+def test_the_real_detector_goes_on_bit_by_bit() -> None:
+    detector = Detector.load(device="cpu")
+    noise: NDArray[np.float64] = np.random.default_rng(1).standard_normal(700)
+    values = [100 + noise[i] + (60 if 600 <= i < 606 else 0) for i in range(700)]
+    records = [Record(line(str(i % 2), START_MS + 1000 * i, value).encode(), i) for i, value in enumerate(values)]
+
+    assert_equal_lives(
+        lambda: shard(detector, 4, Policy()), records, [Act(310, 1, "commit"), Act(294, 0, "commit"), Act(1, 1, "crash")] * 3
+    )

@@ -8,10 +8,10 @@ success, and its producer is not used again: the epoch of the next one makes bro
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Final, Self
 
-from aiokafka.errors import ConcurrentTransactions, KafkaConnectionError, NoError, OperationNotAttempted, for_code
+from aiokafka.errors import ConcurrentTransactions, NoError, OperationNotAttempted, ProducerClosed, for_code
 
 from anomalyd.kafka import client
 
@@ -65,7 +65,7 @@ class Watch:
 
     async def _watched(self, node_id: int, request: Any, **more: Any) -> Any:  # noqa: ANN401  the signature of the client's own
         if self._silenced:
-            raise KafkaConnectionError("the producer is closed")
+            raise ProducerClosed
         kind = type(request).__name__
         # A task of its own, so that it can be given up while it still waits for a connection: its request would leave long after.
         sending = asyncio.ensure_future(self._send(node_id, request, **more))
@@ -76,7 +76,7 @@ class Watch:
             self._note(kind, "given up")
             task = asyncio.current_task()
             if self._silenced and task is not None and not task.cancelling():
-                raise KafkaConnectionError("the producer is closed") from None
+                raise ProducerClosed from None
             raise
         except Exception as error:
             self._note(kind, client.reason(error))
@@ -101,47 +101,50 @@ class Watch:
 
 
 async def discard(producer: Any, watch: Watch | None) -> None:  # noqa: ANN401  the client ships no types
-    """Closes a producer, whatever it is doing, within a deadline; nothing is sent any more, no task of it stays.
+    """Closes a producer, whatever it is doing, within a few seconds; nothing is sent any more, and no task of it stays. Never raises.
 
     The client's own stop() sends what waits and then waits for answers, for ever. Interrupted, it leaves its sender running.
     """
-    if watch is None:
+    if watch is not None:
+        watch.silence()
+        with _private():
+            # What is under way ends by itself now, and would stumble if it had been failed.
+            _fail(batch for batches in producer._message_accumulator._batches.values() for batch in batches)  # noqa: SLF001  no other way
+            look_at(producer._txn_manager._transaction_waiter)  # noqa: SLF001  failed with the sender, and nobody waits for it
+        with _private():
+            for connection in producer.client._conns.values():  # noqa: SLF001  a close() would first send what its buffer holds
+                if connection._writer is not None:  # noqa: SLF001  likewise
+                    connection._writer.transport.abort()  # noqa: SLF001  likewise
+    with contextlib.suppress(Exception):  # whatever it is, it is over
         await client.close(producer)
-        return
-    watch.silence()
-    with _private():
-        for batch in _batches(producer):
-            # Whoever waits for it, to flush or to commit, ends. The futures of its messages stay open, and nobody looks at them again.
-            batch.future.cancel()
-            look_at(batch._drain_waiter)  # noqa: SLF001  failed with the sender, and nobody waits for it
-    with _private():
-        look_at(producer._txn_manager._transaction_waiter)  # noqa: SLF001  likewise
-    with _private():
-        for connection in producer.client._conns.values():  # noqa: SLF001  a close() would first send what its buffer holds
-            if connection._writer is not None:  # noqa: SLF001  likewise
-                connection._writer.transport.abort()  # noqa: SLF001  likewise
-    await client.close(producer)
-    with _private():
-        await client.close(_Rest(producer))
+    if watch is not None:
+        with contextlib.suppress(Exception):  # likewise
+            await client.close(_Rest(producer))
 
 
 class _Rest:
     """What stop() leaves behind where its time was up."""
 
     def __init__(self, producer: Any) -> None:  # noqa: ANN401  the client ships no types
-        self._client = producer.client
+        self._producer = producer
 
     async def stop(self) -> None:
-        await self._client.close()
-        waited_for = self._client._md_update_fut  # noqa: SLF001  requests that failed wait for new metadata, which nobody fetches now
+        sender = self._producer._sender.sender_task  # noqa: SLF001  it goes on if stop() was interrupted
+        if sender is not None and not sender.done():
+            sender.cancel()
+            await asyncio.wait([sender], timeout=client.CLOSE_DEADLINE_S / 2)
+        await self._producer.client.close()
+        waited_for = self._producer.client._md_update_fut  # noqa: SLF001  requests that failed wait for metadata, which nobody fetches now
         if waited_for is not None and not waited_for.done():
             waited_for.set_result(False)
+        accumulator = self._producer._message_accumulator  # noqa: SLF001  a flush waits for what nobody sends any more
+        _fail([*(batch for batches in accumulator._batches.values() for batch in batches), *accumulator._pending_batches])  # noqa: SLF001
 
 
-def _batches(producer: Any) -> list[Any]:  # noqa: ANN401  the client ships no types
-    """What waits to be sent or acknowledged."""
-    accumulator = producer._message_accumulator  # noqa: SLF001  the client has no way to drop them
-    return [*(batch for batches in accumulator._batches.values() for batch in batches), *accumulator._pending_batches]  # noqa: SLF001
+def _fail(batches: Iterable[Any]) -> None:
+    for batch in list(batches):
+        batch.failure(ProducerClosed())
+        look_at(batch._drain_waiter)  # noqa: SLF001  nobody waits for it
 
 
 def look_at(future: asyncio.Future[Any] | None) -> None:

@@ -20,6 +20,7 @@ from aiokafka.errors import (
     NotCoordinatorError,
     OperationNotAttempted,
     OutOfOrderSequenceNumber,
+    ProducerClosed,
     ProducerFenced,
     RequestTimedOutError,
     TopicAuthorizationFailedError,
@@ -297,6 +298,39 @@ def losing(producer: AIOKafkaProducer, lost: list[object], *, arrives: bool) -> 
         raise RequestTimedOutError
 
     producer.client.send = lose
+    return producer
+
+
+@pytest.mark.real_kafka
+@pytest.mark.parametrize("held", ["AddPartitionsToTxnRequest", "ProduceRequest", "EndTxnRequest"])
+async def test_what_a_closed_writer_had_under_way_is_never_sent(kafka: str, make_place: MakePlace, held: str) -> None:
+    place = await make_place(kafka)
+    let_go, late = asyncio.Event(), list[str]()
+    writer = await place.writer(timeout_ms=1_000, make=lambda **more: holding(AIOKafkaProducer(**more), held, let_go, late))
+    with pytest.raises(DeliveryError):
+        await writer.commit([place.alert(b"a")], [Entry(b"S", b"s" * 600_000), Entry(b"P", b"1")])
+
+    began_s = time.monotonic()
+    await writer.close()
+    assert time.monotonic() - began_s < 2
+    let_go.set()
+
+    await until(lambda: asyncio.all_tasks() == {asyncio.current_task()}, "the end of all tasks of the writer", timeout_s=5)
+    assert late == []
+
+
+def holding(producer: AIOKafkaProducer, held: str, let_go: asyncio.Event, late: list[str]) -> AIOKafkaProducer:
+    """Requests of a kind wait, as for a connection."""
+    send = producer.client.send
+
+    async def hold(node: int, request: Any, **more: Any) -> Any:  # noqa: ANN401  the client's own
+        if type(request).__name__ == held:
+            await let_go.wait()
+        if let_go.is_set():
+            late.append(type(request).__name__)
+        return await send(node, request, **more)
+
+    producer.client.send = hold
     return producer
 
 
@@ -700,9 +734,9 @@ async def test_a_silenced_client_sends_nothing_and_gives_up_what_waits() -> None
     watch.silence()
     connected.set()
 
-    with pytest.raises(KafkaConnectionError):
+    with pytest.raises(ProducerClosed):
         await waiting
-    with pytest.raises(KafkaConnectionError):
+    with pytest.raises(ProducerClosed):
         await producer.client.send(1, EndTxnRequest())
     assert sent == []
 

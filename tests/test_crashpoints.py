@@ -1,9 +1,11 @@
 """The places where chaos tests end the process."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +57,10 @@ def test_the_environment_arms_the_daemon_and_is_no_setting() -> None:
 
     assert done.returncode == 2
     assert "ANOMALYD_CRASH_AT" in done.stderr
+
+
+def test_every_place_exists() -> None:
+    package = Path(crashpoints.__file__).parent
+    reached = {name for file in package.rglob("*.py") for name in re.findall(r'reached\("([^"]*)"\)', file.read_text())}
+
+    assert reached == set(crashpoints.NAMES)

@@ -272,7 +272,9 @@ class Ledger:
         entries = [Entry(key, value) for key, value in written.items()]
         entries.append(Entry(POSITION_KEY, codec.encode(POSITION_KEY, position)))
 
+        reached("begin")
         offsets = await self._surely(work.messages, entries, position)
+        reached("after-commit")
 
         self._last, self._known = position, max(self._known, offsets[-1])
         for (key, value), offset in zip(entries[:-1], offsets, strict=False):

@@ -208,22 +208,21 @@ class ModelClient:
         self.cluster.update_metadata(described)
 
     def force_metadata_update(self) -> "asyncio.Future[bool]":
-        if self._md_update_fut is None:
-            self._md_update_fut = asyncio.ensure_future(self._refresh())
+        if self._md_update_fut is None or self._md_update_fut.done():
+            self._md_update_fut = self._loop.create_future()
+            self._loop.create_task(self._refresh(self._md_update_fut))
         return asyncio.shield(self._md_update_fut)
 
-    async def _refresh(self) -> bool:
+    async def _refresh(self, updated: "asyncio.Future[bool]") -> None:
         try:
-            await asyncio.sleep(self._retry_backoff)
             self._update(await self._call("Metadata", None, self._describe))
         except KafkaError:
-            return False
-        finally:
-            self._md_update_fut = None
-        return True
+            await asyncio.sleep(self._retry_backoff)
+        if not updated.done():
+            updated.set_result(True)
 
     async def _maybe_wait_metadata(self) -> None:
-        if self._md_update_fut is not None:
+        if self._md_update_fut is not None and not self._md_update_fut.done():
             await asyncio.shield(self._md_update_fut)
 
     async def _wait_on_metadata(self, topic: str) -> set[int]:

@@ -164,8 +164,7 @@ class Simulation:
             except Exception as error:  # noqa: BLE001  whatever it is, it belongs to this seed
                 failure = error
             finally:
-                for instance in self.instances:
-                    instance.process.bury()
+                loop.run_until_complete(self._bury())
                 asyncio.set_event_loop(None)
                 loop.close()
                 random.setstate(state)
@@ -213,6 +212,10 @@ class Simulation:
             stack.callback(lambda: structlog.configure(**before))
             structlog.configure(processors=[self._log], cache_logger_on_first_use=False)
             yield
+
+    async def _bury(self) -> None:
+        for instance in self.instances:
+            instance.process.bury()
 
     async def _until_broken(self) -> None:
         self.broken: asyncio.Future[None] = self.loop.create_future()

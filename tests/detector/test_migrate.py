@@ -257,7 +257,7 @@ def many(detector: Detector) -> tuple[Rows, Rows]:
     return rows, migrated(detector, rows, described(detector.layout), same_model=False)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=10)
 @given(st.lists(st.integers(0, 599), min_size=1, max_size=300))
 def test_a_row_becomes_the_same_whatever_is_beside_it(detector: Detector, many: tuple[Rows, Rows], which: list[int]) -> None:
     rows, whole = many

@@ -370,6 +370,7 @@ async def test_while_brokers_are_away_every_call_ends_in_time(breakable_kafka: C
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # three brokers start, and two of them once more
 async def test_a_leader_that_dies_in_a_transaction_leaves_all_of_it_or_nothing(kafka_cluster: Cluster, make_place: MakePlace) -> None:
     place = await make_place(kafka_cluster.bootstrap_servers)
     certain, doubtful = list[int](), list[int]()

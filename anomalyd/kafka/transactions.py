@@ -135,7 +135,8 @@ class _Writer:
         if self._producer is not None:
             producer, self._producer = self._producer, None
             if self._limit is not None:
-                self._limit.reschedule(asyncio.get_running_loop().time())
+                with contextlib.suppress(RuntimeError):  # it has just run out by itself
+                    self._limit.reschedule(asyncio.get_running_loop().time())
             await discard(producer, self._watch)
 
     @contextlib.asynccontextmanager

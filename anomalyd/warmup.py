@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from anomalyd.batch import Source
 from anomalyd.detector import Detector
+from anomalyd.detector.migrate import described, migrated
 from anomalyd.formats import make_decoder
 from anomalyd.shard import Shard, StreamPlan
 
@@ -35,12 +36,14 @@ class _Record(NamedTuple):
 
 
 def warm_up(detector: Detector, formats: Iterable[str] = SAMPLE) -> None:
-    """Run a thousand samples in each of the `formats`, by default all, through throw-away shards."""
+    """Run a thousand samples in each of the `formats`, by default all, through throw-away shards, and a row through the swap rule."""
     for name in formats:
         template = SAMPLE[name]
         shard = Shard(StreamPlan("warm-up"), Source("warm-up", 0), detector, make_decoder(name), CAPACITY)
         first_ms = 1_700_000_000_000
         shard.process([_Record(template.format(ms=first_ms + i, series=i).encode(), i, first_ms + i) for i in range(SERIES)])
+    # A restore of what another model has learned must not wait for a compiler either: a rebalance would find it late.
+    migrated(detector, detector.new_pages(1).buffer, described(detector.layout), same_model=False)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalyd.jit import njit
 from anomalyd.selection import Selection
 from anomalyd.series.aliases import AliasTable
 from anomalyd.series.key import parse_key, series_key
@@ -129,7 +128,7 @@ class SeriesIndex:
 
     def touch(self, rows: NDArray[np.int32], offsets: NDArray[np.int64]) -> None:
         """These rows were used by samples of the records at these offsets; rows (n,), offsets (n,) ascending."""
-        _touch(self.use, rows, offsets)
+        self.use[rows, 0] = offsets
 
     def evict(self) -> Released:
         """Forget the max(1, capacity // 256) longest idle series, longest idle first, of equals those whose keys come first."""
@@ -201,9 +200,3 @@ class SeriesIndex:
         """Series that are no longer hidden."""
         self._hidden.difference_update(keys)
         self.aliases.forget_rowless()
-
-
-@njit
-def _touch(use: NDArray[np.int64], rows: NDArray[np.int32], offsets: NDArray[np.int64]) -> None:
-    for i in range(len(rows)):
-        use[rows[i], 0] = offsets[i]

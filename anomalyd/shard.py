@@ -243,7 +243,7 @@ class Shard:
         """Pages of state that hold series, or have held some."""
         return self._state.pages_in_use
 
-    def digest(self) -> int:
+    def digest(self) -> str:
         """A number that is the same for the same series in the same state."""
         return self._state.digest()
 
@@ -374,10 +374,19 @@ class Shard:
         """
         if not len(batch) or (self.stream_time_ms is not None and int(batch.time_ms.max()) <= self.stream_time_ms):
             return -1
-        now = _NO_TIME if self.stream_time_ms is None else self.stream_time_ms
-        now, crossing = _clock(now, batch.time_ms, batch.record, part.timestamps, self._expiry_ms)
-        self.stream_time_ms = now
-        return crossing
+        now, start = _NO_TIME if self.stream_time_ms is None else self.stream_time_ms, 0
+        oldest = int(batch.time_ms.min())
+        while True:
+            now, start, crossing = _clock(now, start, batch.time_ms, batch.record, part.timestamps, self._expiry_ms)
+            self.stream_time_ms = now
+            # Decoding again what is behind is not worth it where nothing can be found.
+            if crossing < 0 or oldest < self._expiring_ms or self._state.knows_older(self._expiring_ms):
+                return crossing
+
+    @property
+    def _expiring_ms(self) -> int:
+        """Event time in front of which series were heard of that are to be forgotten now."""
+        return (self.stream_time_ms or 0) - self._ttl_ms - self._expiry_ms
 
     def advance(self, batch: SampleBatch, offsets: NDArray[np.int64], timestamp_of: Callable[[int], int] = lambda _: -1) -> Outcome:
         """The part of `process` behind decoding: scores samples, moves their series and episodes on, writes messages.
@@ -476,7 +485,7 @@ class Shard:
 
     def _expire(self, part: "_Part", number: int, outcome: Outcome) -> None:
         """Forgets, behind a record of the part, series that have not been heard of for long."""
-        rows = self._state.expired((self.stream_time_ms or 0) - self._ttl_ms - self._expiry_ms)
+        rows = self._state.expired(self._expiring_ms)
         if len(rows):
             keys = self.index.release(rows).keys
             self._forget(rows, keys, part.offset(number) + 1, part.offset(number), part.timestamp(number), outcome)
@@ -540,12 +549,17 @@ def _first(batch: SampleBatch, records: int) -> SampleBatch:
 
 
 @njit
-def _clock(now: int, times: NDArray[np.int64], record: NDArray[np.int32], timestamps: NDArray[np.int64], step_ms: int) -> tuple[int, int]:
-    """The clock behind these samples, or behind the first record that takes it over a multiple of `step_ms`; and its number, else -1."""
+def _clock(
+    now: int, start: int, times: NDArray[np.int64], record: NDArray[np.int32], timestamps: NDArray[np.int64], step_ms: int
+) -> tuple[int, int, int]:
+    """Moves the clock on with the samples from `start` on, up to the end of the first record that takes it over a multiple of `step_ms`.
+
+    Returns the clock, the sample behind, and the number of that record, -1 if there is none.
+    """
     crossing = -1
-    for i in range(len(times)):
+    for i in range(start, len(times)):
         if crossing >= 0 and record[i] != crossing:
-            break
+            return now, i, crossing
         at = int(times[i])
         produced = timestamps[record[i]]
         if produced >= 0:
@@ -554,4 +568,4 @@ def _clock(now: int, times: NDArray[np.int64], record: NDArray[np.int32], timest
             if now != _NO_TIME and at // step_ms != now // step_ms:
                 crossing = int(record[i])
             now = at
-    return now, crossing
+    return now, len(times), crossing

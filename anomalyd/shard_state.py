@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from anomalyd.alerts.episodes import Episodes
@@ -23,6 +22,7 @@ from anomalyd.errors import StateError
 from anomalyd.jit import njit
 from anomalyd.series import FRESH, NEVER, SeriesIndex
 from anomalyd.state.codec import FORGOTTEN_PER_RECORD, Episode, Forgotten, Page, encode, episode_key, forgotten_key, page_key
+from anomalyd.state.digest import digest
 from anomalyd.state.ports import Restored
 
 _CLEAN: Final = int(np.iinfo(np.int64).max)
@@ -135,6 +135,11 @@ class ShardState:
         )
         samples = self._anew[:count].copy()
         return Stretch(stop, batch.row[samples], samples)
+
+    def knows_older(self, before_ms: int) -> bool:
+        """Whether the newest sample of any series is older."""
+        last_use = self._index.last_use
+        return bool(np.any((last_use < FRESH) & (self._time[: len(last_use)] < before_ms)))
 
     def expired(self, before_ms: int) -> NDArray[np.int32]:
         """Rows of series whose newest sample is older, in the order of their keys."""
@@ -254,16 +259,11 @@ class ShardState:
         self._part = (offset, part)
         return records
 
-    def digest(self) -> int:
+    def digest(self) -> str:
         """A number that is the same for the same series in the same state, wherever their rows are."""
-        total = 0
-        for row, series in enumerate(self._index.keys):
-            if series is not None:
-                state = xxhash.xxh3_64(series.encode())
-                state.update(self._index.last_use[row].tobytes())
-                state.update(self._pages.buffer[row].tobytes())
-                total = (total + state.intdigest()) & ((1 << 64) - 1)
-        return total
+        held = ((series, row) for row, series in enumerate(self._index.keys) if series is not None)
+        last_use = self._index.last_use.astype("<i8")
+        return digest((series, last_use[row].tobytes() + self._pages.buffer[row].tobytes()) for series, row in held)
 
     # --- reading back -----------------------------------------------------------------------------------------------
 

@@ -451,6 +451,8 @@ class Consumer:
             )
         elif self._missing - missing:
             _log.info("input_topics_found", topics=sorted(self._missing - missing))
+            # The leader of the group looks out for that, but a static one that came back does not know that it leads.
+            self._connected._coordinator.request_rejoin()  # noqa: SLF001  there is no public way
         self._missing = missing
         refused = missing & self._connected._client.cluster.unauthorized_topics  # noqa: SLF001  metadata refuses without raising
         if refused:

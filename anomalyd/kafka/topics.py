@@ -18,10 +18,10 @@ from anomalyd.settings import Settings
 DAY_MS: Final = 86_400_000
 MOST_COPIES: Final = 3
 
-CHANGELOG_MESSAGE_BYTES: Final = 4 << 20
+CHANGELOG_MESSAGE_BYTES: Final = 8 << 20
 """A page of state rows is one message; its rows take half a MiB, the keys of its series up to a MiB more."""
 
-LEAST_CHANGELOG_MESSAGE_BYTES: Final = 2 << 20
+LEAST_CHANGELOG_MESSAGE_BYTES: Final = 6 << 20
 
 CHANGELOG_CONFIG: Final[dict[str, str]] = {
     "cleanup.policy": "compact",

@@ -23,7 +23,7 @@ from aiokafka.errors import (
 
 from anomalyd.batch import Entry
 from anomalyd.crashpoints import reached
-from anomalyd.errors import AnomalydError, DeliveryError, FencedError, KafkaRefusedError, TooLargeError
+from anomalyd.errors import AnomalydError, DeliveryError, FencedError, KafkaRefusedError, StateError, TooLargeError
 from anomalyd.kafka import client
 from anomalyd.kafka.message import Message, Metrics, fitting
 from anomalyd.kafka.watch import RETRY_BACKOFF_MS, Watch, discard, look_at
@@ -191,7 +191,7 @@ class _Writer:
 
     async def _send_entries(self, producer: Producing, entries: Sequence[Entry]) -> list[asyncio.Future[Any]]:
         if self._partition not in await producer.partitions_for(self._topic):
-            raise KafkaRefusedError(f"Kafka: topic {self._topic} has no partition {self._partition}; see: anomalyd topics plan")
+            raise StateError(f"topic {self._topic} has no partition {self._partition}; make it with anomalyd topics create, then restart")
         return [await _send(producer, self._topic, entry.value, entry.key, self._partition, [], i) for i, entry in enumerate(entries)]
 
     async def _send_singly(self, producer: Producing, messages: Sequence[Message]) -> list[_Sent]:

@@ -46,7 +46,7 @@ def test_a_changelog_has_the_partitions_of_its_input_and_keeps_the_newest_of_eac
     assert a.config["cleanup.policy"] == "compact"
     assert "retention.ms" not in a.config
     assert a.config["min.insync.replicas"] == "2"
-    assert (int(a.config["segment.bytes"]), int(a.config["max.message.bytes"])) == (64 << 20, 4 << 20)
+    assert (int(a.config["segment.bytes"]), int(a.config["max.message.bytes"])) == (64 << 20, 8 << 20)
     assert 0.1 <= float(a.config["min.cleanable.dirty.ratio"]) <= 0.3
 
 
@@ -60,7 +60,7 @@ def test_copies_follow_the_brokers_unless_told(brokers: int, asked: int | None, 
 
 ALERTS = Need("out", "alerts", 4, 3, {"cleanup.policy": "delete"})
 STATE = Need("log", "state", 4, 3, {"cleanup.policy": "compact"}, "metrics")
-COMPACT = {"cleanup.policy": "compact", "max.message.bytes": "4194304"}
+COMPACT = {"cleanup.policy": "compact", "max.message.bytes": "8388608"}
 
 
 @pytest.mark.parametrize(

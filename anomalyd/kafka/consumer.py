@@ -399,6 +399,10 @@ class Consumer:
 
         Returns whether the coordinator took them, which it does of a member of the present generation and of nobody else.
         """
+        return bool(await self._publish(positions))
+
+    async def _publish(self, positions: Mapping[Source, int]) -> bool | None:
+        """Returns None where the coordinator has not answered."""
         ours = {TopicPartition(*source): position for source, position in positions.items() if source in (self._assigned or ())}
         if not ours or self._client is None:
             return False
@@ -407,17 +411,21 @@ class Consumer:
                 await self._client.commit(ours)
         except (KafkaError, OSError, TimeoutError) as error:
             _log.info("positions_not_published", partitions=len(ours), reason=client.reason(error))
-            return False
+            return False if isinstance(error, CommitFailedError | IllegalStateError) else None
         return True
 
     async def is_member(self, source: Source, position: int | None) -> bool:
         """Whether the group gives us the partition, as the coordinator sees it; `position` is published with the question.
 
-        Without a position there is nothing to ask with, and what we last heard counts.
+        Without a position there is nothing to ask with, and what we last heard counts. A coordinator that does not answer is asked again as
+        long as we have not heard otherwise: an outage of some seconds must not have everybody restore everything.
         """
-        if source not in (self._assigned or ()) or position is None:
-            return source in (self._assigned or ())
-        return await self.publish({source: position})
+        backoff = client.Backoff()
+        while source in (self._assigned or ()) and position is not None:
+            if (answer := await self._publish({source: position})) is not None:
+                return answer
+            await asyncio.sleep(backoff.next_s())
+        return source in (self._assigned or ())
 
     async def probe(self) -> None:
         """Looks after an idle consumer; call it about every second.
@@ -510,7 +518,9 @@ class Consumer:
         self._assigned = None
         self._position.clear()
         self._end.clear()
-        self._stopped.clear()
+        if self._stopped:
+            self._stopped.clear()
+            self._metrics.stopped(0)
         self._stop_locating()
 
     def _stop_locating(self) -> None:

@@ -1,7 +1,7 @@
 """What the consumer does when its client misbehaves, with a client in memory that does so on demand."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -21,8 +21,8 @@ from aiokafka.errors import (
 
 import anomalyd.kafka.consumer as consumer_module
 from anomalyd.batch import Source
-from anomalyd.errors import AnomalydError, DeliveryError, KafkaRefusedError
-from anomalyd.kafka.consumer import STALL_S, Consumer
+from anomalyd.errors import AnomalydError, KafkaRefusedError, LostError, StateError
+from anomalyd.kafka.consumer import STALL_S, Consumer, Recovered
 from anomalyd.settings import KafkaSettings
 from tests.support.poll import until
 
@@ -59,6 +59,7 @@ class FakeClient:
         self.first, self.end = 0, 1_000
         self.commits: list[dict[TopicPartition, int]] = []
         self.commit_error: Exception | None = None
+        self.commits_tried = 0
         self.asked: list[int] = []
         self.listener: ConsumerRebalanceListener
         self.stopped = False
@@ -116,6 +117,7 @@ class FakeClient:
         return dict.fromkeys(partitions, self.end)
 
     async def commit(self, positions: dict[TopicPartition, int]) -> None:
+        self.commits_tried += 1
         if self.commit_error is not None:
             raise self.commit_error
         self.commits.append(positions)
@@ -137,11 +139,38 @@ class Holder:
     """An owner and metrics that remember."""
 
     def __init__(self) -> None:
+        self.known: dict[Source, Recovered | None] = {ZERO: Recovered(10, 10), ONE: Recovered(20, 20)}
+        self.obstacles: dict[Source, list[Exception | asyncio.Event]] = {}
+        """What comes in the way of recovering a partition: one thing each time, an event is waited for."""
+        self.asked: list[tuple[Source, int]] = []
+        """Partitions to recover, and how many their topic had."""
+        self.asked_s: list[float] = []
+        self.cancelled: list[Source] = []
+        self.given: list[set[Source]] = []
         self.taken: list[dict[Source, int]] = []
+        self.on_take: Callable[[Source], None] | None = None
         self.releases = 0
         self.on_release: Callable[[], Any] | None = None
         self.losses: list[tuple[str, int]] = []
-        self.fetch_failures = self.replacements = 0
+        self.fetch_failures = self.replacements = self.partitions_stopped = 0
+
+    def assigned(self, sources: Collection[Source]) -> None:
+        self.given.append(set(sources))
+
+    async def recover(self, source: Source, partitions: int) -> Recovered | None:
+        self.asked.append((source, partitions))
+        self.asked_s.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(0)
+        obstacle = self.obstacles[source].pop(0) if self.obstacles.get(source) else None
+        if isinstance(obstacle, Exception):
+            raise obstacle
+        if obstacle is not None:
+            try:
+                await obstacle.wait()
+            except asyncio.CancelledError:
+                self.cancelled.append(source)
+                raise
+        return self.known[source]
 
     async def release(self) -> None:
         self.releases += 1
@@ -150,6 +179,12 @@ class Holder:
 
     def take(self, positions: dict[Source, int]) -> None:
         self.taken.append(dict(positions))
+        if self.on_take is not None:
+            for source in positions:
+                self.on_take(source)
+
+    def stopped(self, partitions: int) -> None:
+        self.partitions_stopped = partitions
 
     def rebalanced(self, partitions: int) -> None:
         return
@@ -191,7 +226,7 @@ async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
     await made.consumer.stop()
 
 
-async def test_partitions_are_read_from_their_committed_positions_and_not_before(rig: Rig) -> None:
+async def test_partitions_are_read_from_where_their_state_goes_on_and_not_before(rig: Rig) -> None:
     rig.client.assign(ZERO, ONE)
     assert all(state.paused for state in rig.client.states.values())
     assert not rig.consumer.ready
@@ -199,14 +234,197 @@ async def test_partitions_are_read_from_their_committed_positions_and_not_before
     await until(lambda: rig.consumer.ready, "positions")
 
     assert {tp: (state.position, state.paused) for tp, state in rig.client.states.items()} == {TP[ZERO]: (10, False), TP[ONE]: (20, False)}
-    assert rig.holder.taken == [{ZERO: 10, ONE: 20}]
+    assert rig.holder.asked == [(ZERO, 2), (ONE, 2)]
+    assert rig.holder.taken == [{ZERO: 10}, {ONE: 20}]
 
 
-async def test_a_member_without_partitions_is_ready(rig: Rig) -> None:
+async def test_a_member_without_partitions_is_ready_and_can_let_go_of_what_it_put_aside(rig: Rig) -> None:
     rig.client.assign()
 
     assert rig.consumer.ready
-    assert rig.holder.taken == [{}]
+    assert (rig.holder.given, rig.holder.taken) == ([set()], [])
+
+
+async def test_a_partition_without_state_goes_on_where_the_group_was(rig: Rig) -> None:
+    """So does the first start of this release after an older one, which had no state."""
+    rig.holder.known = {ZERO: None}
+    FakeClient.committed_at = {TP[ZERO]: 33}
+
+    await rig.given(ZERO)
+
+    assert (rig.client.states[TP[ZERO]].position, rig.holder.taken) == (33, [{ZERO: 33}])
+
+
+async def test_what_a_replay_needs_is_read_again_and_what_is_gone_of_it_is_no_loss(rig: Rig) -> None:
+    """Everything in front of the position has been told; only records behind it can be lost."""
+    rig.holder.known = {ZERO: Recovered(10, 60), ONE: Recovered(20, 40)}
+    rig.client.first = 50
+
+    await rig.given(ZERO, ONE)
+
+    assert [rig.client.states[TP[source]].position for source in (ZERO, ONE)] == [50, 50]
+    assert rig.holder.losses == [("expired", 10)]
+
+
+class TestRecovering:
+    """Takes as long as it takes; meanwhile the others are read, and the group goes on."""
+
+    async def test_one_slow_partition_holds_up_no_other(self, rig: Rig) -> None:
+        rig.holder.obstacles[ZERO] = [restored := asyncio.Event()]
+        rig.client.assign(ZERO, ONE)
+        await until(lambda: rig.holder.taken, "the other one")
+        rig.client.answers.append({TP[ONE]: [Record(20)]})
+
+        (polled,) = await rig.consumer.poll()
+
+        assert (polled.source, polled.next_offset) == (ONE, 21)
+        assert rig.client.states[TP[ZERO]].paused
+        assert not rig.consumer.ready
+        assert rig.consumer.status()["partitions_recovered"] == 1
+        restored.set()
+        await until(lambda: rig.consumer.ready, "the slow one")
+        assert rig.holder.taken == [{ONE: 20}, {ZERO: 10}]
+
+    async def test_a_rebalance_ends_it_and_the_next_assignment_begins_it_again(self, rig: Rig) -> None:
+        rig.holder.obstacles[ZERO] = [asyncio.Event()]
+        rig.client.assign(ZERO)
+        await until(lambda: rig.holder.asked, "the beginning")
+
+        await rig.client.revoke()
+        await until(lambda: rig.holder.cancelled, "the end")
+        await rig.given(ZERO)
+
+        assert rig.holder.cancelled == [ZERO]
+        assert rig.holder.taken == [{ZERO: 10}]
+
+    async def test_what_was_fenced_is_claimed_again_with_growing_pauses(self, rig: Rig) -> None:
+        """While the group gives us the partition, somebody who thinks it his will not go on for ever."""
+        rig.holder.obstacles[ZERO] = [LostError(), LostError()]
+
+        await rig.given(ZERO)
+
+        first, second, third = rig.holder.asked_s
+        assert second - first >= 0.12
+        assert third - second >= 0.24
+        assert rig.holder.taken == [{ZERO: 10}]
+
+    async def test_what_was_fenced_is_left_to_the_other_when_the_group_takes_it_away(self, rig: Rig) -> None:
+        rig.holder.obstacles[ZERO] = [LostError() for _ in range(100)]
+        rig.client.assign(ZERO)
+        await until(lambda: rig.holder.asked, "an attempt")
+
+        await rig.client.revoke()
+        await rig.given(ONE)
+
+        assert rig.holder.taken == [{ONE: 20}]
+        assert len(rig.holder.asked) < 5
+
+    async def test_it_is_begun_again_when_the_owner_has_lost_what_it_knew(self, rig: Rig) -> None:
+        await rig.given(ZERO, ONE)
+        rig.client.answers.append({TP[ZERO]: [Record(10), Record(11)]})
+        await rig.consumer.poll()
+
+        rig.consumer.reclaim(ZERO)
+        between = (rig.client.states[TP[ZERO]].paused, rig.consumer.ready, dict(rig.consumer.positions()))
+        await until(lambda: rig.consumer.ready, "the partition")
+
+        assert between == (True, False, {ONE: 20})
+        assert rig.holder.asked == [(ZERO, 2), (ONE, 2), (ZERO, 2)]
+        assert rig.client.states[TP[ZERO]].position == 10
+        assert not rig.client.states[TP[ZERO]].paused
+
+    async def test_it_can_be_asked_for_while_a_partition_is_being_handed_over(self, rig: Rig) -> None:
+        """The topic was made anew: what the owner knows has to be read again, and is asked for from within its own callback."""
+        asked_again: list[Source] = []
+
+        def once(source: Source) -> None:
+            if not asked_again:
+                asked_again.append(source)
+                rig.consumer.reclaim(source)
+
+        rig.holder.on_take = once
+
+        await rig.given(ZERO)
+
+        assert rig.holder.asked == [(ZERO, 2), (ZERO, 2)]
+        assert rig.holder.taken == [{ZERO: 10}, {ZERO: 10}]
+        assert rig.client.states[TP[ZERO]].position == 10
+        assert await rig.consumer.poll() == []
+
+    async def test_what_is_not_ours_any_more_is_not_recovered(self, rig: Rig) -> None:
+        await rig.given(ZERO)
+        await rig.client.revoke()
+
+        rig.consumer.reclaim(ZERO)
+        rig.consumer.stop_partition(ZERO, "damaged")
+        await rig.given(ONE)
+        rig.consumer.reclaim(ZERO)
+        rig.consumer.stop_partition(ZERO, "damaged")
+
+        assert rig.holder.taken == [{ZERO: 10}, {ONE: 20}]
+        assert rig.consumer.status()["partitions_stopped"] == {}
+        assert rig.consumer.ready
+
+    async def test_a_refusal_ends_the_daemon(self, rig: Rig) -> None:
+        rig.holder.obstacles[ZERO] = [KafkaRefusedError("not authorised for transactions")]
+        rig.client.assign(ZERO)
+
+        async def poll_on() -> None:
+            while True:
+                await rig.consumer.poll()
+
+        with pytest.raises(KafkaRefusedError, match="transactions"):
+            await asyncio.wait_for(poll_on(), 10)
+
+
+class TestStoppedPartitions:
+    """One that cannot go on: the others do, and an operator sees why."""
+
+    async def test_state_that_cannot_be_used_stops_its_partition_alone(self, rig: Rig) -> None:
+        rig.holder.obstacles[ZERO] = [StateError("changelog offset 7: damaged")]
+        rig.client.assign(ZERO, ONE)
+        await until(lambda: rig.holder.partitions_stopped and rig.holder.taken, "both")
+        rig.client.answers.append({TP[ONE]: [Record(20)]})
+
+        (polled,) = await rig.consumer.poll()
+
+        assert polled.source == ONE
+        assert rig.client.states[TP[ZERO]].paused
+        assert not rig.consumer.ready
+        assert rig.consumer.status()["partitions_stopped"] == {"metrics/0": "changelog offset 7: damaged"}
+        assert rig.holder.partitions_stopped == 1
+
+    async def test_what_was_read_of_one_that_stops_later_is_not_handed_out(self, rig: Rig) -> None:
+        await rig.given(ZERO, ONE)
+        rig.client.answers.append({TP[ZERO]: [Record(10)], TP[ONE]: [Record(20)]})
+
+        rig.consumer.stop_partition(ZERO, "another group writes here, too")
+        polled = await rig.consumer.poll()
+
+        assert [part.source for part in polled] == [ONE]
+        assert rig.consumer.positions() == {ONE: 21}
+
+    async def test_it_stays_stopped_when_the_intake_is_resumed(self, rig: Rig) -> None:
+        await rig.given(ZERO, ONE)
+        rig.consumer.stop_partition(ZERO, "damaged")
+
+        rig.consumer.hold()
+        rig.consumer.resume()
+
+        assert [rig.client.states[TP[source]].paused for source in (ZERO, ONE)] == [True, False]
+
+    async def test_the_next_assignment_tries_it_again(self, rig: Rig) -> None:
+        """Somebody may have repaired it; then nothing says any more that it is stopped."""
+        rig.holder.obstacles[ZERO] = [StateError("damaged")]
+        rig.client.assign(ZERO)
+        await until(lambda: rig.holder.partitions_stopped, "the stop")
+
+        await rig.client.revoke()
+        await rig.given(ZERO)
+
+        assert rig.holder.taken == [{ZERO: 10}]
+        assert rig.consumer.status()["partitions_stopped"] == {}
+        assert rig.holder.partitions_stopped == 0
 
 
 async def test_a_failed_read_loses_nothing_of_any_partition(rig: Rig) -> None:
@@ -288,6 +506,40 @@ async def test_expired_records_are_counted_and_reading_goes_on_at_the_earliest(r
     assert rig.holder.losses == [("expired", 290)]
     assert rig.client.states[TP[ZERO]].position == 300
     assert rig.client.states[TP[ONE]].position == 20
+    assert rig.holder.asked == [(ZERO, 2), (ONE, 2)]  # what the owner has learned goes on
+
+
+async def test_records_can_expire_under_a_slow_reader_again_and_again(rig: Rig) -> None:
+    await rig.given(ZERO)
+    for first in (300, 450):
+        rig.client.first = first
+        rig.client.answers.append(OffsetOutOfRangeError({TP[ZERO]: rig.client.states[TP[ZERO]].position}))
+        await rig.consumer.poll()
+        await until(lambda: rig.consumer.ready, "the new position")
+
+    assert rig.holder.losses == [("expired", 290), ("expired", 150)]
+    assert rig.holder.taken == [{ZERO: 10}, {ZERO: 300}, {ZERO: 450}]
+    assert not rig.client.states[TP[ZERO]].paused
+
+
+async def test_a_partition_that_is_looked_for_already_is_not_looked_for_twice(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client raises the same again until it is told where to go on."""
+    await rig.given(ZERO)
+    rig.client.answers += [OffsetOutOfRangeError({TP[ZERO]: 10}) for _ in range(3)]
+    answer = asyncio.Event()
+
+    async def slow(partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        await answer.wait()
+        return dict.fromkeys(partitions, 300)
+
+    monkeypatch.setattr(rig.client, "beginning_offsets", slow)
+    for _ in range(3):
+        await rig.consumer.poll()
+    answer.set()
+    await until(lambda: rig.consumer.ready, "the new position")
+
+    assert rig.holder.losses == [("expired", 290)]
+    assert rig.holder.taken == [{ZERO: 10}, {ZERO: 300}]
 
 
 async def test_a_record_that_an_old_broker_cannot_send_is_passed_over(rig: Rig) -> None:
@@ -344,7 +596,7 @@ async def test_a_client_that_went_to_sleep_is_replaced(rig: Rig) -> None:
 
 
 async def test_an_idle_partition_is_no_reason_to_replace_the_client(rig: Rig) -> None:
-    FakeClient.committed_at = {TP[ZERO]: 1_000}
+    rig.holder.known = {ZERO: Recovered(1_000, 1_000)}
     await rig.given(ZERO)
 
     for _ in range(10):
@@ -377,7 +629,7 @@ async def test_a_rebalance_hands_over_before_it_lets_go(rig: Rig) -> None:
     seen: list[dict[Source, int]] = []
 
     async def look() -> None:
-        await rig.consumer.commit({ZERO: 15})
+        assert await rig.consumer.publish({ZERO: 15})
         seen.append(rig.consumer.positions())
 
     rig.holder.on_release = look
@@ -431,44 +683,65 @@ async def test_a_held_intake_stays_held_through_a_rebalance(rig: Rig) -> None:
     assert (held, rig.client.states[TP[ONE]].paused) == (True, False)
 
 
-async def test_commits_of_partitions_that_are_gone_are_passed_over(rig: Rig) -> None:
-    await rig.given(ZERO)
+class TestPublishing:
+    """The group's positions tell others how far we are, and us whether we are still a member. Nothing else depends on them."""
 
-    await rig.consumer.commit({ZERO: 11, ONE: 99})
+    async def test_positions_of_partitions_that_are_gone_are_passed_over(self, rig: Rig) -> None:
+        await rig.given(ZERO)
 
-    assert rig.client.commits == [{TP[ZERO]: 11}]
+        assert await rig.consumer.publish({ZERO: 11, ONE: 99})
+        assert not await rig.consumer.publish({ONE: 99})
+        assert rig.client.commits == [{TP[ZERO]: 11}]
 
+    @pytest.mark.parametrize("error", [CommitFailedError(), IllegalStateError(), KafkaError("timed out")])
+    async def test_what_is_not_taken_does_no_harm(self, rig: Rig, error: KafkaError) -> None:
+        await rig.given(ZERO)
+        rig.client.commit_error = error
 
-@pytest.mark.parametrize("error", [CommitFailedError(), IllegalStateError()])
-async def test_a_commit_that_the_group_refuses_is_repeated_while_the_partitions_are_ours(rig: Rig, error: Exception) -> None:
-    await rig.given(ZERO)
-    rig.client.commit_error = error
-    with pytest.raises(DeliveryError):
-        await rig.consumer.commit({ZERO: 12})
-    rig.client.commit_error = None
+        assert not await rig.consumer.publish({ZERO: 12})
+        assert await rig.consumer.poll() == []
+        rig.client.commit_error = None
+        assert await rig.consumer.publish({ZERO: 12})
 
-    await rig.consumer.commit({ZERO: 12})
+    async def test_a_member_is_who_the_coordinator_takes_a_position_from(self, rig: Rig) -> None:
+        """A process that slept through its session still has its partitions, in its own mind."""
+        await rig.given(ZERO)
 
-    assert rig.client.commits == [{TP[ZERO]: 12}]
+        assert await rig.consumer.is_member(ZERO, 15)
+        rig.client.commit_error = CommitFailedError()
+        assert not await rig.consumer.is_member(ZERO, 15)
+        assert rig.client.commits == [{TP[ZERO]: 15}]
 
+    async def test_without_a_position_to_ask_with_what_was_heard_last_counts(self, rig: Rig) -> None:
+        await rig.given(ZERO)
+        rig.client.commit_error = CommitFailedError()
 
-async def test_a_commit_that_the_group_refuses_in_a_handover_is_given_up(rig: Rig) -> None:
-    """The group went on without us; repeating it would only hold up the rebalance."""
-    await rig.given(ZERO)
-    rig.client.commit_error = CommitFailedError()
-    rig.holder.on_release = lambda: rig.consumer.commit({ZERO: 12})
+        assert await rig.consumer.is_member(ZERO, None)
+        assert not await rig.consumer.is_member(ONE, None)
+        assert not await rig.consumer.is_member(ONE, 5)
+        await rig.client.revoke()
+        assert not await rig.consumer.is_member(ZERO, None)
 
-    await rig.client.revoke()
+    async def test_a_coordinator_that_does_not_answer_has_not_said_no(self, rig: Rig) -> None:
+        """Else an outage of some seconds would have every instance restore all it has."""
+        await rig.given(ZERO)
+        rig.client.commit_error = KafkaConnectionError("no answer")
+        asking = asyncio.create_task(rig.consumer.is_member(ZERO, 15))
+        await until(lambda: rig.client.commits_tried > 1, "another attempt")
+        assert not asking.done()
+        rig.client.commit_error = None
 
-    assert await rig.consumer.poll() == []
+        assert await asyncio.wait_for(asking, 10)
 
+    async def test_nobody_waits_for_that_answer_once_the_partition_is_gone(self, rig: Rig) -> None:
+        await rig.given(ZERO)
+        rig.client.commit_error = KafkaConnectionError("no answer")
+        asking = asyncio.create_task(rig.consumer.is_member(ZERO, 15))
+        await until(lambda: rig.client.commits_tried > 0, "an attempt")
 
-async def test_a_commit_that_may_not_have_happened_can_be_repeated(rig: Rig) -> None:
-    await rig.given(ZERO)
-    rig.client.commit_error = KafkaError("timed out")
+        await rig.client.revoke()
 
-    with pytest.raises(DeliveryError):
-        await rig.consumer.commit({ZERO: 11})
+        assert not await asyncio.wait_for(asking, 10)
 
 
 async def test_ends_are_known_from_the_start_and_follow_what_can_be_had(rig: Rig) -> None:
@@ -552,12 +825,15 @@ async def test_a_rebalance_during_a_replacement_releases_once(rig: Rig) -> None:
     assert rig.holder.releases == 1
 
 
-async def test_a_rebalance_before_positions_are_known_releases_nothing(rig: Rig) -> None:
-    """What the owner put aside at the release before it may get back next."""
+async def test_two_rebalances_in_a_row_release_once_each(rig: Rig) -> None:
+    """What the owner put aside at the first it may get back after the second."""
+    await rig.given(ZERO)
+    await rig.client.revoke()
     rig.client.assign(ZERO)
     await rig.client.revoke()
+    await rig.client.revoke()  # nothing was given in between
 
-    assert rig.holder.releases == 0
+    assert rig.holder.releases == 2
 
 
 async def test_an_unexpected_fault_while_looking_for_positions_ends_the_daemon(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable
 
+import pytest
 from aiokafka import TopicPartition
 
 from anomalyd.batch import Source
 from anomalyd.kafka.positions import Located, StartFrom, locate
 
 SOURCE = Source("metrics", 0)
-EARLIEST: dict[str, StartFrom] = {"metrics": "earliest"}
-LATEST: dict[str, StartFrom] = {"metrics": "latest"}
+POLICIES: tuple[StartFrom, ...] = ("earliest", "latest")
 
 
 class Client:
@@ -32,32 +32,40 @@ class Client:
         self.commits.append(positions)
 
 
-async def test_the_committed_position_counts_whatever_start_from_says() -> None:
-    for start_from in (EARLIEST, LATEST):
-        client = Client(committed=150)
+@pytest.mark.parametrize("start_from", POLICIES)
+async def test_the_groups_position_counts_where_we_have_no_state_whatever_start_from_says(start_from: StartFrom) -> None:
+    """A group that ran an older release goes on where that one stopped."""
+    client = Client(committed=150)
 
-        assert await locate(client, {SOURCE: None}, start_from) == {SOURCE: Located(150, 200, 0)}
-        assert client.commits == []
-
-
-async def test_a_new_group_begins_where_it_is_told_and_that_is_committed_at_once() -> None:
-    for start_from, position in ((EARLIEST, 100), (LATEST, 200)):
-        client = Client(committed=None)
-
-        assert await locate(client, {SOURCE: None}, start_from) == {SOURCE: Located(position, 200, 0)}
-        assert client.commits == [{TopicPartition("metrics", 0): position}]
+    assert await locate(client, SOURCE, None, start_from) == Located(150, 100, 200)
+    assert client.commits == []
 
 
-async def test_expired_records_are_counted_and_the_earliest_ones_left_are_next() -> None:
-    assert await locate(Client(committed=40), {SOURCE: None}, LATEST) == {SOURCE: Located(100, 200, 60)}
-
-
-async def test_a_topic_made_anew_is_read_from_its_start() -> None:
-    assert await locate(Client(committed=5_000), {SOURCE: None}, LATEST) == {SOURCE: Located(100, 200, 0)}
-
-
-async def test_a_position_of_our_own_needs_no_committed_one() -> None:
+@pytest.mark.parametrize(("start_from", "position"), [("earliest", 100), ("latest", 200)])
+async def test_a_new_group_begins_where_it_is_told_and_that_is_committed_at_once(start_from: StartFrom, position: int) -> None:
     client = Client(committed=None)
 
-    assert await locate(client, {SOURCE: 120}, LATEST) == {SOURCE: Located(120, 200, 0)}
+    assert await locate(client, SOURCE, None, start_from) == Located(position, 100, 200)
+    assert client.commits == [{TopicPartition("metrics", 0): position}]
+
+
+@pytest.mark.parametrize("committed", [None, 150, 199])
+async def test_where_our_state_goes_on_counts_whatever_the_group_has(committed: int | None) -> None:
+    """What was published for the group's lag may lag behind itself."""
+    client = Client(committed)
+
+    assert await locate(client, SOURCE, 120, "latest") == Located(120, 100, 200)
     assert client.commits == []
+
+
+@pytest.mark.parametrize("wanted", [100, 200])
+async def test_both_ends_of_the_log_are_in_it(wanted: int) -> None:
+    assert await locate(Client(committed=None), SOURCE, wanted, "latest") == Located(wanted, 100, 200)
+
+
+@pytest.mark.parametrize("wanted", [40, 201, 5_000])
+async def test_a_position_outside_of_the_log_becomes_the_earliest_that_is_there(wanted: int) -> None:
+    """Records have expired, or the topic was made anew: which of the two the caller knows by what it wanted."""
+    for client, ours in ((Client(committed=None), wanted), (Client(committed=wanted), None)):
+        assert await locate(client, SOURCE, ours, "latest") == Located(100, 100, 200)
+        assert client.commits == []

@@ -62,6 +62,8 @@ def test_closed_label_sets_are_preset_to_zero(metrics: Metrics) -> None:
     assert len([key for key in seen if key.startswith("anomalyd_alerts_total")]) == 6
     assert seen['anomalyd_worker_busy_seconds_total{stage="step"}'] == 0
     assert seen['anomalyd_records_lost_total{reason="expired"}'] == 0
+    assert seen['anomalyd_messages_dropped_total{kind="alert"}'] == 0
+    assert seen['anomalyd_fences_total{why="doubt"}'] == 0
 
 
 def test_no_created_series_beside_the_counters(metrics: Metrics) -> None:
@@ -99,17 +101,36 @@ def test_a_batch_is_counted(metrics: Metrics) -> None:
 
 def test_a_checkpoint_counts_what_was_acknowledged(metrics: Metrics) -> None:
     alerts = {("firing", "warning"): 2, ("resolved", "critical"): 1}
-    metrics.checkpoint(seconds=0.2, at_s=1_760_000_000.5, alerts=alerts, dead_letters=3, latencies_s=[0.3, 0.4, -1.0])
-    metrics.checkpoint_failed()
+    metrics.checkpoint(
+        seconds=0.2, at_s=1_760_000_000.5, alerts=alerts, dead_letters=3, latencies_s=[0.3, 0.4, -1.0], pages=2, page_bytes=1_000
+    )
     seen = scraped(metrics)
 
     assert seen['anomalyd_alerts_total{severity="warning",status="firing"}'] == 2
     assert seen['anomalyd_alerts_total{severity="critical",status="resolved"}'] == 1
     assert seen["anomalyd_dead_letters_total"] == 3
     assert seen["anomalyd_last_checkpoint_timestamp_seconds"] == 1_760_000_000.5
-    assert seen["anomalyd_checkpoint_failures_total"] == 1
+    assert (seen["anomalyd_state_pages_written_total"], seen["anomalyd_state_bytes_written_total"]) == (2, 1_000)
     assert seen["anomalyd_detection_latency_seconds_count"] == 3
     assert seen["anomalyd_detection_latency_seconds_sum"] == pytest.approx(0.7)  # a producer's clock ahead of ours counts as no delay
+
+
+def test_what_a_restore_has_still_to_do_is_told(metrics: Metrics) -> None:
+    metrics.restoring(partitions=3, records=12_000)
+    metrics.batch(records=0, samples=0, rejected={}, replayed=500, expired=2, divergences=1)
+    metrics.gap(40)
+    metrics.checkpoint_age(700)
+    metrics.stopped(1)
+    for why in ("claim", "claim", "doubt"):
+        metrics.fenced(why)
+    seen = scraped(metrics)
+
+    assert (seen["anomalyd_restoring_partitions"], seen["anomalyd_replay_remaining_records"]) == (3, 12_000)
+    assert (seen["anomalyd_records_replayed_total"], seen["anomalyd_records_consumed_total"]) == (500, 0)
+    assert (seen["anomalyd_replay_divergences_total"], seen["anomalyd_series_expired_total"]) == (1, 2)
+    assert (seen["anomalyd_replay_gap_records_total"], seen["anomalyd_checkpoint_age_records"]) == (40, 700)
+    assert seen["anomalyd_stopped_partitions"] == 1
+    assert (seen['anomalyd_fences_total{why="claim"}'], seen['anomalyd_fences_total{why="doubt"}']) == (2, 1)
 
 
 def test_lag_of_a_revoked_partition_disappears(metrics: Metrics) -> None:

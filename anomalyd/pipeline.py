@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from anomalyd.batch import Record, Source
+from anomalyd.batch import Source
 from anomalyd.crashpoints import reached
 from anomalyd.errors import LostError, StateError
 from anomalyd.kafka.consumer import Owner, Polled, Recovered
@@ -153,6 +153,7 @@ class Pipeline(Owner):
         self._parked: dict[Source, Partition] = {}  # put aside while the group decides
         self._worker_of: dict[Source, int] = {}
         self._in_flight = [0] * len(workers)
+        self._releases = 0  # what was read in front of one is read again
         self._landed = asyncio.Event()  # a batch came back
         self._alert_waits = asyncio.Event()
         self._held = False
@@ -174,8 +175,9 @@ class Pipeline(Owner):
                 while not self._stopping.is_set():
                     polled = await self._consumer.poll()
                     self._raise_failure()
-                    polled = await self._try_carefully(polled)
-                    self._hand_over(polled)
+                    # At once: what lay about while something else is waited for would be passed over as if it had been control records.
+                    self._hand_over([part for part in polled if not self._needs_care(part)])
+                    await self._try_carefully([part for part in polled if self._needs_care(part)])
                     await self._until(lambda: max(self._in_flight) < IN_FLIGHT)
                     self._hold_or_resume()
             await self._finish()
@@ -270,21 +272,22 @@ class Pipeline(Owner):
 
     # --- records that end the process -------------------------------------------------------------------------------
 
-    async def _try_carefully(self, polled: Sequence[Polled]) -> list[Polled]:
-        """Takes a few records at a time where owners have died again and again, and says so before; returns what need not wait."""
-        free = []
-        for part in polled:
-            partition = self._partitions.get(part.source)
-            if partition is None or partition.trial is None or partition.to_replay:
-                free.append(part)
-                continue
-            await self._drained()
-            free.append(part._replace(records=await self._try(partition, part)))
-        return free
+    def _needs_care(self, polled: Polled) -> bool:
+        partition = self._partitions.get(polled.source)
+        return partition is not None and partition.trial is not None and not partition.to_replay
 
-    async def _try(self, partition: Partition, polled: Polled) -> list[Record]:
-        """Returns the records that need no care any more."""
-        records = list(polled.records)
+    async def _try_carefully(self, polled: Sequence[Polled]) -> None:
+        """Takes a few records at a time where owners have died again and again, and says so before."""
+        releases = self._releases
+        for part in polled:
+            await self._drained()
+            partition = self._partitions.get(part.source)
+            if partition is not None and releases == self._releases:
+                await self._try(partition, part)
+
+    async def _try(self, partition: Partition, polled: Polled) -> None:
+        """Those that need no care any more go the usual way. After a release they are read again, even if the partition stays."""
+        records, releases = list(polled.records), self._releases
         while records and partition.trial is not None and self._partitions.get(partition.source) is partition:
             trial = partition.trial
             if trial.deadly:
@@ -297,13 +300,16 @@ class Pipeline(Owner):
                 partition.account()
                 partition.parcel.work.trial = trial.announced()
                 await self._commit(partition)
+                if releases != self._releases or self._partitions.get(partition.source) is not partition:
+                    return
                 behind = polled.next_offset if len(tried) == len(records) else tried[-1].offset + 1
                 outcome = partition.shard.process(tried, behind)
                 del records[: len(tried)]
             self._settle(_Job([(partition, polled, 0)]), lambda outcome=outcome: [outcome])  # type: ignore[misc]  # bound now, called now
             partition.trial = trial.survived(partition.position)
+        if records and self._partitions.get(partition.source) is partition:
+            self._hand_over([polled._replace(records=records)])
         await self._commit(partition)
-        return records
 
     # --- commits ----------------------------------------------------------------------------------------------------
 
@@ -457,6 +463,7 @@ class Pipeline(Owner):
             await self._commit_all()
             await self._publish()
         finally:
+            self._releases += 1
             for source, partition in self._partitions.items():
                 self._metrics.revoked(*source)
                 if partition.committing is None and not partition.parcel.work and self._failure is None:

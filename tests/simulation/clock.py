@@ -193,8 +193,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return task
 
     def _note(self, context: dict[str, Any]) -> None:
-        # The client's own callbacks stumble over futures that were cancelled when it was discarded.
-        if "handle" in context and not isinstance(context.get("exception"), KilledError | asyncio.CancelledError):
+        # The client's own callbacks stumble over batches and futures that went when it was discarded.
+        if "handle" in context and not isinstance(context.get("exception"), KilledError | asyncio.CancelledError | KeyError):
             self.crashes.append(context)
 
     # --- running ----------------------------------------------------------------------------------------------------

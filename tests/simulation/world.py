@@ -570,7 +570,7 @@ class Simulation:
 
     def _executed(self, process: Process | None, name: str, request: Any) -> None:  # noqa: ANN401  of the client, which ships no types
         if name not in {"Fetch", "Heartbeat", "Metadata", "FindCoordinator"}:
-            self.tell(f"{process.name if process else '-':4} > {name}")
+            self.tell(f"{process.name if process else '-':4} > {name} {_about(name, request)}")
         self.faults.executed(process, name, request)
 
     def _reached(self, name: str) -> None:
@@ -599,6 +599,15 @@ def stream(configured: Settings) -> Stream:
         series_ttl_ms=round(configured.state.series_ttl_s * 1000),
         reading="0" * 16,
     )
+
+
+def _about(name: str, request: Any) -> str:  # noqa: ANN401  of the client, which ships no types
+    """What a request is about, in a few words."""
+    if name == "Produce":
+        return " ".join(f"{topic}/{partition}" for topic, partitions in request._topics for partition, _ in partitions)  # noqa: SLF001
+    if name == "EndTxn":
+        return f"{request._transactional_id} epoch {request._producer_epoch} {'commit' if request._transaction_result else 'abort'}"  # noqa: SLF001
+    return str(getattr(request, "_transactional_id", ""))
 
 
 class _NoServer:

@@ -15,8 +15,9 @@ from typing import Any, Final, Self
 from confluent_kafka import Consumer, TopicPartition
 
 from anomalyd.kafka.topics import CHANGELOG_CONFIG
+from anomalyd.state import codec
 from tests.support.poll import poll_until
-from tests.support.topics import create_topic, unique
+from tests.support.topics import create_topic, read_committed, unique
 
 START_S: Final = 1_760_000_000
 
@@ -45,16 +46,18 @@ class Daemon:
         make_topics: bool = True,
         kafka: dict[str, Any] | None = None,
         settings: dict[str, Any] | None = None,
+        changelog: dict[str, str] | None = None,
     ) -> None:
         self.bootstrap = bootstrap
         self.group = group or unique("group")
         self.source = source or (create_topic(bootstrap, partitions=partitions) if make_topics else unique("input"))
         self.alerts = f"{self.group}.alerts"
         self.dead = f"{self.group}-dead-letters"
+        self.changelog = f"{self.group}-state-{self.source}"
         if make_topics and group is None:
             create_topic(bootstrap, self.alerts, partitions)
             create_topic(bootstrap, self.dead, partitions)
-            create_topic(bootstrap, f"{self.group}-state-{self.source}", partitions, CHANGELOG_CONFIG)
+            create_topic(bootstrap, self.changelog, partitions, changelog or CHANGELOG_CONFIG)
         name = unique("daemon")
         self._config = folder / f"{name}.json"
         self._log = folder / f"{name}.log"
@@ -129,8 +132,9 @@ class Daemon:
             return 0, ""
 
     def metric(self, name: str) -> float | None:
-        """The sum of a metric over its labels; None while there is none."""
-        rows = [line for line in self.get("/metrics")[1].splitlines() if line.partition("{")[0].partition(" ")[0] == name]
+        """The sum of a metric over its labels, or the one with these labels if they are given; None while there is none."""
+        lines = [line for line in self.get("/metrics")[1].splitlines() if not line.startswith("#")]
+        rows = [line for line in lines if name in (line.rpartition(" ")[0], line.partition("{")[0].partition(" ")[0])]
         return sum(float(row.rpartition(" ")[2]) for row in rows) if rows else None
 
     def until_ready(self, timeout_s: float = 60.0) -> None:
@@ -149,6 +153,30 @@ class Daemon:
             timeout_s,
             0.05,
         )
+
+    def status(self) -> dict[str, Any]:
+        """What /readyz says; empty while it does not listen."""
+        body = self.get("/readyz")[1]
+        found: dict[str, Any] = json.loads(body) if body else {}
+        return found
+
+    def position(self, partition: int = 0) -> codec.Position | None:
+        """What it has committed of a partition, out of its changelog; None while there is nothing."""
+        found = [r for r in read_committed(self.bootstrap, self.changelog) if r.partition == partition and r.key == codec.POSITION_KEY]
+        position = codec.decode(codec.POSITION_KEY, found[-1].value or b"") if found else None
+        assert position is None or isinstance(position, codec.Position)
+        return position
+
+    def until_committed(self, position: int, partition: int = 0, timeout_s: float = 60.0) -> codec.Position:
+        """Waits until everything in front of an input offset is committed."""
+
+        def there() -> codec.Position | None:
+            found = self.position(partition)
+            return found if found is not None and found.position >= position else None
+
+        found = poll_until(there, f"position {position}; its log: {self.log()[-2000:]}", timeout_s, 0.2)
+        assert found is not None
+        return found
 
     def committed(self, partition: int = 0) -> int:
         """The group's position in the input; negative while there is none."""

@@ -5,10 +5,10 @@ import json
 import random
 import signal
 import threading
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import confluent_kafka
 import jsonschema
@@ -16,19 +16,20 @@ import numpy as np
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewPartitions
 
 from anomalyd.alerts.messages import load_schema
 from anomalyd.app import App
 from anomalyd.batch import SampleBatch, Verdicts
 from anomalyd.errors import TopicError
-from anomalyd.kafka.message import Message
-from anomalyd.kafka.producer import Producer
 from anomalyd.settings import Settings
 from anomalyd.shard import Shard
+from tests.chaos.compare import Comparison, compare
+from tests.chaos.load import Feeder, Fleet
 from tests.integration.daemon import Daemon, poison, sample
 from tests.support.kafka import Cluster
 from tests.support.poll import poll_until, until
-from tests.support.topics import create_topic, produce, read_committed, read_until, unique
+from tests.support.topics import Record, create_topic, produce, read_committed, read_until, unique
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -58,17 +59,6 @@ class TestMainJob:
         assert {(a["series"]["key"], a["source"]["offset"]) for a in firing} == {('load{host="web-1"}', 500), ('load{host="web-2"}', 500)}
         assert [daemon.committed(0), daemon.committed(1)] == [600, 600]
 
-    def test_a_new_process_goes_on_where_the_last_one_stopped(self, kafka: str, tmp_path: Path) -> None:
-        with Daemon(kafka, tmp_path) as daemon:
-            produce(kafka, daemon.source, [sample("a", i, 1.0) for i in range(100)])
-            daemon.until_read(100)
-            daemon.stop()
-            produce(kafka, daemon.source, [sample("a", i, 1.0) for i in range(100, 130)])
-            daemon.start()
-            daemon.until_read(30)
-
-            assert daemon.metric("anomalyd_records_consumed_total") == 30
-
     def test_bad_records_come_back_unchanged_with_their_origin(self, kafka: str, tmp_path: Path) -> None:
         with Daemon(kafka, tmp_path) as daemon:
             produce(kafka, daemon.source, [sample("a", 0, 1.0), b"\xff\xfe", b"A" * 900_000, sample("a", 1, 1.0)], key=b"k")
@@ -91,95 +81,258 @@ def every_poison(found: Sequence[Any], count: int) -> bool:
     return {record.value for record in found} >= {poison(n) for n in range(count)}
 
 
-class Feeder:
-    """Bad records into both partitions of a topic, from `with` until `stop`."""
+FLEET = Fleet(12, 2, seed=5)
+WHILE_FED = {"max_series": FLEET.most_series, "state": {"turn_s": 3.0}}
+"""Pages are written often enough for a kill to find some that are young and some that are old."""
 
-    def __init__(self, kafka: str, topic: str) -> None:
-        self._kafka, self._topic = kafka, topic
-        self._count = 0
-        self._enough = threading.Event()
-        self._thread = threading.Thread(target=self._feed)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
+def dead_letters(daemon: Daemon, feeder: Feeder) -> list[Record]:
+    """All of them, once the last record of every partition has come back."""
+    wanted = set(feeder.last.values())
+    return read_until(daemon.bootstrap, daemon.dead, lambda found: {r.value for r in found} >= wanted, "the last dead letters", 90)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.stop()
 
-    def stop(self) -> int:
-        """Returns how many there are."""
-        self._enough.set()
-        self._thread.join()
-        return self._count
+def compared(feeder: Feeder, folder: Path, *daemons: Daemon) -> list[Comparison]:
+    """What was written under faults with what an uninterrupted run over the same input writes."""
+    dead = [dead_letters(daemon, feeder) for daemon in daemons]
+    kafka, source = daemons[0].bootstrap, daemons[0].source
+    with Daemon(kafka, folder, source=source, partitions=2, settings=WHILE_FED) as alone:
+        dead_alone = dead_letters(alone, feeder)
+        assert alone.stop() == 0
+    alerts = read_committed(kafka, alone.alerts)
+    assert len(alerts) > 30
+    return [
+        compare(alerts, read_committed(kafka, daemon.alerts), dead_alone, found, feeder.bad)
+        for daemon, found in zip(daemons, dead, strict=True)
+    ]
 
-    def _feed(self) -> None:
-        while not self._enough.is_set():
-            batch = [poison(n) for n in range(self._count, self._count + 50)]
-            produce(self._kafka, self._topic, batch, partition=self._count // 50 % 2)
-            self._count += 50
+
+def killed_at_random(*daemons: Daemon, kills: int) -> int:
+    """Kills and starts each process so many times; returns how many records the new ones have to replay."""
+    draw = random.Random(1)
+
+    def kill(daemon: Daemon) -> None:
+        poll_until(lambda: (daemon.metric("anomalyd_samples_scored_total") or 0) > 0, "some samples", 60)
+        poll_until(lambda: draw.random() < 0.02, "a random moment")
+        daemon.kill()
+        daemon.start()
+
+    def to_replay(daemon: Daemon) -> int:
+        poll_until(lambda: len(daemon.events("partition_restored")) == 2, f"both partitions; its log: {daemon.log()[-2000:]}", 60)
+        return sum(event["replay"] for event in daemon.events("partition_restored"))
+
+    replayed = 0
+    for _ in range(kills):
+        for daemon in daemons:
+            kill(daemon)
+        replayed += sum(map(to_replay, daemons))
+    return replayed
 
 
 @pytest.mark.real_kafka
-class TestAtLeastOnce:
-    """Each bad record comes back as a dead letter: what is missing there was lost on the way."""
+class TestDelivery:
+    """Alerts and dead letters are those of a run that nobody has interrupted, in everything but the time of detection."""
 
-    def test_kills_lose_nothing(self, kafka: str, tmp_path: Path) -> None:
-        draw = random.Random(1)
-        with Daemon(kafka, tmp_path, partitions=2) as daemon, Feeder(kafka, daemon.source) as feeder:
-            for _ in range(4):
-                poll_until(lambda: (daemon.metric("anomalyd_records_consumed_total") or 0) > 0, "some records", 60)
-                poll_until(lambda: draw.random() < 0.02, "a random moment")
-                daemon.kill()
-                daemon.start()
-            count = feeder.stop()
+    def test_kills_lose_nothing_and_double_nothing_that_transactions_hold_together(self, kafka: str, tmp_path: Path) -> None:
+        """Without them, what is doubled has the same id."""
+        source = create_topic(kafka, partitions=2)
+        once = Daemon(kafka, tmp_path, source=source, partitions=2, settings=WHILE_FED)
+        repeating = Daemon(kafka, tmp_path, source=source, partitions=2, settings=WHILE_FED | {"delivery": "at-least-once"})
+        with once, repeating, Feeder(kafka, source, FLEET, rate=800, at_least=12_000) as feeder:
+            replayed = killed_at_random(once, repeating, kills=2)
+            feeder.finish()
+            exactly, at_least = compared(feeder, tmp_path, once, repeating)
+            assert "Traceback" not in once.log() + repeating.log()
 
-            read_until(kafka, daemon.dead, lambda found: every_poison(found, count), "every dead letter", 90)
+        assert exactly == Comparison(alerts=exactly.alerts, dead_letters=len(feeder.bad))
+        assert at_least == replace(exactly, doubled=at_least.doubled, dead_doubled=at_least.dead_doubled, examples=at_least.examples)
+        assert replayed > 0
 
-    def test_instances_that_come_and_go_lose_nothing(self, kafka: str, tmp_path: Path) -> None:
-        with (
-            Daemon(kafka, tmp_path, partitions=2) as first,
-            Daemon(kafka, tmp_path, source=first.source, group=first.group) as second,
-            Feeder(kafka, first.source) as feeder,
-        ):
-            for instance in (first, second):
-                poll_until(lambda i=instance: i.metric("anomalyd_assigned_partitions") == 1, "one partition each", 60)  # type: ignore[misc]
-            assert first.stop() == 0
-            poll_until(lambda: second.metric("anomalyd_assigned_partitions") == 2, "both partitions", 60)
-            first.start()
-            poll_until(lambda: first.metric("anomalyd_assigned_partitions") == 1, "one partition again", 60)
-            count = feeder.stop()
+    def test_instances_that_come_and_go_lose_nothing_and_keep_in_memory_what_they_keep(self, kafka: str, tmp_path: Path) -> None:
+        def sharing(instance: Daemon, partitions: int, claims: int) -> None:
+            poll_until(
+                lambda: (
+                    instance.metric("anomalyd_assigned_partitions") == partitions
+                    and instance.get("/readyz")[0] == 200
+                    and instance.metric('anomalyd_fences_total{why="claim"}') == claims
+                ),
+                f"{partitions} partitions after {claims} claims; its log: {instance.log()[-2000:]}",
+                60,
+            )
 
-            read_until(kafka, first.dead, lambda found: every_poison(found, count), "every dead letter", 90)
-            assert "Traceback" not in first.log() + second.log()
+        source = create_topic(kafka, partitions=2)
+        first = Daemon(kafka, tmp_path, source=source, partitions=2, settings=WHILE_FED)
+        second = Daemon(kafka, tmp_path, source=source, group=first.group, settings=WHILE_FED)
+        with first, Feeder(kafka, source, FLEET, rate=800, at_least=12_000) as feeder:
+            sharing(first, 2, claims=2)
+            with second:
+                sharing(second, 1, claims=1)
+                sharing(first, 1, claims=2)
+                replayed = second.metric("anomalyd_records_replayed_total")
+                assert first.stop() == 0
+                sharing(second, 2, claims=2)
+                assert second.metric("anomalyd_records_replayed_total") == replayed  # the other one left in good order
+                first.start()
+                sharing(first, 1, claims=1)
+                sharing(second, 1, claims=2)
+                feeder.finish()
+                (found,) = compared(feeder, tmp_path, first)
+                assert "Traceback" not in first.log() + second.log()
 
-    async def test_positions_wait_for_the_acknowledgement_of_what_they_vouch_for(
-        self, kafka: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        rig = await asyncio.to_thread(Daemon, kafka, tmp_path)
-        deliver, asked, answer = Producer.deliver, asyncio.Event(), asyncio.Event()
+        assert found == Comparison(alerts=found.alerts, dead_letters=len(feeder.bad))
 
-        async def slow(self: Producer, messages: Sequence[Message]) -> None:
-            asked.set()
-            await answer.wait()
-            await deliver(self, messages)
 
-        monkeypatch.setattr(Producer, "deliver", slow)
-        async with App(in_process(rig)) as app:
-            await app.until_ready()
-            await asyncio.to_thread(produce, kafka, rig.source, [poison(0)])
-            await asyncio.wait_for(asked.wait(), 30)
-            await asyncio.sleep(0.5)  # two checkpoints' time in which nothing must happen
-            before = await asyncio.to_thread(rig.committed)
-            answer.set()
+def ready_but_for_one(daemon: Daemon) -> str:
+    """Waits until a partition is stopped; returns why."""
+    poll_until(lambda: daemon.status().get("partitions_stopped"), f"a stop; its log: {daemon.log()[-2000:]}", 60)
+    stopped = daemon.status()["partitions_stopped"]
+    assert list(stopped) == [f"{daemon.source}/0"]
+    assert daemon.get("/readyz")[0] == 503
+    assert daemon.metric("anomalyd_stopped_partitions") == 1
+    why: str = stopped[f"{daemon.source}/0"]
+    (event,) = daemon.events("partition_stopped")
+    assert (event["partition"], event["reason"]) == (0, why)
+    return why
 
-            def committed() -> Awaitable[int]:
-                return asyncio.to_thread(rig.committed)
 
-            after: int = await until(committed, "the position", 30)
+@pytest.mark.real_kafka
+class TestState:
+    """What was learned belongs to an input offset and comes back with it."""
 
-        assert (before, after) == (0, 1)
-        assert [letter.value for letter in await asyncio.to_thread(read_committed, kafka, rig.dead)] == [poison(0)]
+    def test_a_new_process_goes_on_where_the_last_one_stopped_with_what_it_had_learned(self, kafka: str, tmp_path: Path) -> None:
+        """A series that began anew would take a hundred samples before its first alert."""
+        records = incident("web-1", samples=520)
+        with Daemon(kafka, tmp_path) as daemon:
+            produce(kafka, daemon.source, records[:490])
+            daemon.until_read(490)
+            assert daemon.stop() == 0
+            settled = daemon.position()
+            assert settled is not None
+            assert (settled.position, settled.replay_from) == (490, 490)
+            produce(kafka, daemon.source, records[490:])
+            daemon.start()
+            (fired,) = [
+                json.loads(r.value or b"") for r in read_until(kafka, daemon.alerts, lambda found: len(found) >= 1, "an alert", 60)
+            ][:1]
+            daemon.until_read(30)
+
+            assert (fired["status"], fired["source"]["offset"]) == ("firing", 500)
+            assert daemon.metric("anomalyd_records_consumed_total") == 30
+            assert daemon.metric("anomalyd_records_replayed_total") == 0
+            (restored,) = daemon.events("partition_restored")
+            assert (restored["position"], restored["replay"], restored["series"]) == (490, 0, 1)
+
+    def test_input_that_a_replay_needs_and_that_has_expired(self, kafka: str, tmp_path: Path) -> None:
+        """As the operator wants it: the partition stops, the others go on; or all go on with what is there."""
+        seldom = {"turn_s": 3600.0}
+        with Daemon(kafka, tmp_path, partitions=2, settings={"state": seldom}) as daemon:
+            for partition in (0, 1):
+                produce(kafka, daemon.source, [sample(f"host-{partition}", i, 1.0) for i in range(300)], partition=partition)
+            for partition in (0, 1):
+                assert daemon.until_committed(300, partition).replay_from < 200
+            daemon.kill()
+        produce(kafka, daemon.source, [poison(0)], partition=1)
+        expire(kafka, daemon.source, 250)
+
+        stopping = {"state": seldom | {"on_gap": "stop"}}
+        with Daemon(kafka, tmp_path, source=daemon.source, group=daemon.group, settings=stopping) as careful:
+            why = ready_but_for_one(careful)
+            assert "250" in why
+            assert "state.on_gap" in why
+            read_until(kafka, daemon.dead, lambda found: every_poison(found, 1), "the other partition's dead letter", 60)
+            assert careful.stop() == 0
+        produce(kafka, daemon.source, [poison(1)])
+        with Daemon(kafka, tmp_path, source=daemon.source, group=daemon.group, settings={"state": seldom}) as bold:
+            read_until(kafka, daemon.dead, lambda found: every_poison(found, 2), "the dead letter behind the gap", 60)
+            bold.until_ready()
+            (gap,) = bold.events("state_gap")
+            assert gap["first"] + gap["records"] == 250
+            assert bold.metric("anomalyd_replay_gap_records_total") == gap["records"]
+            assert bold.metric("anomalyd_records_lost_total") == 0  # everything in front of the position had been told
+
+    def test_an_input_topic_that_was_made_anew_is_read_from_its_start(self, kafka: str, tmp_path: Path) -> None:
+        """Its offsets mean other records now; what was learned is void."""
+        with Daemon(kafka, tmp_path) as daemon:
+            produce(kafka, daemon.source, [sample("old", i, 1.0) for i in range(300)])
+            daemon.until_read(300)
+            assert daemon.stop() == 0
+            make_anew(kafka, daemon.source)
+            produce(kafka, daemon.source, [sample("new", i, 1.0) for i in range(50)])
+            daemon.start()
+            daemon.until_read(50)
+            (discarded,) = daemon.events("state_discarded")
+            assert discarded["position"] == 300
+            assert daemon.metric("anomalyd_series") == 1
+            assert daemon.stop() == 0
+            produce(kafka, daemon.source, [poison(0)])
+            daemon.start()
+            read_until(kafka, daemon.dead, lambda found: every_poison(found, 1), "the dead letter", 60)
+            (restored,) = daemon.events("partition_restored")
+
+            assert (restored["position"], restored["series"], restored["replay"]) == (50, 1, 0)
+            assert daemon.metric("anomalyd_records_consumed_total") == 1
+
+    def test_a_damaged_changelog_stops_its_partition_alone_and_loudly(self, kafka: str, tmp_path: Path) -> None:
+        with Daemon(kafka, tmp_path, partitions=2) as daemon:
+            for partition in (0, 1):
+                produce(kafka, daemon.source, [sample("a", i, 1.0) for i in range(10)], partition=partition)
+            daemon.until_read(20)
+            assert daemon.stop() == 0
+            page = next(r for r in read_committed(kafka, daemon.changelog) if r.partition == 0 and (r.key or b"").startswith(b"S|"))
+            damaged = bytearray(page.value or b"")
+            damaged[len(damaged) // 2] ^= 1
+            produce(kafka, daemon.changelog, [bytes(damaged)], partition=0, key=page.key)
+            for partition in (0, 1):
+                produce(kafka, daemon.source, [poison(partition)], partition=partition)
+            daemon.start()
+            why = ready_but_for_one(daemon)
+            letters = read_until(kafka, daemon.dead, lambda found: len(found) >= 1, "the other partition's dead letter", 60)
+
+            assert [letter.value for letter in letters] == [poison(1)]
+            assert "changelog offset" in why
+            assert daemon.stop() == 0
+
+    def test_a_changelog_that_would_lose_state_is_refused_with_the_command_that_repairs_it(self, kafka: str, tmp_path: Path) -> None:
+        with Daemon(kafka, tmp_path, changelog={"cleanup.policy": "delete"}) as daemon:
+            assert daemon.process.wait(60) == 1
+
+        last = daemon.log().splitlines()[-1]
+        assert daemon.changelog in last
+        assert "kafka-configs.sh" in last
+        assert "cleanup.policy=compact" in last
+        assert "Traceback" not in daemon.log()
+
+    def test_more_partitions_of_the_input_are_refused_until_somebody_has_decided(self, kafka: str, tmp_path: Path) -> None:
+        """Series have moved to other partitions: what was learned of them lies where it will not be looked for."""
+        admin = AdminClient({"bootstrap.servers": kafka})
+        with Daemon(kafka, tmp_path) as daemon:
+            produce(kafka, daemon.source, [sample("a", i, 1.0) for i in range(10)])
+            daemon.until_committed(10)
+            assert daemon.stop() == 0
+            admin.create_partitions([NewPartitions(daemon.source, 2)])[daemon.source].result(20)
+            daemon.start()
+            assert daemon.process.wait(60) == 1
+            assert "anomalyd state restart" in daemon.log().splitlines()[-1]
+
+            admin.create_partitions([NewPartitions(daemon.changelog, 2)])[daemon.changelog].result(20)
+            daemon.start()
+            assert "anomalyd state restart" in ready_but_for_one(daemon)
+            assert "Traceback" not in daemon.log()
+
+
+def expire(kafka: str, topic: str, before: int, partition: int = 0) -> None:
+    """Removes the oldest records of a partition, as retention does."""
+    admin = AdminClient({"bootstrap.servers": kafka})
+    (deleted,) = admin.delete_records([TopicPartition(topic, partition, before)]).values()
+    deleted.result(20)
+
+
+def make_anew(kafka: str, topic: str) -> None:
+    """A topic of the same name, with nothing in it."""
+    admin = AdminClient({"bootstrap.servers": kafka})
+    admin.delete_topics([topic])[topic].result(20)
+    poll_until(lambda: topic not in admin.list_topics(timeout=10).topics, "the topic to be gone")
+    create_topic(kafka, topic)
 
 
 def in_process(rig: Daemon) -> Settings:
@@ -280,7 +433,7 @@ class TestGroup:
                 producer.flush(30)  # an abort would drop what has not been sent
                 producer.commit_transaction(30) if commit else producer.abort_transaction(30)
             daemon.until_read(1)
-            poll_until(lambda: daemon.committed() == 4, "the position behind two records and two markers")
+            assert daemon.until_committed(4).position == 4  # behind two records and two markers
 
             assert daemon.metric("anomalyd_records_consumed_total") == 1
             assert daemon.stop() == 0
@@ -292,9 +445,7 @@ class TestGroup:
             daemon.until_read(10)
             daemon.stop()
             produce(kafka, daemon.source, [sample("a", i, 1.0) for i in range(10, 40)])
-            admin = AdminClient({"bootstrap.servers": kafka})
-            (deleted,) = admin.delete_records([TopicPartition(daemon.source, 0, 25)]).values()
-            deleted.result(20)
+            expire(kafka, daemon.source, 25)
             daemon.start()
             daemon.until_read(15)
 
@@ -330,8 +481,10 @@ class TestOutages:
             breakable_kafka.ensure_up()
             produce(kafka, daemon.source, [poison(n) for n in range(100, 200)])
 
-            read_until(kafka, daemon.dead, lambda found: every_poison(found, 200), "every dead letter", 90)
+            letters = read_until(kafka, daemon.dead, lambda found: every_poison(found, 200), "every dead letter", 90)
             daemon.until_ready()
+            assert len(letters) == 200
+            assert daemon.metric('anomalyd_fences_total{why="claim"}') == 1  # nothing had to be restored
             assert daemon.stop() == 0
         assert "Traceback" not in daemon.log()
 

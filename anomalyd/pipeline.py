@@ -175,9 +175,10 @@ class Pipeline(Owner):
                 while not self._stopping.is_set():
                     polled = await self._consumer.poll()
                     self._raise_failure()
+                    careful = [part for part in polled if self._needs_care(part)]
                     # At once: what lay about while something else is waited for would be passed over as if it had been control records.
-                    self._hand_over([part for part in polled if not self._needs_care(part)])
-                    await self._try_carefully([part for part in polled if self._needs_care(part)])
+                    self._hand_over([part for part in polled if part not in careful])
+                    await self._try_carefully(careful)
                     await self._until(lambda: max(self._in_flight) < IN_FLIGHT)
                     self._hold_or_resume()
             await self._finish()

@@ -279,6 +279,8 @@ class ShardState:
         slots = np.frombuffer(page.slots, np.uint8)
         if not (len(slots) == len(page.last_use) // 8 == len(page.spellings) // 16 == n and len(page.rows) == n * page.row_bytes):
             raise StateError(f"page {key.decode()}: {n} series, but columns of other lengths")
+        if (np.diff(slots.astype(np.int16)) <= 0).any():
+            raise StateError(f"page {key.decode()}: its slots do not ascend")
         last_use = np.frombuffer(page.last_use, np.int64)
         spellings = np.frombuffer(page.spellings, np.uint64).reshape(n, 2)
         if page.reading != self._reading:
@@ -297,7 +299,10 @@ class ShardState:
             return _Rows(keys, last_use[chosen], spellings[chosen])
 
         placed = rows[here].astype(np.int32)
-        self._pages.buffer[placed] = states[here]
+        if len(placed) == n and n and placed[-1] - placed[0] == n - 1:  # a full page, as almost all are: one copy, not three
+            self._pages.buffer[placed[0] : placed[-1] + 1] = states
+        else:
+            self._pages.buffer[placed] = states[here]
         self._loaded[key] = _Loaded(page.position, rewritten, some(here), placed, some(elsewhere), states[elsewhere])
 
     def unload(self, key: bytes) -> None:

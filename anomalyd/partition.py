@@ -63,6 +63,8 @@ class Partition:
     bytes_committing: int = 0
     committed_s: float = 0.0
     """When the last commit began, by the loop's clock."""
+    in_flight: int = 0
+    """Batches of it that are under way."""
     urgent: bool = False
     """An alert waits."""
     trial: Trial | None = None

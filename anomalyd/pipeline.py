@@ -156,6 +156,7 @@ class Pipeline(Owner):
         self._releases = 0  # what was read in front of one is read again
         self._landed = asyncio.Event()  # a batch came back
         self._alert_waits = asyncio.Event()
+        self._handing_back = False  # no pages in between: they would land when nobody waits for them any more
         self._held = False
         self._lookout = Lookout(metrics)
         self._closing: set[asyncio.Task[None]] = set()
@@ -196,6 +197,8 @@ class Pipeline(Owner):
         parts = [(partition, part, self._pages_due(partition)) for part in polled if (partition := self._partitions.get(part.source))]
         if not parts:
             return
+        for partition, _, _ in parts:
+            partition.in_flight += 1
         if not any(self._in_flight) and (job := _Job(parts)).small:
             self._settle(job, job.run)
             return
@@ -217,6 +220,8 @@ class Pipeline(Owner):
 
     def _settle(self, job: _Job, outcomes: Callable[[], Sequence[Outcome]]) -> None:
         """Takes in what a batch brought. Behind one that failed nothing is: its partition's next position would vouch for it."""
+        for partition, _, _ in job.parts:
+            partition.in_flight -= 1
         try:
             for (partition, _, _), outcome in zip(job.parts, outcomes(), strict=True):
                 # Of a partition that was given up meanwhile nothing counts.
@@ -259,7 +264,7 @@ class Pipeline(Owner):
 
     async def _finish(self) -> None:
         """The last commits, with all that was learned, so that nothing has to be replayed; if brokers take it in time."""
-        done = False
+        done, self._handing_back = False, True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_DEADLINE_S):
                 await self._drained()
@@ -306,7 +311,7 @@ class Pipeline(Owner):
                 behind = polled.next_offset if len(tried) == len(records) else tried[-1].offset + 1
                 outcome = partition.shard.process(tried, behind)
                 del records[: len(tried)]
-            self._settle(_Job([(partition, polled, 0)]), lambda outcome=outcome: [outcome])  # type: ignore[misc]  # bound now, called now
+            self._take_in(partition, outcome)
             partition.trial = trial.survived(partition.position)
         if records and self._partitions.get(partition.source) is partition:
             self._hand_over([polled._replace(records=records)])
@@ -322,7 +327,8 @@ class Pipeline(Owner):
                     await self._alert_waits.wait()
             self._alert_waits.clear()
             self._raise_failure()
-            self._pass_quiet()
+            if not self._handing_back:
+                self._pass_quiet()
             now = _now()
             for partition in list(self._partitions.values()):
                 due = partition.urgent or now - partition.committed_s >= self._interval_s - ALERT_SPACING_S
@@ -342,7 +348,13 @@ class Pipeline(Owner):
         self._raise_failure()
 
     async def _commit_all(self) -> None:
+        """What is left, and that nobody died: whoever claims a quiet partition next need not be careful."""
         self._pass_quiet()
+        await self._drained()
+        for partition in self._partitions.values():
+            if partition.position >= 0 and not partition.to_replay:
+                partition.account()
+                partition.parcel.work.clean = True
         await asyncio.gather(*(self._commit(partition) for partition in list(self._partitions.values())))
 
     async def _commit_once(self, partition: Partition) -> None:
@@ -458,16 +470,20 @@ class Pipeline(Owner):
 
     async def release(self) -> None:
         """See `Owner`. Puts the state aside, since what moves is known only afterwards."""
+        self._handing_back = True
         try:
             await self._drained()
             reached("revoke")
             await self._commit_all()
             await self._publish()
         finally:
+            self._handing_back = False
             self._releases += 1
             for source, partition in self._partitions.items():
                 self._metrics.revoked(*source)
-                if partition.committing is None and not partition.parcel.work and self._failure is None:
+                # A batch that is still under way moves the shard, and what comes of it is dropped.
+                quiet = not partition.in_flight and partition.committing is None and not partition.parcel.work
+                if quiet and self._failure is None:
                     self._parked[source] = partition
                 else:
                     self._let_go(partition)

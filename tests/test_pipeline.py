@@ -675,3 +675,35 @@ async def test_owners_that_die_without_getting_anywhere_are_followed_by_a_carefu
 
     announced = [(work.position, work.trial.size) for _, work in durable.written if work.trial is not None]
     assert announced == [(10, 512), (522, 512)]
+
+
+async def test_a_shard_that_moved_after_a_rebalance_did_not_wait_is_not_used_again() -> None:
+    """The sticky group gives the partition back, and its records would be taken for repeated ones."""
+    gate = threading.Event()
+    async with rig(lambda source: FakeShard(source, alert_every=1, gate=gate), take={ZERO: 0}) as it:
+        await until(lambda: it.durable.written, "the pin")
+        it.records.put((ZERO, 0, 1_000))
+        await until(lambda: it.value("anomalyd_batches_in_flight") == 1, "a batch in flight")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await it.pipeline.release()
+        gate.set()
+        await until(lambda: it.value("anomalyd_batches_in_flight") == 0, "the batch")
+        await assign(it.pipeline, {ZERO: 0})
+        assert len(it.shards[ZERO]) == 2
+
+
+async def test_pages_that_are_due_at_a_rebalance_are_committed_or_stay_dirty() -> None:
+    async with rig(take={ZERO: 0, ONE: 0}, turn_s=0.01, interval_s=60) as it:
+        it.records.put((ZERO, 0, 10), (ONE, 0, 10))
+        await until(lambda: it.shards[ONE][0].seen, "the records")
+        for source in (ZERO, ONE):
+            it.shards[source][0].pages_in_use, it.shards[source][0].dirty = 100, list(range(100))
+        await until(lambda: it.pipeline._partitions[ONE].allowance > 50, "pages to be due")  # noqa: SLF001  nothing else says so
+        await it.pipeline.release()
+        written = {ZERO: 0, ONE: 0}
+        for source, work in it.durable.written:
+            written[source] += len(work.pages)
+
+        assert {source: written[source] + len(it.shards[source][0].dirty) for source in (ZERO, ONE)} == {ZERO: 100, ONE: 100}
+        assert written[ZERO] > 0

@@ -56,6 +56,8 @@ class Position(msgspec.Struct, frozen=True, array_like=True):
     timeline: tuple[tuple[int, str], ...] = ()
     """Which model scores from which input offset on, oldest first."""
     trial: Trial | None = None
+    clean: bool = False
+    """The owner let go of the partition alive; if it goes on, the next position says so."""
 
 
 class Fence(msgspec.Struct, frozen=True, array_like=True):

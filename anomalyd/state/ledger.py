@@ -179,7 +179,7 @@ class Ledger:
                         continue
                     if record.key == POSITION_KEY:
                         before, last = last, self._linked(last, record)
-                        if before is None or last.position > before.position:
+                        if before is None or last.position > before.position or last.clean:
                             owners.clear()
                     elif record.key == FENCE_KEY and isinstance(found := self._decoded(record), Fence) and found.owner not in owners:
                         owners.append(found.owner)
@@ -306,6 +306,7 @@ class Ledger:
             stream_time_ms=work.stream_time_ms,
             timeline=timeline,
             trial=work.trial,
+            clean=work.clean,
         )
 
     async def _surely(self, messages: Sequence[Any], entries: Sequence[Entry], position: Position) -> list[int]:

@@ -97,6 +97,8 @@ class Work:
     """Records of forgotten series by key."""
     trial: Trial | None = None
     """Set before records are processed that may end the process."""
+    clean: bool = False
+    """The owner lets go of the partition, alive."""
 
     def __bool__(self) -> bool:
         return self.position >= 0

@@ -307,6 +307,15 @@ async def test_claims_without_progress_are_counted(rig: Rig) -> None:
     assert restored.claims == 1
 
 
+async def test_owners_that_let_go_alive_are_no_deaths(rig: Rig) -> None:
+    """A quiet partition that is handed around is not one that kills."""
+    for _ in range(5):
+        owner, restored = await rig.claim()
+        await owner.commit(work(10, clean=True))
+
+    assert restored.claims == 1
+
+
 async def test_a_message_that_is_too_large_is_replaced_and_the_rest_goes_with_it(rig: Rig) -> None:
     owner, _ = await rig.claim()
     rig.log.failures += ["large", "", "large-known"]  # the second is the fence

@@ -327,9 +327,9 @@ class StateSettings(_Section):
     on_gap: OnGap = "continue"
     """When input that a restore has to replay is no longer retained: continue goes on with what is there, and the series that lack it learn
     again; stop leaves that partition alone until somebody decides."""
-    series_ttl_s: float = Field(default=float(LONGEST_GAP_S), ge=LONGEST_GAP_S, le=10 * 365 * 86_400)
-    """A series that was away for longer than this, in event time, begins anew when it returns, and its memory is freed. At least 7 days,
-    for so long an open alert waits for its series."""
+    series_ttl_s: float = Field(default=8 * 86_400.0, ge=LONGEST_GAP_S, le=10 * 365 * 86_400)
+    """A series that was away for longer than this, in event time, begins anew when it returns, and its memory is freed. 8 days by default, so
+    that a weekly series may be late; at least 7, for so long an open alert waits for its series."""
 
 
 class LogSettings(_Section):

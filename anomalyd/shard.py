@@ -31,7 +31,7 @@ from anomalyd.state.ports import Restored
 INTERNAL_ERROR: Final = "internal-error"
 """Why a record was rejected that our own code failed on."""
 
-SERIES_TTL_MS: Final = 7 * 24 * 3_600_000
+SERIES_TTL_MS: Final = 8 * 24 * 3_600_000
 """Event time after which a series that has sent nothing begins anew."""
 
 _MANY: Final = 1 << 30

@@ -94,10 +94,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
     """The loop. Executors do their work in it, one piece after the other, when the time that it takes is over.
 
     Args:
-        work_s: how long a piece of work for an executor takes.
+        work_s: how long a piece of work for an executor takes, by its name.
     """
 
-    def __init__(self, work_s: Callable[[], float] = lambda: 0.0) -> None:
+    def __init__(self, work_s: Callable[[str], float] = lambda _: 0.0) -> None:
         super().__init__()
         self._now = 0.0
         self._ready: deque[asyncio.Handle]
@@ -168,7 +168,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def run_in_executor(self, executor: Executor | None, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # noqa: ANN401  asyncio's signature
         done = self.create_future()
-        at = max(self._now, self._busy_until.get(id(executor), 0.0)) + self._work_s()
+        at = max(self._now, self._busy_until.get(id(executor), 0.0)) + self._work_s(getattr(func, "__name__", ""))
         self._busy_until[id(executor)] = at
 
         def work() -> None:

@@ -47,6 +47,7 @@ class FoldingDetector:
         )
         newest: Any = pages.field("time")
         last: Any = pages.field("last")
+        seen: Any = pages.field("seen")
         age: Any = pages.field("age")
         fold: Any = pages.bytes_of("mean").view(np.uint64)
         rows, times, values = batch.row.tolist(), batch.time_ms.tolist(), batch.value[:, 0].tolist()
@@ -59,7 +60,7 @@ class FoldingDetector:
                 verdicts.flags[i] |= REPEATED
             else:
                 (bits,) = struct.unpack("<Q", struct.pack("<d", value))
-                newest[row, 0], last[row, 0], age[row, 0] = time_ms, value, young + 1
+                newest[row, 0], last[row, 0], seen[row, 0], age[row, 0] = time_ms, value, value, young + 1
                 fold[row, 0] = ((before ^ bits) * 6364136223846793005 + time_ms + 1) & _MASK
             if young < _WARM:
                 verdicts.flags[i] |= WARMUP

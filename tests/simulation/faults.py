@@ -16,6 +16,10 @@ DECISIVE: Final = ("EndTxn", "Produce", "AddPartitionsToTxn", "InitProducerId")
 WRITES: Final = ("EndTxn", "EndTxn", "Produce", "AddPartitionsToTxn", "InitProducerId", "OffsetCommit")
 ANY: Final = (*WRITES, "Fetch", "Heartbeat", "JoinGroup", "SyncGroup", "Offset", "OffsetFetch", "FindCoordinator", "Metadata")
 
+REPEATABLE: Final = ("Produce", "Produce", "InitProducerId", "OffsetCommit", "Heartbeat", "JoinGroup", "SyncGroup")
+"""A connection delivers nothing twice; only the client repeats, and then it knows. That it does not know is safe for these. A second EndTxn
+that nobody knows of would decide a later transaction, whatever is done about it."""
+
 LONGEST_DELAY_S: Final = 30.0
 
 CLASSES: Final = (
@@ -107,9 +111,9 @@ class Faults:
             self.armed.append(Armed(kind, "EndTxn", Trouble(before_s=rng.choice([0.5, 3.0, 13.0, LONGEST_DELAY_S]))))
         elif kind == "produce-error":
             error: type[BrokerResponseError] = TopicAuthorizationFailedError if rng.random() < 0.15 else UnknownError
-            self.armed.append(Armed(kind, "Produce", Trouble(error=error)))
+            self.armed.append(Armed(kind, "Produce", Trouble(error=error, part=rng.random())))
         else:
-            request = rng.choice(WRITES if rng.random() < 0.7 else ANY)
+            request = rng.choice(REPEATABLE if kind == "request-twice" else WRITES if rng.random() < 0.7 else ANY)
             delay_s = rng.choice([0.2, 2.0, 11.0, LONGEST_DELAY_S])
             trouble = {
                 "request-lost": Trouble(lost=True),

@@ -43,7 +43,9 @@ class Trouble(NamedTuple):
     twice: bool = False
     """Arrives a second time, whose answer nobody hears."""
     error: type[BrokerResponseError] | None = None
-    """Answered with this instead of being executed."""
+    """A part of it is answered with this instead of being executed."""
+    part: float = 0.0
+    """Which part, from 0 to below 1."""
 
 
 NO_TROUBLE: Final = Trouble()
@@ -89,7 +91,7 @@ class Network:
                 future.set_exception(KafkaConnectionError("connection closed"))
 
     async def call(
-        self, name: str, request: Any, execute: Callable[[], Any], timeout_s: float, refuse: Callable[[int], Any] | None = None
+        self, name: str, request: Any, execute: Callable[[], Any], timeout_s: float, refuse: Callable[[int, float], Any] | None = None
     ) -> Any:  # noqa: ANN401  whatever the request is answered with
         """Sends a request. Raises what a client raises when no answer comes; errors of the broker are part of answers.
 
@@ -98,7 +100,7 @@ class Network:
             request: what `trouble` and `observe` are shown.
             execute: what the broker does; its result is the answer, or a future of it.
             timeout_s: how long the client waits.
-            refuse: makes an answer that says nothing but an error code.
+            refuse: does it but for a part, which is answered with an error code.
         """
         process, rng = Process.current.get(), self._rng
         if process is not None and not process.alive:
@@ -123,11 +125,11 @@ class Network:
             if self.down or (process is not None and process.name in self.isolated):
                 settle(None, KafkaConnectionError("connection closed"))
                 return
-            if trouble.error is not None and refuse is not None:
-                respond(refuse(trouble.error.errno))
-                return
             try:
-                result = execute()
+                if trouble.error is not None and refuse is not None:
+                    result = refuse(int(trouble.error.errno), trouble.part)
+                else:
+                    result = execute()
             except Exception as error:  # noqa: BLE001  a broker that fails is a bug of the model, and must be seen
                 settle(None, error)
                 return
@@ -257,10 +259,10 @@ class ModelClient:
 
     async def send(self, node_id: int, request: Any, *, group: Any = ConnectionGroup.DEFAULT) -> Any:  # noqa: ANN401  likewise
         name = type(request).__name__.removesuffix("Request")
-        refuse = (lambda code: _refused(request, code)) if name == "Produce" else None
+        refuse = (lambda code, part: _produce(self._net.broker, request, code, part)) if name == "Produce" else None
         return await self._call(name, request, lambda: ANSWERS[name](self._net.broker, request), refuse)
 
-    async def _call(self, name: str, request: Any, execute: Callable[[], Any], refuse: Callable[[int], Any] | None = None) -> Any:  # noqa: ANN401  a response
+    async def _call(self, name: str, request: Any, execute: Callable[[], Any], refuse: Callable[[int, float], Any] | None = None) -> Any:  # noqa: ANN401  a response
         if self._closed:
             raise NodeNotReadyError
         return await self._net.call(name, request, execute, self._request_timeout_ms / 1000, refuse)
@@ -288,22 +290,17 @@ def _by_topic(rows: list[tuple[TopicPartition, tuple[Any, ...]]]) -> list[tuple[
     return list(found.items())
 
 
-def _produce(broker: Broker, request: Any) -> Any:  # noqa: ANN401  here and below: requests and responses of the client, which ships no types
+def _produce(broker: Broker, request: Any, refused: int = 0, part: float = 0.0) -> Any:  # noqa: ANN401  here and below: requests and responses of the client, which ships no types
+    batches = [(TopicPartition(topic, partition), raw) for topic, partitions in request._topics for partition, raw in partitions]  # noqa: SLF001
     rows: list[tuple[TopicPartition, tuple[Any, ...]]] = []
-    for topic, partitions in request._topics:  # noqa: SLF001
-        for partition, raw in partitions:
-            tp, offset = TopicPartition(topic, partition), -1
+    for i, (tp, raw) in enumerate(batches):
+        code, offset = refused, -1
+        if not refused or i != int(part * len(batches)):
             try:
-                offset = broker.produce(tp, bytes(raw), request._transactional_id)  # noqa: SLF001
-                code = 0
+                code, offset = 0, broker.produce(tp, bytes(raw), request._transactional_id)  # noqa: SLF001
             except BrokerResponseError as error:
                 code = int(error.errno)
-            rows.append((tp, (code, offset, -1, 0)))
-    return SimpleNamespace(API_VERSION=5, topics=_by_topic(rows))
-
-
-def _refused(request: Any, code: int) -> Any:  # noqa: ANN401
-    rows = [(TopicPartition(topic, partition), (code, -1, -1, 0)) for topic, parts in request._topics for partition, _ in parts]  # noqa: SLF001
+        rows.append((tp, (code, offset, -1, 0)))
     return SimpleNamespace(API_VERSION=5, topics=_by_topic(rows))
 
 

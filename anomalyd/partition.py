@@ -142,7 +142,8 @@ class Partition:
             self._send(_dead_letter(dead_letter_topic, self.source, letter))
         parcel.dead_letters += len(outcome.dead_letters)
         parcel.bytes += sum(len(page) for page in outcome.pages.values() if page is not None)
-        parcel.bytes += MESSAGE_BYTES * (len(outcome.episodes) + len(outcome.forgotten))
+        for records in (outcome.episodes, outcome.forgotten):
+            parcel.bytes += sum(MESSAGE_BYTES + len(value) for value in records.values())
         work.pages |= outcome.pages
         work.episodes |= outcome.episodes
         work.forgotten |= outcome.forgotten

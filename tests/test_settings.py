@@ -61,7 +61,7 @@ def test_smallest_file_gets_every_default(write: Write) -> None:
     assert settings.max_series == 1_000_000
     assert settings.delivery == "exactly-once"
     assert (settings.state_prefix, settings.changelog_topic("metrics")) == ("anomalyd-state", "anomalyd-state-metrics")
-    assert (settings.state.turn_s, settings.state.on_gap, settings.state.series_ttl_s) == (60, "continue", 7 * 86_400)
+    assert (settings.state.turn_s, settings.state.on_gap, settings.state.series_ttl_s) == (60, "continue", 8 * 86_400)
 
 
 def test_settings_are_frozen(write: Write) -> None:

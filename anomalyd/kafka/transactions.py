@@ -7,7 +7,7 @@ not know has ended for good. Opening the next writer under the same id ends what
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from aiokafka import AIOKafkaProducer
@@ -36,6 +36,7 @@ TRANSACTION_TIMEOUT_MS: Final = 60_000
 
 _BATCH_BYTES: Final = 512 << 10  # below the brokers' default message.max.bytes of 1 MiB, which counts whole batches
 _REQUEST_BYTES: Final = 96 << 20  # the topic's limit decides; but above socket.request.max.bytes, 100 MiB, brokers just hang up
+_GROUP_BYTES: Final = 4 << 10  # what any topic takes
 _YIELD_EVERY: Final = 256  # send() seldom gives the loop back by itself
 
 _OVERSIZE: Final = (MessageSizeTooLargeError, RecordListTooLargeError)
@@ -154,7 +155,7 @@ class _Writer:
         Args:
             messages: alerts and dead letters.
             entries: for the changelog.
-            singly: each message in a request of its own, so that all that are too large are known.
+            singly: a few messages in a request, and each alone where those are refused, so that all that are too large are known.
 
         Raises:
             FencedError: another producer has opened our transactional id since, or brokers gave the transaction up.
@@ -195,20 +196,29 @@ class _Writer:
         return [await _send(producer, self._topic, entry.value, entry.key, self._partition, [], i) for i, entry in enumerate(entries)]
 
     async def _send_singly(self, producer: Producing, messages: Sequence[Message]) -> list[_Sent]:
-        """Sends each message when what became of the one before is known; ends early where it does not matter any more."""
+        """Sends a few messages at a time, each of these alone where they are refused together, until it is known which are too large.
+
+        Ends early where that does not matter any more. A few and not one: tens of thousands of round trips would outlast the transaction.
+        """
         sent: list[_Sent] = []
         gaps = set[tuple[str, int]]()
-        for i, message in enumerate(messages):
-            place = (message.topic, await self._partition_of(producer, message))
-            (result,) = await _settled([await self._send_message(producer, message, i)])
-            if isinstance(result.error, _OVERSIZE):
-                gaps.add(place)
-            elif isinstance(result.error, OutOfOrderSequenceNumber) and place in gaps:
-                # A refused message has left a gap in the sequence numbers, and the size is looked at before they are: this one would fit.
-                result = _Sent()
-            sent.append(result)
-            if result.error is not None and place not in gaps:
-                break
+        for first, stop in _groups(messages):
+            found = await _settled([await self._send_message(producer, messages[i], i) for i in range(first, stop)])
+            for i, result in zip(range(first, stop), found, strict=True):
+                place = (messages[i].topic, await self._partition_of(producer, messages[i]))
+                if isinstance(result.error, _OVERSIZE):
+                    gaps.add(place)
+                    if stop - first > 1:
+                        (result,) = await _settled([await self._send_message(producer, messages[i], i)])  # noqa: PLW2901  what it is alone
+                if isinstance(result.error, OutOfOrderSequenceNumber) and place in gaps:
+                    # A refused message has left a gap in the sequence numbers. The size is looked at first: this one would fit.
+                    result = _Sent()  # noqa: PLW2901  likewise
+                sent.append(result)
+                if result.error is not None and place not in gaps:
+                    return sent
+        if gaps and not any(isinstance(result.error, _OVERSIZE) for result in sent):
+            topics = ", ".join(sorted({topic for topic, _ in gaps}))
+            raise KafkaRefusedError(f"Kafka: {topics} takes less than {_GROUP_BYTES} bytes at a time; raise its max.message.bytes")
         return sent
 
     def _check_messages(self, messages: Sequence[Message], sent: Sequence[_Sent], *, singly: bool) -> None:
@@ -351,6 +361,18 @@ class PlainWriter(_Writer):
         offsets = self._check_entries(entries[:-1], await _settled(await self._send_entries(producer, entries[:-1])))
         reached("before-commit")
         return offsets + self._check_entries(entries[-1:], await _settled(await self._send_entries(producer, entries[-1:])))
+
+
+def _groups(messages: Sequence[Message]) -> Iterator[tuple[int, int]]:
+    """Begin and end of runs of messages that are small together, or one."""
+    first, size = 0, 0
+    for i, message in enumerate(messages):
+        if i > first and size + message.size > _GROUP_BYTES:
+            yield first, i
+            first, size = i, 0
+        size += message.size
+    if messages:
+        yield first, len(messages)
 
 
 async def _send(

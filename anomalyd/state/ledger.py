@@ -318,7 +318,7 @@ class Ledger:
                     raise DeliveryError("the writer was closed")
                 return await self._writer.commit(messages, entries, singly=singly)
             except TooLargeError as error:
-                messages, singly = (messages if error.instead is None else error.instead), True
+                messages, singly = (messages if error.instead is None else error.instead), error.instead is None
                 reason = str(error)
             except DeliveryError as error:
                 reason = str(error)

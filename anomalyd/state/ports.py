@@ -28,7 +28,7 @@ class Writer(Protocol):
         Args:
             messages: alerts and dead letters.
             entries: for the changelog.
-            singly: each message in a request of its own, so that one that is too large is known.
+            singly: in requests so small that those that are too large are known.
 
         Raises:
             FencedError: somebody else has claimed the partition since.
@@ -102,8 +102,3 @@ class Work:
 
     def __bool__(self) -> bool:
         return self.position >= 0
-
-    @property
-    def bytes(self) -> int:
-        """Memory of the records, about; messages not counted."""
-        return sum(len(page) for page in self.pages.values() if page is not None) + 256 * (len(self.episodes) + len(self.forgotten))

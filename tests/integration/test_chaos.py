@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.chaos.guard import guarded
 from tests.chaos.harness import Chaos, Plan
 from tests.support.kafka import Cluster
 
@@ -28,7 +29,8 @@ SHORT = Plan(
 def test_what_is_committed_under_faults_is_what_an_uninterrupted_run_commits(
     kafka_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    report = Chaos(kafka_cluster, SHORT, tmp_path_factory.mktemp("chaos"), say=print).run()
+    with guarded():
+        report = Chaos(kafka_cluster, SHORT, tmp_path_factory.mktemp("chaos"), say=print).run()
 
     assert report.problems == [], "\n".join([*report.problems, *report.comparison.examples])
     assert report.points == dict.fromkeys(POINTS, 1)

@@ -173,7 +173,20 @@ class _Stoppable(Protocol):
 
 
 async def close(client: _Stoppable) -> None:
-    """Stops a client within a deadline: with brokers away its goodbye would wait for answers."""
+    """Stops a client within a deadline: with brokers away its goodbye would wait for answers.
+
+    It is stopped even if the caller is cancelled meanwhile; half a stop would leave connections and tasks behind for good.
+    """
+    stopping = asyncio.create_task(_stop(client))
+    _stopping.add(stopping)
+    stopping.add_done_callback(_stopping.discard)
+    await asyncio.shield(stopping)
+
+
+_stopping: Final[set[asyncio.Task[None]]] = set()
+
+
+async def _stop(client: _Stoppable) -> None:
     with contextlib.suppress(KafkaError, TimeoutError, OSError):
         async with asyncio.timeout(CLOSE_DEADLINE_S):
             await client.stop()

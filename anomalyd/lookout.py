@@ -50,8 +50,8 @@ class Lookout:
         )
         if outcome.dead_letters:
             self._rejected.setdefault(shard.stream.name, Counter()).update(outcome.rejected)
-        if shard.stream_time_ms is not None:
-            self._metrics.watermark(shard.stream.name, shard.stream_time_ms)
+        if outcome.stream_time_ms is not None:
+            self._metrics.watermark(shard.stream.name, outcome.stream_time_ms)
 
     def commit(self, parcel: Parcel, seconds: float) -> None:
         """Counts what was committed, and how long it took."""
@@ -66,12 +66,12 @@ class Lookout:
             page_bytes=sum(len(page) for page in parcel.work.pages.values() if page is not None),
         )
 
-    def look(self, partitions: Collection[Partition], assigned: int, ends: Mapping[Source, int]) -> None:
+    def look(self, partitions: Collection[Partition], recovering: int, ends: Mapping[Source, int]) -> None:
         """Looks at the partitions.
 
         Args:
             partitions: that are restored, or replaying.
-            assigned: how many are ours.
+            recovering: how many more are being restored.
             ends: of the input logs, where known.
         """
         for partition in partitions:
@@ -80,7 +80,9 @@ class Lookout:
         shards = [partition.shard for partition in partitions]
         self._metrics.state(series=sum(shard.series for shard in shards), open_episodes=sum(shard.open_episodes for shard in shards))
         restored = [partition for partition in partitions if not partition.to_replay]
-        self._metrics.restoring(partitions=max(0, assigned - len(restored)), records=sum(partition.to_replay for partition in partitions))
+        self._metrics.restoring(
+            partitions=recovering + len(partitions) - len(restored), records=sum(partition.to_replay for partition in partitions)
+        )
         self._metrics.checkpoint_age(max((partition.position - partition.shard.replay_from for partition in restored), default=0))
         self._tell_late(partitions)
         self._tell_rejected()

@@ -149,7 +149,8 @@ class Pipeline(Owner):
         self._turn_s = turn_s
         self._stop_at_gaps = stop_at_gaps
         self._partitions: dict[Source, Partition] = {}
-        self._recovered: dict[Source, Partition] = {}  # not read yet
+        self._recovering: set[Source] = set()
+        self._waiting: dict[Source, Partition] = {}  # not read yet
         self._parked: dict[Source, Partition] = {}  # put aside while the group decides
         self._worker_of: dict[Source, int] = {}
         self._in_flight = [0] * len(workers)
@@ -184,7 +185,7 @@ class Pipeline(Owner):
                     self._hold_or_resume()
             await self._finish()
         finally:
-            for partition in [*self._partitions.values(), *self._recovered.values(), *self._parked.values()]:
+            for partition in [*self._partitions.values(), *self._waiting.values(), *self._parked.values()]:
                 self._let_go(partition)
             await asyncio.gather(*self._closing)
 
@@ -200,7 +201,7 @@ class Pipeline(Owner):
         for partition, _, _ in parts:
             partition.in_flight += 1
         if not any(self._in_flight) and (job := _Job(parts)).small:
-            self._settle(job, job.run)
+            self._take_in_job(job, job.run)
             return
         loop = asyncio.get_running_loop()
         for number, worker in enumerate(self._workers):
@@ -215,10 +216,10 @@ class Pipeline(Owner):
         self._in_flight[job.worker] -= 1
         self._metrics.in_flight(sum(self._in_flight))
         if not done.cancelled():
-            self._settle(job, done.result)
+            self._take_in_job(job, done.result)
         self._landed.set()
 
-    def _settle(self, job: _Job, outcomes: Callable[[], Sequence[Outcome]]) -> None:
+    def _take_in_job(self, job: _Job, outcomes: Callable[[], Sequence[Outcome]]) -> None:
         """Takes in what a batch brought. Behind one that failed nothing is: its partition's next position would vouch for it."""
         for partition, _, _ in job.parts:
             partition.in_flight -= 1
@@ -294,7 +295,9 @@ class Pipeline(Owner):
     async def _try(self, partition: Partition, polled: Polled) -> None:
         """Those that need no care any more go the usual way. After a release they are read again, even if the partition stays."""
         records, releases = list(polled.records), self._releases
-        while records and partition.trial is not None and self._partitions.get(partition.source) is partition:
+        while (
+            records and partition.trial is not None and not self._stopping.is_set() and self._partitions.get(partition.source) is partition
+        ):
             trial = partition.trial
             if trial.deadly:
                 _log.error("record_deadly", topic=partition.source.topic, partition=partition.source.partition, offset=records[0].offset)
@@ -305,17 +308,31 @@ class Pipeline(Owner):
                 tried = records[: trial.size]
                 partition.account()
                 partition.parcel.work.trial = trial.announced()
-                await self._commit(partition)
+                await self._unless_stopping(self._commit(partition))
+                if self._stopping.is_set():
+                    return
                 if releases != self._releases or self._partitions.get(partition.source) is not partition:
                     return
                 behind = polled.next_offset if len(tried) == len(records) else tried[-1].offset + 1
-                outcome = partition.shard.process(tried, behind)
+                outcome = partition.shard.process(tried, behind, snapshots=min(self._pages_due(partition), SMALL_PAGES))
                 del records[: len(tried)]
             self._take_in(partition, outcome)
             partition.trial = trial.survived(partition.position)
-        if records and self._partitions.get(partition.source) is partition:
+        if records and not self._stopping.is_set() and self._partitions.get(partition.source) is partition:
             self._hand_over([polled._replace(records=records)])
-        await self._commit(partition)
+        await self._unless_stopping(self._commit(partition))
+
+    async def _unless_stopping(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does what may take as long as brokers are away; leaves off when the daemon is to end."""
+        doing, stopping = asyncio.create_task(work), asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({doing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            doing.cancel()
+            await asyncio.wait({doing})
+        if not doing.cancelled():
+            doing.result()
 
     # --- commits ----------------------------------------------------------------------------------------------------
 
@@ -366,7 +383,8 @@ class Pipeline(Owner):
             reached("expiry")
         try:
             await partition.ledger.commit(parcel.work)
-        except LostError:
+        except LostError as error:
+            _log.warning("partition_lost", topic=partition.source.topic, partition=partition.source.partition, reason=str(error))
             self._give_up(partition)
             self._consumer.reclaim(partition.source)
         except StateError as error:
@@ -421,25 +439,28 @@ class Pipeline(Owner):
         if (kept := self._parked.get(source)) is not None:
             if kept.ledger.partitions != partitions:
                 raise StateError(kept.ledger.repartitioned(partitions))
-            self._recovered[source] = self._parked.pop(source)
+            self._waiting[source] = self._parked.pop(source)
             if kept.position < 0:
                 return None
             kept.read_from = kept.position
             return Recovered(kept.position, kept.ledger.position or kept.position)
         partition = Partition(source, self._make_shard(source), self._make_ledger(source))
+        self._recovering.add(source)
         try:
             recovered = await partition.restore(partitions, self._workers[self._worker_of[source]])
         except BaseException:
             self._let_go(partition)
             raise
-        self._recovered[source] = partition
+        finally:
+            self._recovering.discard(source)
+        self._waiting[source] = partition
         return recovered
 
     def take(self, positions: Mapping[Source, int]) -> None:
         """See `Owner`."""
-        running = self._partitions.keys() - self._recovered.keys()
+        running = self._partitions.keys() - self._waiting.keys()
         for source, position in positions.items():
-            partition = self._recovered.pop(source, None) or self._partitions.pop(source)
+            partition = self._waiting.pop(source, None) or self._partitions.pop(source)
             expected = partition.position if partition.read_from is None else max(partition.read_from, partition.position)
             if 0 <= position < expected and source in running:
                 self._let_go(partition)
@@ -461,11 +482,17 @@ class Pipeline(Owner):
                 self._hand_over([Polled(source, (), position)])
 
     def _begin_anew(self, partition: Partition, position: int) -> Partition:
-        """The input topic was made anew: offsets mean other records now, and so does nothing that was learned."""
+        """The input topic was made anew: its offsets mean other records now, and what was learned is about others."""
         source = partition.source
         _log.error("state_discarded", topic=source.topic, partition=source.partition, position=partition.position, now=position)
         fresh = Partition(source, self._make_shard(source), partition.ledger, read_from=position)
         fresh.parcel.work.pages = dict.fromkeys(partition.ledger.records)
+        fresh.parcel.work.anew = True
+        # What was told of the old one ends; nothing will ever be heard of it again.
+        for outcome in (partition.shard.process([], partition.shard.live_from), partition.shard.forget_all()):
+            outcome.pages, outcome.episodes, outcome.forgotten = {}, {}, {}
+            fresh.take_in(outcome, self._alerts_topic, self._dead_letter_topic)
+        fresh.position = fresh.parcel.work.position = -1  # which is where the new topic begins; told in a moment
         return fresh
 
     async def release(self) -> None:
@@ -487,8 +514,8 @@ class Pipeline(Owner):
                     self._parked[source] = partition
                 else:
                     self._let_go(partition)
-            self._parked |= self._recovered
-            self._recovered.clear()
+            self._parked |= self._waiting
+            self._waiting.clear()
             self._partitions.clear()
 
     def _give_up(self, partition: Partition) -> None:
@@ -511,7 +538,7 @@ class Pipeline(Owner):
     @property
     def restored(self) -> bool:
         """Whether every partition that we have goes on where it was."""
-        return not self._recovered and not any(partition.to_replay for partition in self._partitions.values())
+        return not self._recovering and not self._waiting and not any(partition.to_replay for partition in self._partitions.values())
 
     def status(self) -> dict[str, Any]:
         """How far restoring is, for people."""
@@ -526,7 +553,7 @@ class Pipeline(Owner):
             self._metrics.loop_lag(_now() - asked - _TICK_S)
             for partition in self._partitions.values():
                 partition.allow(_TICK_S / self._turn_s)
-            self._lookout.look(self._partitions.values(), len(self._worker_of), self._consumer.ends())
+            self._lookout.look(self._partitions.values(), len(self._recovering | self._waiting.keys()), self._consumer.ends())
             await self._consumer.probe()
             if asked - published_s > _PUBLISH_EVERY_S:
                 published_s = asked

@@ -328,8 +328,8 @@ class StateSettings(_Section):
     """When input that a restore has to replay is no longer retained: continue goes on with what is there, and the series that lack it learn
     again; stop leaves that partition alone until somebody decides."""
     series_ttl_s: float = Field(default=8 * 86_400.0, ge=LONGEST_GAP_S, le=10 * 365 * 86_400)
-    """A series that was away for longer than this, in event time, begins anew when it returns, and its memory is freed. 8 days by default, so
-    that a weekly series may be late; at least 7, for so long an open alert waits for its series."""
+    """A series that was away for longer than this, in event time, begins anew when it returns, and its memory is freed. 8 days by default,
+    so that a weekly series may be late; at least 7, for so long an open alert waits for its series."""
 
 
 class LogSettings(_Section):

@@ -172,6 +172,9 @@ class FakeShard:
     def begin(self, restored: Restored, live: Sequence[bytes]) -> None:
         self.live_from, self.position = restored.position or 0, restored.replay_from
 
+    def forget_all(self) -> Outcome:
+        return Outcome(next_offset=self.position, alerts=[OutgoingAlert(FIRING, -1)])
+
     def snapshot(self, most: int) -> dict[bytes, bytes | None]:
         written = {b"S|256|%d" % page: b"page" for page in self.dirty[:most]}
         del self.dirty[:most]
@@ -652,6 +655,8 @@ async def test_an_input_topic_made_anew_begins_anew() -> None:
         it.records.put((ZERO, 0, 2))
         await until(lambda: durable.positions == {ZERO: 2}, "its first records")
 
+    assert durable.messages == [FIRING.key]  # the alerts that were open end
+    assert durable.written[0][1].anew
     assert it.shards[ZERO][-1].seen == [0, 1]
 
 
@@ -707,3 +712,16 @@ async def test_pages_that_are_due_at_a_rebalance_are_committed_or_stay_dirty() -
 
         assert {source: written[source] + len(it.shards[source][0].dirty) for source in (ZERO, ONE)} == {ZERO: 100, ONE: 100}
         assert written[ZERO] > 0
+
+
+async def test_a_stop_does_not_wait_for_records_that_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline_module, "STOP_DEADLINE_S", 0.1)
+    durable = Durable(restored={ZERO: Restored(10, 10, claims=4)})
+    async with rig(take={ZERO: 0}, durable=durable) as it:
+        durable.gate.clear()
+        it.records.put((ZERO, 10, 1_000))
+        await until(lambda: not it.records.waiting, "the records to be read")
+        it.pipeline.stop()
+        await asyncio.wait_for(it.running, 10)
+
+    assert durable.positions == {}

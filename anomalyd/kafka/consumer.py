@@ -142,7 +142,7 @@ class Consumer:
         self._owner: Owner | None = None
         self._listening: AIOKafkaConsumer | None = None  # whose assignments count; not one that is about to be replaced
         self._interrupted = asyncio.Event()
-        self._handing_over = asyncio.Lock()
+        self._giving_back = asyncio.Lock()
         self._assigned: frozenset[Source] | None = None  # None: the group has not decided
         self._assignment = 0  # what belongs to an older assignment is void
         self._position: dict[Source, int] = {}  # of located partitions: behind the last record handed over
@@ -250,7 +250,7 @@ class Consumer:
         self._metrics.reconnected()
         # A rebalance that it takes part in meanwhile, and stop() lets it finish one, is not ours any more.
         self._listening = None
-        await self._hand_over()
+        await self._give_back()
         await self.stop()
         await asyncio.sleep(delay_s)
         self._stalled = False
@@ -299,7 +299,7 @@ class Consumer:
             # anybody else runs: a checkpoint would commit those positions.
             for tp in self._partitions():
                 consumer.seek(tp, self._position[Source(*tp)])
-            await self._unless_interrupted(self._recover(error))
+            await self._unless_interrupted(self._after_failed_read(error))
             return []
         polled = []
         for tp, records in got.items():
@@ -332,7 +332,7 @@ class Consumer:
         for tp in self._partitions():
             self._connected.resume(tp)
 
-    async def _recover(self, error: Exception) -> None:
+    async def _after_failed_read(self, error: Exception) -> None:
         """After a failed read."""
         self._metrics.fetch_failed()
         if refused := client.refusal(error, self._settings):
@@ -497,13 +497,13 @@ class Consumer:
         """The group rebalances. The client hands out nothing now and heartbeats go on: this may take time, but the others wait for it."""
         if of is self._client and self._assigned is not None:
             _log.info("partitions_revoked", count=len(self._assigned), partitions=_names(self._assigned))
-            await self._hand_over()
+            await self._give_back()
 
-    async def _hand_over(self) -> None:
+    async def _give_back(self) -> None:
         """Once for each assignment, though a rebalance and a replacement of the client may both ask for it at the same time."""
         deadline_s = self._settings.rebalance_timeout_ms / 2_000
         self._stop_locating()
-        async with self._handing_over:
+        async with self._giving_back:
             try:
                 if self._assigned is not None:
                     async with asyncio.timeout(deadline_s):
@@ -561,7 +561,7 @@ class Consumer:
         self._locating[source] = task
         task.add_done_callback(lambda done: self._locating.pop(source) if self._locating.get(source) is done else None)
 
-    async def _recovered(self, source: Source) -> Recovered | None:
+    async def _ask_owner(self, source: Source) -> Recovered | None:
         """What the owner knows of a partition."""
         backoff = client.Backoff()
         while True:
@@ -578,7 +578,7 @@ class Consumer:
         with self.failing_loudly():
             assignment, backoff = self._assignment, client.Backoff()
             try:
-                recovered = known or await self._recovered(source)
+                recovered = known or await self._ask_owner(source)
             except StateError as error:
                 self.stop_partition(source, str(error))
                 return

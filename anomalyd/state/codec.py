@@ -52,12 +52,14 @@ class Position(msgspec.Struct, frozen=True, array_like=True):
     owner: bytes
     """Nonce of the claim that wrote it."""
     stream_time_ms: int | None = None
-    """The partition's clock in event time."""
+    """Newest event time seen."""
     timeline: tuple[tuple[int, str], ...] = ()
     """Which model scores from which input offset on, oldest first."""
     trial: Trial | None = None
     clean: bool = False
     """The owner let go of the partition alive; if it goes on, the next position says so."""
+    anew: bool = False
+    """Nothing from before counts: the input topic was made anew, or an operator decided so. The position may go back."""
 
 
 class Fence(msgspec.Struct, frozen=True, array_like=True):

@@ -28,6 +28,9 @@ from anomalyd.state.ports import Entry, LogReader, LogRecord, Restored, Work, Wr
 PROBE_RECORDS: Final = 64
 """So far back from the fence the last position is looked for first; then sixteen times as far, and so on."""
 
+PROCESS_BYTES: Final = 8
+"""Of an owner's bytes: the same for all claims of a process, which has not died between them."""
+
 _FIRST_PAUSE_S: Final = 0.1
 _MOST_PAUSE_S: Final = 5.0
 
@@ -50,7 +53,7 @@ class Ledger:
         open_reader: makes a reader of its changelog partition.
         is_member: asks the group's coordinator whether the partition is still ours; a zombie must not fence its successor again and again.
         model: hash of the artifact that scores.
-        owner: random bytes that no other claim has.
+        owner: random bytes that no other claim has; the first PROCESS_BYTES are those of the process.
         name: of the instance, for people.
         metrics: where to count.
         transactional: whether writers are. Without transactions pages can be newer than the position, and the chain may fork.
@@ -172,7 +175,7 @@ class Ledger:
         while True:
             start = max(first, fence - back)
             last: Position | None = None
-            owners: list[bytes] = []
+            owners: set[bytes] = set()
             async for records in reader.read(start, fence):
                 for record in records:
                     if record.value is None:
@@ -181,8 +184,8 @@ class Ledger:
                         before, last = last, self._linked(last, record)
                         if before is None or last.position > before.position or last.clean:
                             owners.clear()
-                    elif record.key == FENCE_KEY and isinstance(found := self._decoded(record), Fence) and found.owner not in owners:
-                        owners.append(found.owner)
+                    elif record.key == FENCE_KEY and isinstance(found := self._decoded(record), Fence):
+                        owners |= {found.owner[:PROCESS_BYTES]}
             if last is not None or start == first:
                 return last, max(1, len(owners))
             back *= 16
@@ -307,6 +310,7 @@ class Ledger:
             timeline=timeline,
             trial=work.trial,
             clean=work.clean,
+            anew=work.anew,
         )
 
     async def _surely(self, messages: Sequence[Any], entries: Sequence[Entry], position: Position) -> list[int]:
@@ -323,10 +327,10 @@ class Ledger:
             except DeliveryError as error:
                 reason = str(error)
             _log.warning("commit_in_doubt", **self._where, reason=reason)
-            if (offsets := await self._settle(entries, position)) is not None:
+            if (offsets := await self._resolve(entries, position)) is not None:
                 return offsets
 
-    async def _settle(self, entries: Sequence[Entry], position: Position) -> list[int] | None:
+    async def _resolve(self, entries: Sequence[Entry], position: Position) -> list[int] | None:
         """Finds out whether a doubtful transaction was committed: the offsets of its entries, or None, and then it never will be."""
         pause_s = _FIRST_PAUSE_S
         while True:
@@ -334,7 +338,7 @@ class Ledger:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _MOST_PAUSE_S)
             if not await self._is_member():
-                raise LostError
+                raise LostError("the group has given it to another")
             try:
                 fence = await self._open("doubt")
                 tail = await self._tail(fence)
@@ -362,7 +366,7 @@ class Ledger:
                 continue
             found = self._decoded(record)
             if isinstance(found, Fence | Position) and found.owner != self._owner:
-                raise LostError
+                raise LostError(f"taken over by {found.name if isinstance(found, Fence) else 'another owner'}")
             if isinstance(found, Position) and found.sequence == position.sequence:
                 return record.offset
         return None

@@ -75,7 +75,7 @@ class Restored:
     trial: Trial | None = None
     """Records that were tried when the last owner died."""
     claims: int = 1
-    """Claims since the last position was written, ours counted; many of them: owners die before they get anywhere."""
+    """Processes that claimed it since the position last moved or its owner let go alive, ours counted: so many ended without a goodbye."""
 
 
 @dataclass(slots=True)
@@ -99,6 +99,8 @@ class Work:
     """Set before records are processed that may end the process."""
     clean: bool = False
     """The owner lets go of the partition, alive."""
+    anew: bool = False
+    """The input topic was made anew: the position goes back, and nothing from before counts."""
 
     def __bool__(self) -> bool:
         return self.position >= 0

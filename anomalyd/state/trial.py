@@ -1,8 +1,8 @@
 """Records that end the process: how the next owner finds them instead of dying, too.
 
 A record that our code fails on is a dead letter at once. One that takes the process with it, out of memory or in compiled code, would end
-every owner after the other. So where owners have died without getting anywhere, the next one commits which records it is about to try: few,
-then fewer after each death, until it is a single one.
+every owner after the other. So where processes have ended without getting anywhere and without a goodbye, the next one commits which
+records it is about to try: few, then fewer after each death, until it is a single one.
 """
 
 from typing import Final

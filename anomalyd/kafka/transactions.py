@@ -193,8 +193,8 @@ class _Writer:
     async def _send_entries(self, producer: Producing, entries: Sequence[Entry]) -> list[asyncio.Future[Any]]:
         if self._partition not in await producer.partitions_for(self._topic):
             raise StateError(
-                f"topic {self._topic} has no partition {self._partition}: if its input was given more partitions see `anomalyd state restart "
-                f"--help`, else make it with `anomalyd topics create`; then restart"
+                f"topic {self._topic} has no partition {self._partition}: if its input was given more partitions see "
+                f"`anomalyd state restart --help`, else make it with `anomalyd topics create`; then restart"
             )
         return [await _send(producer, self._topic, entry.value, entry.key, self._partition, [], i) for i, entry in enumerate(entries)]
 

@@ -546,6 +546,8 @@ class Consumer:
             if Source(*tp) == source:
                 self._connected.pause(tp)
         self._position.pop(source, None)
+        if (locating := self._locating.get(source)) is not None and locating is not asyncio.current_task():
+            locating.cancel()
 
     def _relocate(self, sources: Iterable[Source]) -> None:
         for source in sources:

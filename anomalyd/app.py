@@ -31,7 +31,7 @@ from anomalyd.kafka.transactions import PlainWriter, TransactionalWriter
 from anomalyd.pipeline import DEADLY, Pipeline
 from anomalyd.series import Selection
 from anomalyd.settings import AlertPolicy, Settings, StreamSettings
-from anomalyd.shard import INTERNAL_ERROR, Observer, Shard, StreamPlan
+from anomalyd.shard import INTERNAL_ERROR, SWEEP_RECORDS, Observer, Shard, StreamPlan
 from anomalyd.state.ledger import Ledger
 from anomalyd.telemetry.metrics import Metrics
 from anomalyd.telemetry.server import HttpServer
@@ -201,6 +201,7 @@ class Stream:
     series_ttl_ms: int
     reading: str
     """Fingerprint of everything that decides which series a spelling in a record stands for."""
+    sweep_records: int = SWEEP_RECORDS
 
     def shard(self, source: Source, capacity: int, observer: Observer | None = None) -> Shard:
         """A shard for one partition."""
@@ -212,6 +213,7 @@ class Stream:
             capacity,
             observer=observer,
             series_ttl_ms=self.series_ttl_ms,
+            sweep_records=self.sweep_records,
             reading=self.reading,
         )
 

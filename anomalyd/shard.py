@@ -21,7 +21,6 @@ from anomalyd.alerts.messages import Message, MessageBuilder, Model
 from anomalyd.batch import LATE, REPEATED, Record, SampleBatch, Source, Verdicts
 from anomalyd.detector import Detector, Pages
 from anomalyd.formats import Decoded, Decoder
-from anomalyd.jit import njit
 from anomalyd.series import Selection, SeriesIndex
 from anomalyd.series.key import parse_key
 from anomalyd.shard_state import ShardState
@@ -34,12 +33,14 @@ INTERNAL_ERROR: Final = "internal-error"
 SERIES_TTL_MS: Final = 8 * 24 * 3_600_000
 """Event time after which a series that has sent nothing begins anew."""
 
+SWEEP_RECORDS: Final = 1 << 18
+"""Offsets between one look for series that are no more and the next."""
+
+_HEARD_SHARE: Final = 4
+"""The partition's time is that of the series heard of in the last quarter of these offsets, and none of them is forgotten."""
+_TTL_SHARE: Final = 16
+"""A series is forgotten a sixteenth later than it would begin anew: clocks differ, and its alert should end by its own sample."""
 _MANY: Final = 1 << 30
-_EXPIRY_STEPS: Final = 16
-"""Series are looked through so many times in the time that they are kept without a sample."""
-_AHEAD_MS: Final = 24 * 3_600_000
-"""A sample may lie so far ahead of the moment when it was produced; one from farther does not move the partition's clock farther."""
-_NO_TIME: Final = int(np.iinfo(np.int64).min)
 
 _log = structlog.get_logger(__name__)
 
@@ -87,7 +88,7 @@ class Outcome:
     replay_from: int = 0
     """Input offset from which on records would have to be replayed if all these records, and all before, were written down."""
     stream_time_ms: int | None = None
-    """The partition's clock behind these records."""
+    """Newest event time seen up to there."""
     records: int = 0
     replayed: int = 0
     """Records that were learned once more, silently; they are not among `records`, and nothing else is told of them."""
@@ -160,6 +161,7 @@ class Shard:
         now_ms: the clock for `detected_at`, milliseconds since the epoch.
         feature_names: of samples with several values, for alerts.
         series_ttl_ms: event time without a sample after which a series begins anew, and is forgotten some time later.
+        sweep_records: offsets from one look for series to forget to the next.
         reading: fingerprint of format and selection, on which raw spellings of series depend.
     """
 
@@ -175,6 +177,7 @@ class Shard:
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         feature_names: Sequence[str] = (),
         series_ttl_ms: int = SERIES_TTL_MS,
+        sweep_records: int = SWEEP_RECORDS,
         reading: str = "",
     ) -> None:
         self.stream = stream
@@ -182,7 +185,7 @@ class Shard:
         self.index = SeriesIndex(capacity, stream.select)
         self.pages: Pages = detector.new_pages(capacity)
         self.stream_time_ms: int | None = None
-        """Newest event time seen; one far ahead of the moment when its record was produced counts as a day ahead."""
+        """Newest event time seen, by whatever clock: something to look at, nothing is decided by it."""
         self._detector = detector
         self._decoder = decoder
         self._episodes = Episodes(stream.policy, self.pages.episodes)
@@ -199,7 +202,8 @@ class Shard:
         self._observer = observer
         self._now_ms = now_ms
         self._ttl_ms = series_ttl_ms
-        self._expiry_ms = max(1, series_ttl_ms // _EXPIRY_STEPS)
+        self._sweep_records = sweep_records
+        self._swept = -1  # offset of the record in front of which series were looked through last
         self._told: set[str] = set()  # series with transitions since the last outcome, in a replay since its beginning
         self._carried = Outcome()  # what a restore brought, for the next outcome
 
@@ -351,42 +355,37 @@ class Shard:
     def _learn(self, part: "_Part", decoded: Decoded, outcome: Outcome) -> int:
         """Advances with what was decoded, then forgets the series that have to be; returns how many records are done."""
         batch, consumed = self._state.unlearned(decoded.batch, part.offsets), decoded.consumed
-        crossing = -1 if self.replaying else self._tick(batch, part)
-        if crossing >= 0:
-            # Series are forgotten here. What was decoded behind may be theirs, and is decoded again.
-            consumed = crossing + 1
+        sweep = -1 if self.replaying else self._due(batch, part.offsets)
+        if sweep >= 0:
+            # What was decoded from there on may be samples of series that are forgotten now, and is decoded again.
+            consumed = sweep
             batch = _first(batch, consumed)
         outcome.dead_letters += [DeadLetter(part.records[i], reason) for i, reason in decoded.rejected if i < consumed]
-        advanced = self._advance(batch, part.offsets, part.timestamp)
+        advanced = self.advance(batch, part.offsets, part.timestamp)
         outcome.add(advanced)
         outcome.dead_letters += [DeadLetter(part.records[i], INTERNAL_ERROR) for i in advanced.unwritten]
-        if crossing >= 0:
+        if sweep >= 0:
             self.index.abandon()
-            self._expire(part, crossing, outcome)
+            self._sweep(part, consumed, outcome)
         elif consumed < len(part.records):
             self._make_room(part, consumed, outcome)
         return consumed
 
-    def _tick(self, batch: SampleBatch, part: "_Part") -> int:
-        """Moves the partition's clock on; the number of the record at which series have to be looked through, -1 if there is none.
+    def _due(self, batch: SampleBatch, offsets: NDArray[np.int64]) -> int:
+        """The number of the first record in front of which series have to be looked through, -1 if there is none.
 
-        The clock then stands behind that record.
+        It is the first one with a sample behind a multiple of so many offsets. Records without samples do not count: what is done in front
+        of them could not be told from the series afterwards, and a restart would do it once more, or not at all.
         """
-        if not len(batch) or (self.stream_time_ms is not None and int(batch.time_ms.max()) <= self.stream_time_ms):
+        if not len(batch):
             return -1
-        now, start = _NO_TIME if self.stream_time_ms is None else self.stream_time_ms, 0
-        oldest = int(batch.time_ms.min())
-        while True:
-            now, start, crossing = _clock(now, start, batch.time_ms, batch.record, part.timestamps, self._expiry_ms)
-            self.stream_time_ms = now
-            # Decoding again what is behind is not worth it where nothing can be found.
-            if crossing < 0 or oldest < self._expiring_ms or self._state.knows_older(self._expiring_ms):
-                return crossing
-
-    @property
-    def _expiring_ms(self) -> int:
-        """Event time in front of which series were heard of that are to be forgotten now."""
-        return (self.stream_time_ms or 0) - self._ttl_ms - self._expiry_ms
+        newest, first = self._state.newest_use, int(offsets[batch.record[0]])
+        if newest < 0 or first == self._swept:
+            newest = first
+        multiple = (newest // self._sweep_records + 1) * self._sweep_records
+        if offsets[batch.record[-1]] < multiple:
+            return -1
+        return int(batch.record[np.searchsorted(batch.record, np.searchsorted(offsets, multiple))])
 
     def advance(self, batch: SampleBatch, offsets: NDArray[np.int64], timestamp_of: Callable[[int], int] = lambda _: -1) -> Outcome:
         """The part of `process` behind decoding: scores samples, moves their series and episodes on, writes messages.
@@ -399,9 +398,6 @@ class Shard:
         if len(batch):
             newest = int(batch.time_ms.max())
             self.stream_time_ms = newest if self.stream_time_ms is None else max(self.stream_time_ms, newest)
-        return self._advance(batch, offsets, timestamp_of)
-
-    def _advance(self, batch: SampleBatch, offsets: NDArray[np.int64], timestamp_of: Callable[[int], int]) -> Outcome:
         outcome = Outcome(samples=len(batch))
         start = 0
         while start < len(batch):
@@ -476,30 +472,39 @@ class Shard:
                 self._state.hold(key, row, moved=key in self._told)
                 self._told.discard(key)
             self._state.hide(keys, offset)
-            self._forget(rows, keys, offset, offset, -1, self._carried)
+            self._forget(rows, keys, offset, -1, self._carried)
             self._carried.evicted += len(keys)
             return
-        offset = part.offset(number)
-        self._forget(rows, keys, offset, offset, part.timestamp(number), outcome)
+        self._forget(rows, keys, part.offset(number), part.timestamp(number), outcome)
         outcome.evicted += len(keys)
 
-    def _expire(self, part: "_Part", number: int, outcome: Outcome) -> None:
-        """Forgets, behind a record of the part, series that have not been heard of for long."""
-        rows = self._state.expired(self._expiring_ms)
+    def _sweep(self, part: "_Part", number: int, outcome: Outcome) -> None:
+        """Forgets, in front of a record of the part, series that are no more."""
+        self._swept = part.offset(number)
+        rows = self._state.gone(self._sweep_records // _HEARD_SHARE, self._ttl_ms + self._ttl_ms // _TTL_SHARE)
         if len(rows):
             keys = self.index.release(rows).keys
-            self._forget(rows, keys, part.offset(number) + 1, part.offset(number), part.timestamp(number), outcome)
+            self._forget(rows, keys, part.offset(number), part.timestamp(number), outcome)
             outcome.expired += len(keys)
 
-    def _forget(self, rows: NDArray[np.int32], keys: Sequence[str], offset: int, cause: int, produced_ms: int, outcome: Outcome) -> None:
-        """What is left to do about series that lost their rows in front of `offset`, because of the record at `cause`."""
+    def forget_all(self) -> Outcome:
+        """Forgets every series behind the last record; alerts that are open end."""
+        position = self._state.position
+        outcome = Outcome(next_offset=position, replay_from=position, stream_time_ms=self.stream_time_ms)
+        keys = sorted(key for key in self.index.keys if key is not None)
+        rows = np.array([self.index.find(key) for key in keys], np.int32)
+        self._forget(rows, self.index.release(rows).keys, position, -1, outcome)
+        return outcome
+
+    def _forget(self, rows: NDArray[np.int32], keys: Sequence[str], offset: int, produced_ms: int, outcome: Outcome) -> None:
+        """What is left to do about series that lost their rows in front of the record at `offset`."""
         transitions = self._episodes.close(rows, *self._state.newest(rows))
         self._state.cleared(rows, offset)
         outcome.forgotten |= self._state.forgotten_records(offset, keys)
         if len(transitions):
             key_of, now_ms = dict(zip(rows.tolist(), keys, strict=True)), self._now_ms()
             for k, row in enumerate(transitions.row.tolist()):
-                alert = self._alert(transitions, k, key_of[row], cause, produced_ms, now_ms)
+                alert = self._alert(transitions, k, key_of[row], offset, produced_ms, now_ms)
                 if alert is not None:
                     outcome.alerts.append(alert)
 
@@ -524,10 +529,6 @@ class _Part:
             return np.arange(first, last + 1, dtype=np.int64)
         return np.fromiter(map(_OFFSET, self.records), np.int64, n)
 
-    @cached_property
-    def timestamps(self) -> NDArray[np.int64]:
-        return np.fromiter(map(_TIMESTAMP, self.records), np.int64, len(self.records))
-
     def offset(self, i: int) -> int:
         return self.records[i].offset
 
@@ -536,7 +537,6 @@ class _Part:
 
 
 _OFFSET: Final = attrgetter("offset")
-_TIMESTAMP: Final = attrgetter("timestamp")
 
 
 def _slice(batch: SampleBatch, start: int, stop: int) -> SampleBatch:
@@ -546,26 +546,3 @@ def _slice(batch: SampleBatch, start: int, stop: int) -> SampleBatch:
 def _first(batch: SampleBatch, records: int) -> SampleBatch:
     """The samples of the first records."""
     return _slice(batch, 0, int(np.searchsorted(batch.record, records)))
-
-
-@njit
-def _clock(
-    now: int, start: int, times: NDArray[np.int64], record: NDArray[np.int32], timestamps: NDArray[np.int64], step_ms: int
-) -> tuple[int, int, int]:
-    """Moves the clock on with the samples from `start` on, up to the end of the first record that takes it over a multiple of `step_ms`.
-
-    Returns the clock, the sample behind, and the number of that record, -1 if there is none.
-    """
-    crossing = -1
-    for i in range(start, len(times)):
-        if crossing >= 0 and record[i] != crossing:
-            return now, i, crossing
-        at = int(times[i])
-        produced = timestamps[record[i]]
-        if produced >= 0:
-            at = min(at, int(produced) + _AHEAD_MS)
-        if at > now:
-            if now != _NO_TIME and at // step_ms != now // step_ms:
-                crossing = int(record[i])
-            now = at
-    return now, len(times), crossing

@@ -88,6 +88,8 @@ class ShardState:
     def __init__(self, index: SeriesIndex, pages: Pages, episodes: Episodes, detector: Detector, reading: str) -> None:
         self.position = 0
         """Input offset behind the last record that was learned."""
+        self.newest_use = -1
+        """Input offset of the last record with a sample that was learned: the highest last use of all rows; -1: there is none."""
         self.live_from = 0
         """Input offset from which on it is news what comes out."""
         self.replaying = False
@@ -133,18 +135,29 @@ class ShardState:
         stop, count = _stretch(
             start, use, dirty, self._reciprocal, batch.row, batch.time_ms, batch.record, offsets, self._time, ttl_ms, self._anew
         )
+        self.newest_use = max(self.newest_use, int(offsets[batch.record[stop - 1]]))
         samples = self._anew[:count].copy()
         return Stretch(stop, batch.row[samples], samples)
 
-    def knows_older(self, before_ms: int) -> bool:
-        """Whether the newest sample of any series is older."""
-        last_use = self._index.last_use
-        return bool(np.any((last_use < FRESH) & (self._time[: len(last_use)] < before_ms)))
+    def gone(self, heard: int, silence_ms: int) -> NDArray[np.int32]:
+        """Rows of series that are no more, in the order of their keys.
 
-    def expired(self, before_ms: int) -> NDArray[np.int32]:
-        """Rows of series whose newest sample is older, in the order of their keys."""
+        The partition's time is the median of the newest event times of those series that were heard of lately: a few of them with wrong
+        clocks do not move it. Series that were heard of lately are there, whatever their clocks say.
+
+        Args:
+            heard: lately is within so many offsets before the newest sample.
+            silence_ms: others are gone whose newest event time lies farther back than that from the partition's time.
+        """
         last_use = self._index.last_use
-        rows = np.flatnonzero((last_use < FRESH) & (self._time[: len(last_use)] < before_ms)).tolist()
+        since = self.newest_use - heard
+        silent = np.flatnonzero(last_use < since)
+        if not len(silent):
+            return silent.astype(np.int32)
+        times = self._time[np.flatnonzero((last_use >= since) & (last_use < FRESH))]
+        middle = (len(times) - 1) // 2
+        now_ms = int(np.partition(times, middle)[middle])
+        rows = silent[self._time[silent] < now_ms - silence_ms].tolist()
         return np.array(sorted(rows, key=lambda row: self._index.keys[row] or ""), np.int32)
 
     def cleared(self, rows: NDArray[np.int32], offset: int) -> None:
@@ -408,6 +421,9 @@ class ShardState:
         series = set(moved) | self._restored.episodes.keys()
         divergences = sum(not self.hold(name, self._index.find(name), moved=name in moved) for name in sorted(series))
         self._restored, self._as_loaded = Restored(), {}
+        # Those that were forgotten had been idle for longer than some that are kept: this is what the last owner had.
+        last_use = self._index.last_use
+        self.newest_use = int(last_use.max(initial=-1, where=last_use < FRESH))
         self.reach(self.live_from)
         return divergences
 

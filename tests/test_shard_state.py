@@ -82,10 +82,13 @@ def plain() -> Plain:
 POLICY = Policy(resolve_after_samples=2, update_interval_ms=60_000, max_gap_ms=2 * TTL_MS)
 
 
-def shard(detector: Detector, capacity: int = 4, policy: Policy = POLICY, ttl_ms: int = TTL_MS, reading: str = "influx") -> Shard:
+SWEEP = 8
+
+
+def shard(detector: Detector, capacity: int = 4, policy: Policy = POLICY, reading: str = "influx", sweep: int = SWEEP) -> Shard:
     plan, source = StreamPlan("hosts", policy), Source("metrics", 3)
     decoder = make_decoder("influx")
-    return Shard(plan, source, detector, decoder, capacity, now_ms=lambda: 5, series_ttl_ms=ttl_ms, reading=reading)
+    return Shard(plan, source, detector, decoder, capacity, now_ms=lambda: 5, series_ttl_ms=TTL_MS, sweep_records=sweep, reading=reading)
 
 
 def line(series: str, time_ms: int, value: float) -> str:
@@ -240,11 +243,11 @@ def assert_equal_lives(make: Callable[[], Shard], records: list[Record], acts: S
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(ENTRIES, min_size=1, max_size=60), st.lists(ACTS, max_size=25), st.integers(3, 6))
-def test_crashes_snapshots_and_batches_change_nothing(plain: Plain, entries: list[Any], acts: list[Act], capacity: int) -> None:
+@given(st.lists(ENTRIES, min_size=1, max_size=60), st.lists(ACTS, max_size=25), st.integers(1, 7), st.sampled_from([1, 4, 8, 32]))
+def test_crashes_snapshots_and_batches_change_nothing(plain: Plain, entries: list[Any], acts: list[Act], capacity: int, sweep: int) -> None:
     records = make_records(entries)
     if records:
-        assert_equal_lives(lambda: shard(plain, capacity), records, acts)
+        assert_equal_lives(lambda: shard(plain, capacity, sweep=sweep), records, acts)
 
 
 # --- one thing at a time
@@ -285,7 +288,8 @@ def test_the_oldest_dirty_pages_are_written_first_and_a_page_left_empty_is_tombs
     assert list(shard_.snapshot(9)) == [b"S|2|1"]
     assert (shard_.dirty_pages, shard_.replay_from, shard_.snapshot(9)) == (0, 4, {})
 
-    outcome = shard_.process([Record(line("e", START_MS + 2 * TTL_MS, 1).encode(), 7)])
+    later = START_MS + 2 * TTL_MS
+    outcome = shard_.process([Record(line(name, later, 1).encode(), offset) for name, offset in [("e", 7), ("e", 11)]])
     assert (outcome.expired, len(outcome.forgotten), outcome.replay_from) == (4, 1, 7)
     assert {key: page is None for key, page in shard_.snapshot(9).items()} == {b"S|2|0": True, b"S|2|1": True, b"S|2|2": False}
 
@@ -309,34 +313,104 @@ def test_series_that_stay_away_begin_anew_and_what_was_open_is_resolved(plain: P
     assert shard_.pages.field("age")[0] == 1
 
 
-@pytest.mark.parametrize("forgetting", ["eviction", "expiry"])
-def test_an_alert_of_a_series_that_is_forgotten_is_resolved(plain: Plain, forgetting: str) -> None:
-    shard_ = shard(plain, 1 if forgetting == "eviction" else 2)
-    fired = shard_.process([Record(line("a", START_MS + 1000 * i, v).encode(), i) for i, v in enumerate([0.0, 0.0, 0.0, 5.0, 4.5])])
-    later = START_MS + (5000 if forgetting == "eviction" else TTL_MS + TTL_MS // 8)
+def test_an_alert_of_a_series_that_is_evicted_is_resolved(plain: Plain) -> None:
+    shard_ = shard(plain, 1)
+    fired = shard_.process(an_alert())
 
-    outcome = shard_.process([Record(line("b", later, 0.5).encode(), 9, timestamp=later)])
+    outcome = shard_.process([Record(line("b", START_MS + 5000, 0.5).encode(), 9, timestamp=START_MS + 5000)])
 
+    assert_resolved(outcome, fired, 9, START_MS + 5000)
+    assert (shard_.open_episodes, outcome.evicted, outcome.expired) == (0, 1, 0)
+
+
+def test_an_alert_of_a_series_that_is_no_more_is_resolved(plain: Plain) -> None:
+    shard_ = shard(plain)
+    fired = shard_.process(an_alert())
+    later = START_MS + 4000 + TTL_MS + TTL_MS // 16 + 1
+
+    kept = shard_.process([Record(line("b", later, 0.5).encode(), 15)])
+    outcome = shard_.process([Record(line("b", later, 0.5).encode(), 17, timestamp=later)])
+
+    assert (kept.expired, kept.alerts) == (0, [])
+    assert_resolved(outcome, fired, 17, later)
+    assert (shard_.open_episodes, outcome.evicted, outcome.expired) == (0, 0, 1)
+
+
+def an_alert() -> list[Record]:
+    return [Record(line("a", START_MS + 1000 * i, v).encode(), i) for i, v in enumerate([0.0, 0.0, 0.0, 5.0, 4.5])]
+
+
+def assert_resolved(outcome: Outcome, fired: Outcome, offset: int, produced_ms: int) -> None:
+    """The alert that fired has ended with the last sample of its series, because of another series' record."""
     (alert,) = outcome.alerts
     assert alert.message.alert.alert_id == fired.alerts[0].message.alert.alert_id
     assert (alert.message.alert.status, alert.message.alert.ends_at) == ("resolved", "2025-12-17T19:33:24.000Z")
     assert (alert.message.alert.event_time, alert.message.alert.value) == ("2025-12-17T19:33:24.000Z", 4.5)
-    assert (alert.message.alert.source.offset, alert.produced_ms) == (9, later)
+    assert (alert.message.alert.source.offset, alert.produced_ms) == (offset, produced_ms)
     assert "no longer kept" in alert.message.alert.annotations["description"]
-    assert shard_.open_episodes == 0
-    assert (outcome.evicted, outcome.expired) == ((1, 0) if forgetting == "eviction" else (0, 1))
     Draft202012Validator(load_schema()).validate(msgspec.json.decode(alert.message.value))
 
 
-def test_one_record_from_the_future_does_not_expire_everything(plain: Plain) -> None:
-    shard_ = shard(plain, ttl_ms=100 * TTL_MS)
-    names = "abc"
-    shard_.process([Record(line(name, START_MS, 1).encode(), i, START_MS) for i, name in enumerate(names)])
+def kept(shard_: Shard) -> set[str]:
+    return {key.removeprefix('m.v{h="').removesuffix('"}') for key in shard_.index.keys if key is not None}
 
-    outcome = shard_.process([Record(line("d", START_MS + 10**12, 1).encode(), 3, START_MS)])
 
-    assert (outcome.expired, shard_.series) == (0, 4)
-    assert shard_.stream_time_ms == START_MS + 86_400_000
+AHEAD = [pytest.param(8 * 86_400_000, id="8 days ahead"), pytest.param(74 * 365 * 86_400_000, id="of the year 2099")]
+
+
+@pytest.mark.parametrize("ahead_ms", AHEAD)
+@pytest.mark.parametrize("burst", [1, 30])
+def test_one_host_with_a_wrong_clock_decides_nothing(plain: Plain, ahead_ms: int, burst: int) -> None:
+    """However many records it sends at once, and though it stamps them with the same clock: who is heard of stays, who is not goes."""
+    shard_ = shard(plain, 100, sweep=256)
+    hosts = [f"h{i}" for i in range(10)]
+    records: list[Record] = []
+    hour = 0
+
+    def send(series: str, time_ms: int) -> None:
+        records.append(Record(line(series, time_ms, 0.5).encode(), len(records), time_ms))
+
+    send("dead", START_MS)
+    for minute in range(80):
+        now_ms = START_MS + 60_000 * minute
+        for host in hosts:
+            send(host, now_ms)
+        for i in range(burst if minute % 7 == 0 else 0):
+            send("wrong", now_ms + ahead_ms + i)
+        hour = len(records) if minute < 60 else hour
+
+    outcome = shard_.process(records[:hour])
+    assert (outcome.expired, kept(shard_)) == (0, {*hosts, "wrong", "dead"})
+    outcome = shard_.process(records[hour:])
+    assert (outcome.expired, kept(shard_)) == (1, {*hosts, "wrong"})
+
+
+def test_a_series_that_is_heard_of_is_kept_whatever_its_clock_says(plain: Plain) -> None:
+    """One that is years behind is not forgotten and begun anew all the time: it would never get to know its series."""
+    shard_ = shard(plain, 8)
+    behind = [Record(line("behind", START_MS - 10**11 + 1000 * i, 0.5).encode(), 2 * i) for i in range(40)]
+    others = [Record(line("ab"[i % 2], START_MS + 1000 * i, 0.5).encode(), 2 * i + 1) for i in range(40)]
+
+    outcome = shard_.process(sorted([*behind, *others], key=lambda record: record.offset))
+
+    assert (outcome.expired, kept(shard_)) == (0, {"behind", "a", "b"})
+
+
+def test_a_series_may_begin_anew_with_the_record_in_front_of_which_it_was_forgotten(plain: Plain) -> None:
+    """Its samples that were decoded along with others must not go to the row that it had."""
+    shard_ = shard(plain, 8, sweep=16)
+    later = START_MS + 2 * TTL_MS
+    records = [*an_alert(), *(Record(line("b", later + i, 0.5).encode(), 5 + i) for i in range(11))]
+    records.append(Record(f"{line('new', later, 1.0)}\n{line('a', later, 7.0)}".encode(), 16))
+
+    outcome = shard_.process(records)
+
+    assert outcome.expired == 1
+    assert [alert.message.alert.status for alert in outcome.alerts][-1] == "resolved"
+    row = shard_.index.find('m.v{h="a"}')
+    assert row is not None
+    assert (shard_.pages.field("age")[row, 0], shard_.pages.field("last")[row, 0]) == (1, 7.0)
+    assert shard_.index.last_use[row] == 16
 
 
 def test_pages_of_another_size_and_beyond_the_capacity_find_rows(plain: Plain) -> None:

@@ -81,7 +81,7 @@ def _record(rng: Random, state: _Partition, universe: int, offset: int) -> Recor
     # A record late in a run may stand before an earlier one in its partition: only its own clock counts.
     state.clock_ms += rng.choice([1_000, 10_000, 10_000, 60_000])
     if rng.random() < 0.004:
-        state.clock_ms += SERIES_TTL_MS + 60_000
+        state.clock_ms += SERIES_TTL_MS + rng.choice([60_000, SERIES_TTL_MS // 8])
     if state.recent and kind < 0.05:
         series, time_ms, value = rng.choice(state.recent)
         return _sample(offset, series, time_ms, value, state.clock_ms)

@@ -607,6 +607,7 @@ def stream(configured: Settings) -> Stream:
         FormatOptions(one.timestamp_unit),
         series_ttl_ms=round(configured.state.series_ttl_s * 1000),
         reading="0" * 16,
+        sweep_records=32,
     )
 
 

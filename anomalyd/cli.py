@@ -93,7 +93,7 @@ def anomalyd(
 
     \b
       anomalyd config check -c config.yaml   is it valid?
-      anomalyd topics create -c config.yaml  make the alerts and dead-letter topics
+      anomalyd topics create -c config.yaml  make the alerts, dead-letter and state topics
       anomalyd run -c config.yaml            metrics at http://localhost:9464/metrics
 
     Exit codes: 0 done, 1 failed while running, 2 wrong usage or configuration.
@@ -318,7 +318,8 @@ def state_inspect(
       restart    how many records would be replayed, and how much state read
       pages      of state rows, and how far the oldest lags behind the position
       episodes   alerts that are open
-      fences     claims without a commit since: many of them mean that owners die before they get anywhere
+      claims     processes that took the partition over since the position last moved, but for those that were stopped in order: owners
+                 that ended without getting anywhere, and one that has just begun. From 4 on, records are tried a few at a time
 
     \b
     Examples:
@@ -342,7 +343,8 @@ def state_verify(
     """Read everything in the changelogs: checksums, the chain of positions, pages. Only reads. Exit code 1 if anything is wrong.
 
     Each finding has its offset in the changelog and what to do. At the end of each partition there is a fingerprint of the state, which
-    is equal for equal state wherever its rows lie; two runs can be compared by it after instances were stopped in order.
+    is equal for equal state wherever its rows lie; two runs can be compared by it after instances were stopped in order. What was wrong
+    before a partition was begun anew is shown until compaction takes it, and does not count.
 
     \b
     Examples:
@@ -372,6 +374,8 @@ def state_restart(
 
     Stop every instance first. Each partition is done in one transaction, so the command may be interrupted and repeated; alerts that are
     open get a last message with status resolved. Changelogs get the partitions that their inputs have now.
+
+    Exit code 0: all is done, or can be done with --yes; 1: something is left that only you can do, and is named.
 
     \b
     Examples:

@@ -15,6 +15,7 @@ from anomalyd.kafka.committed import CommittedLog
 from anomalyd.settings import Settings
 from anomalyd.state import codec
 from anomalyd.state.inspect import Contents, Finding, committed, whole
+from anomalyd.state.trial import CLAIMS_BEFORE_TRIAL
 
 _STATE_OFFSET: Final = EPISODE.fields["state"][1] if EPISODE.fields else 0
 
@@ -83,8 +84,8 @@ def _facts(place: Place, contents: Contents, bounds: tuple[int, int]) -> Facts:
         "open_episodes": sum(1 for _ in open_episodes(contents)),
         "episode_records": contents.count(codec.Episode),
         "forgotten_records": contents.count(codec.Forgotten),
-        "fences": contents.fences,
-        "fenced_by": contents.fence.name if contents.fence is not None else None,
+        "claims": len(contents.owners),
+        "claimed_by": contents.fence.name if contents.fence is not None else None,
         "unreadable": len(contents.findings),
     }
     if position is not None:
@@ -126,11 +127,12 @@ def _told(facts: Facts) -> Iterator[str]:
         yield f"  restart    {replay}; reads {_size(facts['restore_bytes'])} of state, from {facts['restore_from']:,}"
     oldest = facts.get("oldest_page_behind")
     age = "" if oldest is None else f"; the oldest is {oldest:,} records behind the position"
-    yield f"  pages      {facts['pages']:,} with {facts['series']:,} series, {_size(facts['page_bytes'])}{age}"
+    pages = f"{facts['pages']:,} with {facts['series']:,} series, {_size(facts['page_bytes'])}{age}"
+    yield f"  pages      {pages if facts['pages'] else 'none: nothing learned yet'}"
     records = f"{facts['episode_records']:,} records of episodes, {facts['forgotten_records']:,} of forgotten series"
-    yield f"  episodes   {facts['open_episodes']:,} open; {records}"
-    by = f", the last by {facts['fenced_by']}" if facts["fenced_by"] else ""
-    yield f"  fences     {facts['fences']} since the position{by}"
+    if facts["pages"] or facts["open_episodes"] or facts["episode_records"] or facts["forgotten_records"]:
+        yield f"  episodes   {facts['open_episodes']:,} open; {records}"
+    yield f"  claims     {_claims(facts)}"
     for entry in facts.get("timeline", []):
         yield f"  model      {entry['model'][:12]} from {entry['from']:,}"
     if trial := facts.get("trial"):
@@ -139,11 +141,25 @@ def _told(facts: Facts) -> Iterator[str]:
         yield f"  damage     {facts['unreadable']} records can't be used: anomalyd state verify says which"
 
 
+def _claims(facts: Facts) -> str:
+    """Who took the partition over and has not got anywhere since."""
+    count = facts["claims"]
+    if not count:
+        return "none since the position last moved, or since the owner was stopped in order"
+    which = "1 process has" if count == 1 else f"{count} processes have"
+    text = f"{which} claimed it since the position last moved, the last of them {facts['claimed_by']}"
+    if count > CLAIMS_BEFORE_TRIAL:
+        text += "; they died, or are held up, in front of the same records, which are tried a few at a time now"
+    return text
+
+
 # --- verify ---------------------------------------------------------------------------------------------------------
 
 
 def verify(settings: Settings, *, topic: str | None, partition: int | None, json_output: bool) -> int:
     """Reads everything in the changelogs and prints what is wrong with it. Returns the exit code: 1 where something is.
+
+    What was wrong and is behind us, because a partition was begun anew since, is shown and does not count.
 
     Args:
         settings: the configuration.
@@ -182,7 +198,7 @@ async def _verify(settings: Settings, place: Place) -> Facts:
         findings = list(contents.findings)
     except StateError as error:
         contents, bounds = Contents(), (0, 0)
-        findings = [Finding(-1, str(error), "begin the partition anew: anomalyd state restart --help")]
+        findings = [Finding(-1, str(error), "begin the partition anew: anomalyd state restart --help", b"")]
     finally:
         shown.clear()
         await log.close()
@@ -203,6 +219,8 @@ async def _verify(settings: Settings, place: Place) -> Facts:
         "settled": position is not None and position.replay_from == position.position,
         "ages": sorted(ages),
         "findings": [{"offset": finding.offset, "text": finding.text, "action": finding.action} for finding in findings],
+        # Not counted: nothing reads them any more.
+        "repaired": [{"offset": finding.offset, "text": finding.text} for finding in contents.repaired],
     }
 
 
@@ -215,6 +233,8 @@ def _judged(facts: Facts) -> Iterator[str]:
     for finding in facts["findings"]:
         yield f"  at {finding['offset']:,}: {finding['text']}"
         yield f"    do: {finding['action']}"
+    for finding in facts["repaired"]:
+        yield f"  at {finding['offset']:,}, repaired, gone with compaction: {finding['text']}"
 
 
 class Progress:

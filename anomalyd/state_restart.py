@@ -37,7 +37,7 @@ _COUNTER: Final = 2  # `kind` in a state row
 
 
 def restart(settings: Settings, *, topic: str | None, yes: bool) -> int:
-    """Begins partitions anew, or says what that would mean. Returns the exit code: 1 where nothing was done.
+    """Begins partitions anew, or says what that would mean. Returns the exit code: 1 where something is left for the operator to do.
 
     Args:
         settings: the configuration.
@@ -64,26 +64,40 @@ async def _restart(settings: Settings, topic: str | None, *, yes: bool) -> int:
     streams = {name: stream for stream in settings.streams for name in stream.topics}
     changelogs = {name: settings.changelog_topic(name) for name in inputs_of(settings, topic)}
     there = await topics.existing(settings, [*changelogs, *changelogs.values()])
-    removals = []
+    left = []
     for name, changelog in changelogs.items():
-        if name not in there or changelog not in there:
-            write(f"{name}: left alone; {name if name not in there else changelog} does not exist")
-            continue
-        wanted, had = there[name].partitions, there[changelog].partitions
-        if yes and wanted > had:
-            await topics.widen(settings, changelog, wanted)
-            write(f"{changelog}: {wanted} partitions, {had} before")
-        for place in await places(settings, name, None):
-            if place.source.partition < had:
-                await _partition(settings, streams[name], place, wanted, yes=yes)
-        if wanted < had:
-            removals.append((changelog, f"{changelog} has {had} partitions and {name} has {wanted}"))
-    for changelog, why in removals:
-        write(f"{why}: once this is done, {topics.remove_command(changelog, settings.kafka.bootstrap_servers)}")
-        write("then: anomalyd topics create -c CONFIG")
+        if name in there and changelog in there:
+            had, wanted = there[changelog].partitions, there[name].partitions
+            await _topic(settings, streams[name], name, had, wanted, yes=yes)
+            if wanted < had:
+                remove = topics.remove_command(changelog, settings.kafka.bootstrap_servers)
+                left.append(f"{changelog} has {had} partitions and {name} has {wanted}: {remove}, then anomalyd topics create -c CONFIG")
+        elif name in there:
+            left.append(f"{name} was left alone, because {changelog} does not exist: anomalyd topics create -c CONFIG")
+        else:
+            left.append(f"{name} was left alone, because it does not exist")
     if not yes:
         write("nothing was done; with --yes it will be")
-    return int(not yes)
+    for task in left:
+        write(f"left to do: {task}")
+    if yes:
+        write("done; start the instances" if not left else "done but for that; then start the instances")
+    return int(bool(left))
+
+
+async def _topic(settings: Settings, stream: StreamSettings, name: str, had: int, wanted: int, *, yes: bool) -> None:
+    """One input topic; its changelog had so many partitions and wants as many as the input has."""
+    if wanted > had:
+        changelog = settings.changelog_topic(name)
+        if yes:
+            await topics.widen(settings, changelog, wanted)
+        write(f"{changelog}: {'got' if yes else 'would get'} {wanted} partitions, as {name} has; {had} before")
+    for place in await places(settings, name, None):
+        if place.source.partition < had:
+            await _partition(settings, stream, place, wanted, yes=yes)
+    where = "end" if stream.start_from == "latest" else "beginning"
+    for number in range(had, wanted):
+        write(f"{name}/{number}: new; begins at its {where} when an instance claims it")
 
 
 async def _partition(settings: Settings, stream: StreamSettings, place: Place, partitions: int, *, yes: bool) -> None:
@@ -111,16 +125,16 @@ async def _partition(settings: Settings, stream: StreamSettings, place: Place, p
             if contents.live or contents.damaged:
                 remove = topics.remove_command(place.changelog, settings.kafka.bootstrap_servers)
                 raise StateError(f"{where}: no position is left to go on from; {remove}, then anomalyd topics create -c CONFIG")
-            write(f"{where}: nothing was ever committed")
+            write(f"{where}: nothing was ever committed, so there is nothing to forget")
             return
         series = sum(1 for _ in contents.rows())
-        told = f"forgets {series:,} series, resolves {len(firing):,} alerts, goes on at input offset {last.position:,}"
-        write(f"{where}: {told}")
-        if codec.POSITION_KEY in contents.damaged:
-            write(f"{where}: newer positions are damaged; alerts behind that offset will come twice")
         if yes:
             messages = list(_resolved(settings, stream, place, contents, last))
             await writer.commit(messages, list(_anew(contents, last, fence, begin, owner, partitions)))
+        forget, resolve, go_on = ("forgot", "resolved", "goes on") if yes else ("would forget", "resolve", "go on")
+        write(f"{where}: {forget} {series:,} series, {resolve} {len(firing):,} alerts, {go_on} at input offset {last.position:,}")
+        if codec.POSITION_KEY in contents.damaged:
+            write(f"{where}: newer positions are damaged; alerts behind that offset will come twice")
     finally:
         shown.clear()
         await writer.close()
@@ -145,6 +159,8 @@ def _anew(contents: Contents, last: Position, fence: Entry, begin: int, owner: b
         owner=owner,
         stream_time_ms=last.stream_time_ms,
         timeline=tuple((last.position, model) for _, model in last.timeline[-1:]),
+        clean=True,  # the fences in front of it are no deaths
+        anew=True,
     )
     yield Entry(codec.POSITION_KEY, codec.encode(codec.POSITION_KEY, found))
 

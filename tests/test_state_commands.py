@@ -7,7 +7,10 @@ import re
 import pytest
 
 from anomalyd import state_commands
+from anomalyd.batch import Entry
 from anomalyd.errors import ConfigError, KafkaUnavailableError, TopicError
+from anomalyd.state import codec
+from anomalyd.state.codec import Fence
 from anomalyd.state.digest import digest
 from tests.support.changelog import FENCE, FIRING, ROW_BYTES, Rig, page, position, row
 from tests.support.topics import produce, unique
@@ -35,7 +38,7 @@ def test_inspect_tells_what_a_restart_would_find(rig: Rig, capsys: pytest.Captur
         "replay_records": 40,
         "oldest_page_behind": 50,
     }
-    assert (one["pages"], one["series"], one["open_episodes"], one["fences"], one["fenced_by"]) == (2, 3, 1, 1, "host-a")
+    assert (one["pages"], one["series"], one["open_episodes"], one["claims"], one["claimed_by"]) == (2, 3, 1, 1, "host-a")
     assert one["timeline"] == [{"from": 0, "model": "m" * 32}]
     assert one["log_end"] > one["log_start"] == 0
     assert one["restore_bytes"] > one["page_bytes"] > 3 * ROW_BYTES
@@ -45,7 +48,24 @@ def test_inspect_tells_what_a_restart_would_find(rig: Rig, capsys: pytest.Captur
     told = capsys.readouterr().out
     assert re.search(r"position +150 \(number 1\), event time 2025-10-09T08:54:20.000Z", told)
     assert "replays 40 records at most, from 110" in told
+    assert "1 process has claimed it since the position last moved, the last of them host-a" in told
     assert f"{rig.source}/1" not in told
+
+    assert state_commands.inspect(rig.settings, topic=rig.source, partition=1, json_output=False) == 0
+    told = capsys.readouterr().out
+    assert "none: nothing learned yet" in told
+    assert "0 series" not in told
+
+
+def test_inspect_tells_of_owners_that_die_one_after_the_other(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
+    key = codec.FENCE_KEY
+    deaths = [[Entry(key, codec.encode(key, Fence(bytes((number,)) * 16, f"host-{number}")))] for number in range(4)]
+    asyncio.run(rig.write([FENCE], [page(0, 100, {"a": row()}), position(0, 100, -1)], *deaths))
+
+    assert state_commands.inspect(rig.settings, topic=None, partition=0, json_output=False) == 0
+    told = capsys.readouterr().out
+    assert "4 processes have claimed it since the position last moved, the last of them host-3" in told
+    assert "tried a few at a time" in told
 
 
 def test_verify_finds_nothing_in_what_writers_write(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:

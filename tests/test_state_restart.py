@@ -91,14 +91,19 @@ def test_a_grown_topic_begins_anew_and_open_alerts_are_resolved_once(rig: Rig, c
     with pytest.raises(StateError, match="anomalyd state restart"):
         asyncio.run(claim(rig, 0, 3))
 
-    assert state_restart.restart(rig.settings, topic=None, yes=False) == 1
+    assert state_restart.restart(rig.settings, topic=None, yes=False) == 0
     said = capsys.readouterr().out
-    assert f"{rig.source}/0: forgets 3 series, resolves 2 alerts, goes on at input offset 100" in said
-    assert "nothing was done" in said
+    assert f"{rig.settings.changelog_topic(rig.source)}: would get 3 partitions" in said
+    assert f"{rig.source}/0: would forget 3 series, resolve 2 alerts, go on at input offset 100" in said
+    assert f"{rig.source}/2: new; begins at its end" in said
+    assert said.splitlines()[-1] == "nothing was done; with --yes it will be"
     assert alerts(rig) == []
 
-    for _ in range(2):  # interrupted and repeated, it does nothing twice
+    for series_left, alerts_left in ((3, 2), (0, 0)):  # interrupted and repeated, it does nothing twice
         assert state_restart.restart(rig.settings, topic=rig.source, yes=True) == 0
+        said = capsys.readouterr().out
+        assert f"{rig.source}/0: forgot {series_left} series, resolved {alerts_left} alerts, goes on at input offset 100" in said
+        assert said.splitlines()[-1] == "done; start the instances"
         found = {alert["series"]["key"]: alert for alert in alerts(rig)}
         assert sorted(found) == [series, "told"]
         assert len(alerts(rig)) == 2
@@ -126,13 +131,18 @@ def test_a_damaged_changelog_can_be_claimed_again(rig: Rig, capsys: pytest.Captu
     servers, changelog = rig.settings.kafka.bootstrap_servers, rig.settings.changelog_topic(rig.source)
     asyncio.run(rig.write([FENCE], [page(0, 90, {"a": row()}), position(0, 100, -1)], [position(0, 110, 70)], partition=1))
     produce(servers, changelog, [b"hello"], partition=1, key=b"S|4|0")
+    produce(servers, changelog, [b"there"], partition=1, key=b"hello")
+    assert state_commands.verify(rig.settings, topic=None, partition=None, json_output=False) == 1
     with pytest.raises(StateError, match="chain of positions is broken"):
         asyncio.run(claim(rig, 1, 2))
 
     assert state_restart.restart(rig.settings, topic=None, yes=True) == 0
     assert "goes on at input offset 110" in capsys.readouterr().out
+    assert state_commands.verify(rig.settings, topic=None, partition=1, json_output=True) == 0
+    (found,) = json.loads(capsys.readouterr().out.splitlines()[-1])["partitions"]
+    assert (found["findings"], len(found["repaired"])) == ([], 3)
     restored, pages = asyncio.run(claim(rig, 1, 2))
-    assert (restored.position, pages) == (110, [])
+    assert (restored.position, restored.claims, pages) == (110, 1, [])
 
 
 def test_without_any_position_there_is_nothing_to_go_on_from(rig: Rig) -> None:
@@ -147,8 +157,12 @@ def test_a_changelog_with_too_many_partitions_has_to_be_made_anew(kafka: str, ca
     grow(kafka, changelog, 2)
     asyncio.run(rig.write([FENCE], [page(0, 90, {"a": row(**FIRING)}), position(0, 100, -1)]))
 
-    assert state_restart.restart(rig.settings, topic=None, yes=True) == 0
+    assert state_restart.restart(rig.settings, topic=None, yes=False) == 1
     assert f"--delete --topic {changelog}" in capsys.readouterr().out
+    assert state_restart.restart(rig.settings, topic=None, yes=True) == 1
+    said = capsys.readouterr().out
+    assert f"left to do: {changelog} has 2 partitions and {rig.source} has 1" in said
+    assert f"--delete --topic {changelog}" in said
     assert [alert["status"] for alert in alerts(rig)] == ["resolved"]
 
 

@@ -11,8 +11,9 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import IncompatibleBrokerVersion, KafkaError, TopicAlreadyExistsError, TopicAuthorizationFailedError, for_code
 
-from anomalyd.errors import TopicError
+from anomalyd.errors import KafkaRefusedError, TopicError
 from anomalyd.kafka import client
+from anomalyd.kafka.committed import CommittedLog
 from anomalyd.settings import Settings
 
 DAY_MS: Final = 86_400_000
@@ -64,6 +65,8 @@ class Existing:
     replication_factor: int
     config: Mapping[str, str] = field(default_factory=dict)
     """Every setting, also those that nobody has given a value; empty where we may not see them."""
+    blank: bool = False
+    """Known to hold nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +127,18 @@ def compare(need: Need, existing: Existing, servers: str = "BROKERS") -> list[st
         )
 
     if need.role == "state" and existing.partitions != need.partitions:
+        remake = f"{remove_command(need.name, servers)}, then anomalyd topics create -c CONFIG"
+        count = f"has {existing.partitions} partitions, needs {need.partitions} as its input"
+        if existing.blank:
+            return [f"{count}; nothing is in it yet: {remake}"]
         # Partitions can be added and never taken away.
-        remake = f", then {remove_command(need.name, servers)}, then anomalyd topics create -c CONFIG"
+        remade = existing.partitions > need.partitions
         problems.append(
-            f"has {existing.partitions} partitions, needs {need.partitions} as its input; series have moved, so what was learned "
-            f"has to be left behind: stop every instance, then anomalyd state restart -c CONFIG --topic {need.source} --yes"
-            + (remake if existing.partitions > need.partitions else "")
+            f"{count}; series have moved, so what was learned has to be left behind: stop every instance, then anomalyd state restart "
+            f"-c CONFIG --topic {need.source} --yes" + (f", then {remake}" if remade else "")
         )
+        if remade:
+            return problems  # whatever else does not do goes with the topic
     policy, wanted = existing.config.get("cleanup.policy"), need.config["cleanup.policy"]
     if policy is not None and policy != wanted:
         why = "state would expire" if wanted == "compact" else "compaction would drop messages of an alert that nobody has read yet"
@@ -179,11 +187,10 @@ async def verify(settings: Settings) -> None:
     if survey.hidden:
         _log.warning("topic_settings_hidden", topics=survey.hidden)
     lines = [line for line in survey.lines if line.role != "input"]
+    wrong = [f"topic {line.topic} ({line.role}) {line.text}" for line in lines if line.status == "mismatch"]
     if missing := [line.topic for line in lines if line.status == "missing" or (line.status == "waits" and line.role != "state")]:
-        raise TopicError(
-            f"topic{'s' if len(missing) > 1 else ''} {', '.join(missing)} missing; make with: anomalyd topics create -c CONFIG"
-        )
-    if wrong := [f"topic {line.topic} ({line.role}) {line.text}" for line in lines if line.status == "mismatch"]:
+        wrong.insert(0, f"topic{'s' if len(missing) > 1 else ''} {', '.join(missing)} missing; make with: anomalyd topics create -c CONFIG")
+    if wrong:
         raise TopicError("\n".join(wrong))
 
 
@@ -344,6 +351,9 @@ async def _survey(admin: AIOKafkaAdminClient, settings: Settings) -> _Survey:
     brokers = len((await admin.describe_cluster())["brokers"])
     wanted = needs(settings, {topic: there.get(topic, _ABSENT) for topic in inputs}, brokers)
     configs = await _configs(admin, [need.name for need in wanted if need.name in there])
+    for need in wanted:
+        if need.role == "state" and need.partitions and need.name in there and there[need.name].partitions != need.partitions:
+            there[need.name] = replace(there[need.name], blank=await _is_blank(settings, need.name, there[need.name].partitions))
     survey.hidden = [name for name, config in configs.items() if config is None]
     for need in wanted:
         existing = there.get(need.name)
@@ -357,6 +367,22 @@ async def _survey(admin: AIOKafkaAdminClient, settings: Settings) -> _Survey:
             survey.lines.append(_line(need, existing, configs.get(need.name), settings.kafka.bootstrap_servers))
             survey.missing += [need] if existing is None else []
     return survey
+
+
+async def _is_blank(settings: Settings, topic: str, partitions: int) -> bool:
+    """Whether nothing is in a changelog, as far as we may know."""
+    try:
+        for partition in range(partitions):
+            log = CommittedLog(settings.kafka, topic, partition)
+            try:
+                first, end = await log.bounds()
+            finally:
+                await log.close()
+            if end > first:
+                return False
+    except KafkaRefusedError:  # it may not be read
+        return False
+    return True
 
 
 def _line(need: Need, existing: Existing | None, config: Mapping[str, str] | None, servers: str) -> Line:

@@ -12,6 +12,7 @@ from anomalyd.errors import StateError
 from anomalyd.state import codec
 from anomalyd.state.codec import Episode, Fence, Forgotten, Page, Position
 from anomalyd.state.digest import Digest
+from anomalyd.state.ledger import PROCESS_BYTES
 
 PROBE_RECORDS: Final = 64
 """So far back from the end the last position is looked for first; then sixteen times as far, and so on."""
@@ -43,6 +44,8 @@ class Finding(NamedTuple):
     text: str
     action: str
     """What to do about it."""
+    key: bytes
+    """Of the record that it is about."""
 
 
 class Row(NamedTuple):
@@ -77,20 +80,27 @@ class Contents:
     size: int = 0
     """Bytes of keys and values that were read."""
     findings: list[Finding] = field(default_factory=list)
+    repaired: list[Finding] = field(default_factory=list)
+    """What was wrong and no longer matters: nobody reads so far back, and compaction will take it."""
     position: Position | None = None
     """The last one."""
     position_offset: int = -1
     """Where it lies in the changelog."""
     fence: Fence | None = None
     """The last one."""
-    fences: int = 0
-    """How many were read since the last position."""
+    owners: set[bytes] = field(default_factory=set)
+    """The processes that have claimed the partition since the position last moved, or since one let go of it alive. The next one to claim
+    it takes them for dead."""
     live: dict[bytes, tuple[int, Page | Episode | Forgotten, int]] = field(default_factory=dict)
     """The newest record of every page, episode and lot of forgotten series: changelog offset, record, bytes of its value."""
     damaged: set[bytes] = field(default_factory=set)
     """Keys whose newest record cannot be used."""
     _pending: list[tuple[int, bytes, int]] = field(default_factory=list)
     """Records that no position has vouched for yet: changelog offset, key, newest input offset that they know of."""
+    _deleted: list[Finding] = field(default_factory=list)
+    """Records that somebody deleted since the last position. Who begins anew deletes everything."""
+    _anew_from: int = -1
+    """Changelog offset in front of which nothing counts since the partition was last begun anew."""
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -107,7 +117,8 @@ class Contents:
                 if isinstance(value, Position):
                     self._link(record.offset, value)
                 elif isinstance(value, Fence):
-                    self.fence, self.fences = value, self.fences + 1
+                    self.fence = value
+                    self.owners.add(value.owner[:PROCESS_BYTES])
                 else:
                     knows = _check(record.key, value)
                     self.live[record.key] = (record.offset, value, len(record.value))
@@ -115,40 +126,49 @@ class Contents:
                 self.damaged.discard(record.key)
             except StateError as error:
                 self.damaged.add(record.key)
-                self._find(record.offset, str(error), _FOREIGN if "not anomalyd's" in str(error) else _DAMAGED)
+                self._find(record.offset, str(error), _FOREIGN if "not anomalyd's" in str(error) else _DAMAGED, record.key)
 
     def finish(self) -> None:
         """The end of the log: looks at what is left as a whole."""
+        self._settle_deleted()
         if self._pending and self.transactional:
             offset, key, _ = self._pending[0]
-            self._find(offset, f"record {_show(key)} has no position behind it: it was written outside of a transaction", _FOREIGN)
+            self._find(offset, f"record {_show(key)} has no position behind it: it was written outside of a transaction", _FOREIGN, key)
         if self.position is None:
             if self.live:
-                offset = min(offset for offset, _, _ in self.live.values())
-                self._find(offset, "there is state and no position that vouches for it", _DAMAGED)
+                offset, key = min((offset, key) for key, (offset, _, _) in self.live.items())
+                self._find(offset, "there is state and no position that vouches for it", _DAMAGED, key)
             return
         for key, (offset, _, _) in self.live.items():
             if offset < self.position.restore_from:
                 text = f"record {_show(key)} lies in front of {self.position.restore_from}, from where on a restore reads"
-                self._find(offset, text, _OURS)
+                self._find(offset, text, _OURS, key)
         seen: dict[str, tuple[int, bytes]] = {}
         for key, page in self._pages():
             for series in page.keys:
                 position, other = seen.setdefault(series, (page.position, key))
                 if position == page.position and other != key:
                     text = f"series {series} is on pages {_show(other)} and {_show(key)}, both of input offset {position}"
-                    self._find(self.live[key][0], text, _OURS)
+                    self._find(self.live[key][0], text, _OURS, key)
                 if page.position > position:
                     seen[series] = (page.position, key)
+        self.repaired = [finding for finding in self.findings if self._is_repaired(finding)]
+        self.findings = [finding for finding in self.findings if not self._is_repaired(finding)]
 
     def _tombstone(self, record: LogRecord) -> None:
         if record.key in (codec.POSITION_KEY, codec.FENCE_KEY) or record.key[:2] not in (b"S|", b"A|", b"G|"):
-            self._find(record.offset, f"record {_show(record.key)} was deleted, which anomalyd never does", _FOREIGN)
+            text = f"record {_show(record.key)} was deleted, which anomalyd never does"
+            self._deleted.append(Finding(record.offset, text, _FOREIGN, record.key))
         self.live.pop(record.key, None)
         self.damaged.discard(record.key)
 
     def _link(self, offset: int, found: Position) -> None:
         """A position, after the one before it and the records that it vouches for."""
+        before = self.position
+        if found.anew:
+            self._deleted.clear()
+            self._anew_from = found.restore_from
+        self._settle_deleted()
         if self.transactional:
             self._vouch(offset, found)
         name = f"position {found.sequence}"
@@ -159,7 +179,9 @@ class Contents:
         if any(later[0] < earlier[0] for earlier, later in pairwise(found.timeline)):
             self._find(offset, f"{name} has a model timeline that goes back", _OURS)
         self._pending.clear()
-        self.position, self.position_offset, self.fences = found, offset, 0
+        if before is None or found.position > before.position or found.clean or found.anew:
+            self.owners.clear()
+        self.position, self.position_offset = found, offset
 
     def _vouch(self, offset: int, found: Position) -> None:
         """What transactions promise of a position."""
@@ -175,7 +197,7 @@ class Contents:
                 # Compaction takes records and leaves their offsets: those of the positions and of the ends of their transactions.
                 text = f"{name} follows position {before.sequence}, with no room for the {missing} in between"
                 self._find(offset, text, _FOREIGN)
-            if found.position < before.position:
+            if found.position < before.position and not found.anew:
                 self._find(offset, f"{name} goes back from input offset {before.position} to {found.position}", _OURS)
         if self.fence is not None and self.fence.owner != found.owner:
             # Fences have one key, so behind one that is left there is none that compaction has taken.
@@ -183,10 +205,23 @@ class Contents:
             self._find(offset, text, _OURS)
         for place, key, knows in self._pending:
             if knows > found.position:
-                self._find(place, f"record {_show(key)} knows of input offset {knows}, ahead of its position {found.position}", _OURS)
+                self._find(place, f"record {_show(key)} knows of input offset {knows}, ahead of its position {found.position}", _OURS, key)
 
-    def _find(self, offset: int, text: str, action: str) -> None:
-        self.findings.append(Finding(offset, text, action))
+    def _settle_deleted(self) -> None:
+        self.findings += self._deleted
+        self._deleted.clear()
+
+    def _is_repaired(self, finding: Finding) -> bool:
+        """Whether nothing reads the record any more and a newer one, or a deletion, stands in its place."""
+        if self.position is None or finding.key in self.damaged:
+            return False
+        if finding.key in (codec.POSITION_KEY, codec.FENCE_KEY):
+            return finding.offset < self._anew_from
+        newest = self.live.get(finding.key)
+        return finding.offset < self.position.restore_from and (newest is None or newest[0] > finding.offset)
+
+    def _find(self, offset: int, text: str, action: str, key: bytes = codec.POSITION_KEY) -> None:
+        self.findings.append(Finding(offset, text, action, key))
 
     # --- what there is ----------------------------------------------------------------------------------------------
 
@@ -277,10 +312,13 @@ async def committed(log: CommittedLog, *, transactional: bool) -> tuple[Contents
         What is there, and the bounds of the log.
     """
     first, end = await log.bounds()
-    start = await _restore_from(log, first, end)
+    tail = await _tail(log, first, end)
     contents = Contents(transactional)
+    start = max(first, tail.position.restore_from) if tail.position is not None else first
     async for records in log.read(start, end):
         contents.add(records)
+    # Fences may lie in front of what a restore reads, and then count nevertheless.
+    contents.owners = tail.owners
     return contents, (first, end)
 
 
@@ -304,17 +342,16 @@ async def whole(log: CommittedLog, *, transactional: bool, progress: Callable[[i
     return contents, (first, end)
 
 
-async def _restore_from(log: CommittedLog, first: int, end: int) -> int:
+async def _tail(log: CommittedLog, first: int, end: int) -> Contents:
+    """Positions and fences, so far back as a claim looks: until there is a position."""
     back = PROBE_RECORDS
     while True:
         start = max(first, end - back)
         contents = Contents()
         async for records in log.read(start, end):
-            contents.add(record for record in records if record.key == codec.POSITION_KEY)
-        if contents.position is not None:
-            return max(first, contents.position.restore_from)
-        if start == first:
-            return first
+            contents.add(record for record in records if record.key in (codec.POSITION_KEY, codec.FENCE_KEY))
+        if contents.position is not None or start == first:
+            return contents
         back *= 16
 
 

@@ -9,7 +9,7 @@ from anomalyd.errors import KafkaUnavailableError, TopicError
 from anomalyd.kafka import topics
 from anomalyd.kafka.topics import Existing, Need, compare, needs
 from anomalyd.settings import Settings
-from tests.support.topics import create_topic, unique
+from tests.support.topics import create_topic, produce, unique
 
 
 def configured(bootstrap: str, *inputs: str, replication_factor: int | None = None, group: str = "g") -> Settings:
@@ -81,6 +81,10 @@ COMPACT = {"cleanup.policy": "compact", "max.message.bytes": "8388608"}
         (ALERTS, Existing(4, 1, {"min.insync.replicas": "2"}), "no write can succeed", "--add-config min.insync.replicas=1"),
         (STATE, Existing(3, 3, COMPACT), "has 3 partitions, needs 4", "anomalyd state restart -c CONFIG --topic metrics"),
         (STATE, Existing(5, 3, COMPACT), "has 5 partitions, needs 4", "--delete --topic log"),
+        # What is to be deleted needs no other setting first.
+        (STATE, Existing(5, 3, {"cleanup.policy": "delete", "max.message.bytes": "1048588"}), "has 5 partitions", "--delete --topic log"),
+        (STATE, Existing(3, 3, {"cleanup.policy": "delete"}, blank=True), "nothing is in it yet", "--delete --topic log"),
+        (STATE, Existing(5, 3, {"max.message.bytes": "1048588"}, blank=True), "nothing is in it yet", "--delete --topic log"),
         (
             STATE,
             Existing(4, 3, COMPACT | {"cleanup.policy": "delete"}),
@@ -97,7 +101,7 @@ COMPACT = {"cleanup.policy": "compact", "max.message.bytes": "8388608"}
             STATE,
             Existing(4, 3, COMPACT | {"max.message.bytes": "1048588"}),
             "max.message.bytes 1048588",
-            "--add-config max.message.bytes=4194304",
+            "--add-config max.message.bytes=8388608",
         ),
         (STATE, Existing(4, 2, COMPACT | {"min.insync.replicas": "3"}), "no write can succeed", "--add-config min.insync.replicas=1"),
     ],
@@ -115,7 +119,7 @@ def test_what_does_not_do_is_named_with_the_command_that_repairs_it(need: Need, 
     [
         (ALERTS, Existing(8, 2, {"cleanup.policy": "delete", "min.insync.replicas": "1", "retention.ms": "3600000"})),
         (ALERTS, Existing(1, 3, {"cleanup.policy": "delete"})),
-        (STATE, Existing(4, 1, COMPACT | {"max.message.bytes": "2097152", "segment.bytes": "1073741824"})),
+        (STATE, Existing(4, 1, COMPACT | {"max.message.bytes": "6291456", "segment.bytes": "1073741824"})),
         (STATE, Existing(4, 3)),  # its settings are hidden from us
     ],
 )
@@ -170,9 +174,14 @@ class TestOnABroker:
     @pytest.mark.parametrize(
         ("partitions", "config", "problem"),
         [
-            (2, {"cleanup.policy": "delete", "max.message.bytes": "4194304"}, "--add-config cleanup.policy=compact"),
-            (1, {"cleanup.policy": "compact", "max.message.bytes": "4194304"}, "has 1 partitions, needs 2"),
-            (2, {"cleanup.policy": "compact"}, "--add-config max.message.bytes=4194304"),
+            (2, {"cleanup.policy": "delete", "max.message.bytes": "8388608"}, "--add-config cleanup.policy=compact"),
+            (
+                1,
+                {"cleanup.policy": "compact", "max.message.bytes": "8388608"},
+                "has 1 partitions, needs 2 as its input; nothing is in it yet",
+            ),
+            (3, {}, "has 3 partitions, needs 2 as its input; nothing is in it yet"),
+            (2, {"cleanup.policy": "compact"}, "--add-config max.message.bytes=8388608"),
         ],
     )
     def test_a_changelog_that_would_lose_state_is_refused_with_the_repair(
@@ -186,6 +195,28 @@ class TestOnABroker:
         assert problem in capsys.readouterr().out
         with pytest.raises(TopicError, match=re.escape(problem)):
             asyncio.run(topics.verify(settings))
+
+    def test_a_changelog_that_holds_state_is_not_deleted_before_what_is_open_was_ended(self, kafka: str) -> None:
+        source = create_topic(kafka, partitions=2)
+        settings = configured(kafka, source, group=unique("group"))
+        assert topics.create(settings) == 0
+        changelog = settings.changelog_topic(source)
+        produce(kafka, changelog, [b"state"], partition=1, key=b"P")
+        asyncio.run(topics.widen(settings, changelog, 3))
+
+        with pytest.raises(TopicError, match=r"(?s)has 3 partitions, needs 2 .*state restart .* --yes, then .* --delete --topic"):
+            asyncio.run(topics.verify(settings))
+
+    def test_all_that_is_wrong_is_told_at_once(self, kafka: str) -> None:
+        settings = configured(kafka, create_topic(kafka), group=unique("group"))
+        create_topic(kafka, settings.alerts.topic, config={"cleanup.policy": "compact"})
+
+        with pytest.raises(TopicError) as told:
+            asyncio.run(topics.verify(settings))
+
+        missing, wrong = str(told.value).splitlines()
+        assert f"topics {settings.dead_letter_topic}, {settings.changelog_topic(settings.streams[0].topics[0])} missing" in missing
+        assert f"topic {settings.alerts.topic} (alerts) has cleanup.policy compact" in wrong
 
     def test_a_wrong_alerts_topic_is_refused_at_the_start(self, kafka: str) -> None:
         settings = configured(kafka, create_topic(kafka), group=unique("group"))

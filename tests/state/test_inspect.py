@@ -106,7 +106,7 @@ def test_a_sound_log_has_no_findings_and_its_state_is_what_a_restore_takes() -> 
 
     assert found.findings == []
     assert found.position is not None
-    assert (found.position.sequence, found.position.position, found.fences) == (3, 35, 1)
+    assert (found.position.sequence, found.position.position, len(found.owners)) == (3, 35, 1)
     assert (found.count(Page), found.count(Episode), found.count(Forgotten)) == (2, 1, 1)
     assert (found.oldest_page, found.newest_page) == (15, 30)
     rows = {row.key: row.data for row in found.rows()}
@@ -225,17 +225,98 @@ def test_only_what_a_restart_needs_is_read(fences: int) -> None:
     log = sound()
     needed = log.end
     log.write(page(0, 40, {"a": b"n" * ROW}), place(4, 40, 35, owner=OTHER, restore_from=needed))
-    for _ in range(fences):
-        log.write(fence(OTHER))
+    for number in range(fences):
+        log.write(fence(number.to_bytes(8, "big") + ME[:8]))
     contents, bounds = asyncio.run(committed(log, transactional=True))
 
     assert bounds == (0, log.end)
     assert log.asked[-1] == needed
     assert contents.position is not None
-    assert (contents.position.sequence, contents.fences) == (4, fences)
+    assert (contents.position.sequence, len(contents.owners)) == (4, fences)
     assert [row.key for row in contents.rows()] == ["a"]
 
 
 def test_an_empty_changelog_has_nothing_to_restore() -> None:
     contents, _ = asyncio.run(committed(Log(), transactional=True))
     assert contents.position is None
+
+
+def anew(sequence: int, position: int, previous: int, begin: int) -> Entry:
+    return place(sequence, position, previous, owner=OTHER, restore_from=begin, anew=True)
+
+
+def ended(log: Log) -> list[Entry]:
+    """Tombstones for everything but positions and fences."""
+    return [Entry(key, None) for key in sorted({record.key for record in log.records} - {codec.POSITION_KEY, codec.FENCE_KEY})]
+
+
+def test_who_begins_anew_may_go_back_and_delete_whatever_is_there() -> None:
+    log = sound()
+    log.write(*ended(log), Entry(b"hello", None), anew(4, 5, 35, log.end))
+    log.write(page(0, 8, {"a": b"a" * ROW}), place(5, 8, 5, owner=OTHER, restore_from=log.end))
+
+    found = log.whole()
+
+    assert (found.findings, found.repaired) == ([], [])
+    assert [row.key for row in found.rows()] == ["a"]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_was_wrong_before_a_partition_began_anew_does_not_count(again: bool) -> None:
+    log = sound().write(Entry(b"hello", b"there"), damaged(page(0, 36, {"a": b"a" * ROW})), place(9, 40, 31, owner=OTHER))
+    assert len(log.whole().findings) == 3
+    log.write(*ended(log), anew(10, 40, 40, log.end))
+    if again:  # a good page under the key of the damaged one, and later positions that do not begin anew
+        log.write(page(0, 50, {"a": b"a" * ROW}), place(11, 50, 40, owner=OTHER, restore_from=log.end))
+
+    found = log.whole()
+
+    assert found.findings == []
+    assert ["is not anomalyd's" in finding.text for finding in found.repaired].count(True) == 1
+    assert len(found.repaired) == 3
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [Entry(b"hello", b"there"), place(4, 40, 35, owner=OTHER, restore_from=99)],  # nobody has deleted it
+        [Entry(b"hello", None), place(4, 40, 35, owner=OTHER)],  # deleted by somebody else
+        [place(6, 40, 31, owner=OTHER, restore_from=0), place(7, 41, 40, owner=OTHER)],  # the chain has a hole that nobody has looked at
+    ],
+)
+def test_what_nobody_has_repaired_still_counts(entries: Sequence[Entry]) -> None:
+    found = sound().write(*entries).whole()
+    assert found.findings
+    assert found.repaired == []
+
+
+def test_what_is_damaged_since_a_partition_began_anew_counts() -> None:
+    log = sound()
+    log.write(*ended(log), anew(4, 35, 35, log.end)).write(Entry(b"hello", b"there"), place(5, 40, 30, owner=OTHER))
+    assert len(log.whole().findings) == 2
+
+
+@pytest.mark.parametrize(
+    ("behind", "claims"),
+    [
+        ([], 1),
+        ([fence(b"1" * 8 + b"a" * 8), fence(b"1" * 8 + b"b" * 8)], 2),  # one process that has claimed twice is one
+        ([fence(b"1" * 16), place(4, 35, 35, owner=b"1" * 16), fence(b"2" * 16)], 3),  # a position that says the same is no progress
+        ([fence(b"1" * 16), place(4, 36, 35, owner=b"1" * 16), fence(b"2" * 16)], 1),
+        ([fence(b"1" * 16), place(4, 35, 35, owner=b"1" * 16, clean=True)], 0),
+        ([fence(b"1" * 16), place(4, 5, 35, owner=b"1" * 16, anew=True)], 0),
+    ],
+)
+def test_owners_are_counted_that_ended_without_getting_anywhere(behind: Sequence[Entry], claims: int) -> None:
+    log = sound()
+    for entry in behind:
+        log.write(entry)
+
+    assert len(log.whole().owners) == claims
+    assert len(asyncio.run(committed(log, transactional=True))[0].owners) == claims
+
+
+def test_claims_in_front_of_what_a_restore_reads_count_too() -> None:
+    log = sound().write(fence(b"1" * 16))
+    log.write(place(4, 35, 35, owner=b"1" * 16, restore_from=log.end))
+    assert len(asyncio.run(committed(log, transactional=True))[0].owners) == 2

@@ -18,6 +18,8 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 TORCH_INDEX ?=
 SECONDS_OF_DEMO ?= 60
+SEEDS ?= 2000
+BASE ?=
 CHAOS ?=
 PYTEST := $(BIN)/python -m pytest
 
@@ -40,6 +42,10 @@ check: lint ## the quick loop: linters and the tests that need no broker
 .PHONY: chaos
 chaos: $(READY) ## kills, zombies and broker failures on a real Kafka, for an hour; CHAOS='--kills 3 --points 1' for less
 	$(BIN)/python -m tests.chaos $(CHAOS)
+
+.PHONY: simulate
+simulate: $(READY) ## crashes, zombies and unreliable brokers in virtual time: SEEDS=2000 of it, from BASE (default: by commit)
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) $(if $(BASE),--base $(BASE))
 
 .PHONY: lint
 lint: $(READY) ## formatter, linter, types and the direction of imports

@@ -1,9 +1,10 @@
-"""The model of the broker that the simulation runs on, held to a real Kafka: the same script against both, and clients must see the same."""
+"""The model of the broker that the simulation runs on, held to a real Kafka: the same scripts, and clients must see the same."""
 
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any, Final, Protocol
 from unittest import mock
 
@@ -64,7 +65,7 @@ class Model:
         for tp, log in self._broker.logs.items():
             if tp.topic == topic:
                 log.roll()
-                asyncio.get_running_loop().call_later(1.0, lambda log=log: log.compact(drop_markers=False))
+                asyncio.get_running_loop().call_later(1.0, partial(log.compact, drop_markers=False))
 
 
 class Script:
@@ -137,9 +138,15 @@ class Script:
     async def until(self, topic: str, right: Callable[[Any], bool]) -> None:
         """Notes what a reader finds, once it is right."""
         async with asyncio.timeout(PATIENCE_S):
-            while not right(found := await self.read(topic)):
+            while not right(found := await self.read(topic)):  # noqa: ASYNC110  the broker knows, and has no event for us
                 await asyncio.sleep(0.5)
         self.seen.append(found)
+
+
+async def soon(right: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not right():  # noqa: ASYNC110  likewise
+            await asyncio.sleep(0.2)
 
 
 async def send(producer: AIOKafkaProducer, topic: str, *values: bytes) -> None:
@@ -255,17 +262,13 @@ async def generations(it: Script) -> None:
     tp = TopicPartition(topic, 0)
     await it.attempt("member", consumer.commit({tp: 1}))
     other = await it.consumer(group=group, topic=topic)
-    async with asyncio.timeout(PATIENCE_S):
-        while len(consumer.assignment()) != 1 or len(other.assignment()) != 1:
-            await asyncio.sleep(0.2)
+    await soon(lambda: len(consumer.assignment()) == len(other.assignment()) == 1)
     coordinator = consumer._coordinator
     before = coordinator.generation
     coordinator.generation -= 1
     (ours,) = consumer.assignment()
     await it.attempt("older generation", consumer.commit({ours: 2}))
-    async with asyncio.timeout(PATIENCE_S):
-        while coordinator.generation <= before or len(consumer.assignment()) != 1 or len(other.assignment()) != 1:
-            await asyncio.sleep(0.2)
+    await soon(lambda: coordinator.generation > before and len(consumer.assignment()) == len(other.assignment()) == 1)
     await asyncio.sleep(1.0)
     (ours,) = consumer.assignment()
     await it.attempt("joined again", consumer.commit({ours: 3}))
@@ -277,7 +280,11 @@ async def generations(it: Script) -> None:
 async def compaction(it: Script) -> None:
     """The newest record of each key stays where it is; positions are not moved."""
     topic = await it.side.topic(
-        cleanup_policy="compact", segment_ms="500", min_cleanable_dirty_ratio="0.001", max_compaction_lag_ms="500", delete_retention_ms="600000"
+        cleanup_policy="compact",
+        segment_ms="500",
+        min_cleanable_dirty_ratio="0.001",
+        max_compaction_lag_ms="500",
+        delete_retention_ms="600000",
     )
     producer = await it.producer(unique())
     for values in ((b"a1", b"b1", b"c1"), (b"a2", b"b2"), (b"a3",)):

@@ -1,7 +1,7 @@
 """`python -m tests.simulation`: many seeds, or one again.
 
-    --seeds 2000 --base 7       seeds 7, 8, … on all cores; the first failure is told with its last events
-    --seed 41                   this one, with everything that happened
+--seeds 2000 --base 7       seeds 7, 8, … on all cores; the first failure is told with its last events
+--seed 41                   this one, with everything that happened
 """
 
 import argparse

@@ -273,7 +273,7 @@ class Broker:
         return self.groups.setdefault(name, Group(name))
 
     def join(self, group: Group, member: Member, member_id: str) -> asyncio.Future[Any]:
-        """Answers, once all have joined or the rebalance has waited long enough, with generation, member id, leader and (for it) members."""
+        """Answers with generation, member id, leader and (for it) members, once all have joined or were waited for long enough."""
         self.coordinator()
         if member_id and member_id not in group.members:
             raise UnknownMemberIdError

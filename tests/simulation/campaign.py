@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.simulation.faults import CLASSES
-from tests.simulation.world import Report, Simulation
+from tests.simulation.world import Mutation, Report, Simulation
 
 SHOWN_EVENTS: Final = 80
 _CHUNK: Final = 10
@@ -51,12 +51,12 @@ class Campaign:
     done: list[Told] = field(default_factory=list)
 
     @staticmethod
-    def one(seed: int) -> Report:
-        """One seed, here and now."""
+    def one(seed: int, *, exactly_once: bool | None = None, mutation: Mutation | None = None) -> Report:
+        """One seed, here and now; see `Simulation`."""
         gc.collect()
         gc.disable()  # so that what is collected, and when, depends on the run alone
         try:
-            return Simulation(seed).run()
+            return Simulation(seed, exactly_once=exactly_once, mutation=mutation).run()
         finally:
             gc.enable()
 
@@ -126,7 +126,9 @@ def show(report: Report, events: int) -> str:
         lines.append(f"seed {report.seed}: {type(report.failure).__name__}: {report.failure}")
         lines.append(f"again: {Path(sys.executable).name} -m tests.simulation --seed {report.seed}")
     else:
-        lines.append(f"seed {report.seed}: {report.records} records, {report.hits.total()} faults, {report.seconds:.0f} s, {report.figures}")
+        lines.append(
+            f"seed {report.seed}: {report.records} records, {report.hits.total()} faults, {report.seconds:.0f} s, {report.figures}"
+        )
     return "\n".join(lines)
 
 

@@ -49,7 +49,7 @@ class Chain:
     def look(self) -> None:
         """Takes in what has become visible. Raises BrokenError."""
         log, stable = self._log, self._log.lso
-        for batch in log.batches[log._at(self._next) :]:  # noqa: SLF001  the model's own
+        for batch in log.batches[log._at(self._next) :]:
             if batch.last >= stable:
                 break
             self._next = batch.last + 1
@@ -75,7 +75,7 @@ class Chain:
 
     def _link(self, value: Position, where: str) -> None:
         if value.owner != self._owner:
-            raise BrokenError("I7", f"{where}: a position of {value.owner.hex()[:8]} behind the fence of {(self._owner or b'').hex()[:8]}")
+            raise BrokenError("I7", f"{where}: a position of {value.owner.hex()} behind the fence of {(self._owner or b'').hex()}")
         before = self.last
         if before is not None and (
             value.sequence != before.sequence + 1 or value.previous != before.position or value.position < before.position
@@ -136,9 +136,7 @@ def check_alerts(found: Sequence[list[dict[str, Any]]], golden: Golden, *, exact
             raise BrokenError("I2", f"partition {partition}: order")
 
 
-def check_dead_letters(
-    found: Sequence[list[dict[str, bytes]]], golden: Golden, *, exactly_once: bool, gaps: bool, most_bytes: int
-) -> None:
+def check_dead_letters(found: Sequence[list[dict[str, bytes]]], golden: Golden, *, exactly_once: bool, gaps: bool, most_bytes: int) -> None:
     """I6: each bad record once."""
     for partition, (ours, wanted) in enumerate(zip(found, golden.dead_letters, strict=True)):
         have = Counter(_letter(letter, most_bytes) for letter in ours)
@@ -162,4 +160,3 @@ def _identity(alert: dict[str, Any]) -> str:
 
 def _text(alert: dict[str, Any]) -> str:
     return json.dumps(alert, sort_keys=True)
-

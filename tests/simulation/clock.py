@@ -55,7 +55,7 @@ class Process:
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         return self.loop.create_task(work, context=self._context.copy())
 
-    def run(self, function: Callable[[], Any]) -> Any:  # noqa: ANN401  what the function returns
+    def run(self, function: Callable[[], Any]) -> Any:
         """Calls a function as if the process did."""
         return self._context.copy().run(function)
 
@@ -79,14 +79,14 @@ class Process:
         self.loop.put_back(due)
 
     def bury(self) -> None:
-        """After the run: closes what was left hanging. Its cleanup code runs now and finds nothing to clean up; what it says does not count."""
+        """After the run: closes what was left hanging. Its cleanup runs now, with nothing to clean up; what it says does not count."""
         self.alive = False
-        with warnings.catch_warnings(), mock.patch.object(sys, "unraisablehook", lambda _: None):
+        with warnings.catch_warnings(), mock.patch.object(sys, "unraisablehook"):
             warnings.simplefilter("ignore")
             for task in self.tasks:
                 if not task.done():
                     with contextlib.suppress(BaseException):
-                        task.get_coro().close()  # type: ignore[union-attr]
+                        task.get_coro().close()
             self.tasks.clear()
 
 
@@ -110,7 +110,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """By how much the wall clock was set forward."""
         self.crashes: list[dict[str, Any]] = []
         """What went wrong in callbacks."""
-        self.set_task_factory(self._make_task)
+        self.set_task_factory(self._make_task)  # type: ignore[arg-type]  # a protocol with optional keywords
         self.set_exception_handler(lambda _, context: self._note(context))
 
     # --- the clock --------------------------------------------------------------------------------------------------
@@ -122,24 +122,32 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """What time.time() says."""
         return EPOCH_S + self.wall_offset_s + self._now
 
-    def call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.TimerHandle:  # noqa: ANN401  asyncio's signature
+    def _monotonic_ns(self) -> int:
+        return int(self._now * 1e9)
+
+    def _wall_ns(self) -> int:
+        return int(self.wall() * 1e9)
+
+    def call_later(  # type: ignore[override]  # the arguments are the callback's business
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
         # A rest of a wait that is lost in rounding would be waited for again and again.
         return super().call_later(max(delay, 1e-6) if delay > 0 else delay, callback, *args, context=context)
 
     def _run_once(self) -> None:
         ready, scheduled = self._ready, self._scheduled
-        while scheduled and scheduled[0]._cancelled:  # noqa: SLF001  asyncio's own loop does the same
+        while scheduled and scheduled[0]._cancelled:
             heapq.heappop(scheduled)
         if not ready:
             if not scheduled:
                 raise StuckError("nothing will ever happen again")
-            if scheduled[0]._when > self._now:  # type: ignore[attr-defined]  # noqa: SLF001
-                self._now = scheduled[0]._when  # type: ignore[attr-defined]  # noqa: SLF001
+            if scheduled[0]._when > self._now:  # type: ignore[attr-defined]
+                self._now = scheduled[0]._when  # type: ignore[attr-defined]
                 self._steps_now = 0
-        while scheduled and scheduled[0]._when <= self._now:  # type: ignore[attr-defined]  # noqa: SLF001
+        while scheduled and scheduled[0]._when <= self._now:  # type: ignore[attr-defined]
             timer = heapq.heappop(scheduled)
-            timer._scheduled = False  # type: ignore[attr-defined]  # noqa: SLF001
-            if not timer._cancelled:  # noqa: SLF001
+            timer._scheduled = False  # type: ignore[attr-defined]
+            if not timer._cancelled:
                 ready.append(timer)
         self._steps_now += len(ready)
         self.steps += len(ready)
@@ -147,11 +155,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
             raise StuckError(f"{self._steps_now} steps at {self._now:.6f} s: something loops without waiting")
         for _ in range(len(ready)):
             handle = ready.popleft()
-            if handle._cancelled:  # noqa: SLF001
+            if handle._cancelled:
                 continue
-            process = handle._context.get(Process.current)  # type: ignore[attr-defined]  # noqa: SLF001
+            process = handle._context.get(Process.current)  # type: ignore[attr-defined]
             if process is None or process.running:
-                handle._run()  # noqa: SLF001
+                handle._run()
             else:
                 process.postpone(handle)
 
@@ -163,10 +171,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def _write_to_self(self) -> None:
         """There is no other thread to be woken by."""
 
-    def _process_events(self, event_list: Any) -> None:  # noqa: ANN401  of a selector, which there is none of
+    def _process_events(self, event_list: Any) -> None:
         raise NotImplementedError
 
-    def run_in_executor(self, executor: Executor | None, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # noqa: ANN401  asyncio's signature
+    def run_in_executor(  # type: ignore[override]  # likewise
+        self, executor: Executor | None, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
         done = self.create_future()
         at = max(self._now, self._busy_until.get(id(executor), 0.0)) + self._work_s(getattr(func, "__name__", ""))
         self._busy_until[id(executor)] = at
@@ -184,9 +194,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.call_at(at, work)
         return done
 
-    def _make_task(self, loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], context: Context | None = None) -> asyncio.Task[Any]:
+    def _make_task(
+        self, loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], context: Context | None = None
+    ) -> asyncio.Task[Any]:
         task = asyncio.Task(coro, loop=loop, context=context)
-        task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  the killed leave nothing but such
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
         process = (context or copy_context()).get(Process.current)
         if process is not None:
             process.tasks.append(task)
@@ -206,8 +218,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         with (
             mock.patch.object(time, "monotonic", monotonic),
             mock.patch.object(time, "perf_counter", monotonic),
-            mock.patch.object(time, "monotonic_ns", lambda: int(monotonic() * 1e9)),
+            mock.patch.object(time, "monotonic_ns", self._monotonic_ns),
             mock.patch.object(time, "time", wall),
-            mock.patch.object(time, "time_ns", lambda: int(wall() * 1e9)),
+            mock.patch.object(time, "time_ns", self._wall_ns),
         ):
             yield

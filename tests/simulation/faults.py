@@ -105,7 +105,7 @@ class Faults:
     def arm_request(self, kind: str) -> None:
         """The next request of some sort will have trouble."""
         rng = self._rng
-        if kind == "kill-before" or kind == "kill-after":
+        if kind in {"kill-before", "kill-after"}:
             self.armed.append(Armed(kind, rng.choice(DECISIVE)))
         elif kind == "late-end":
             self.armed.append(Armed(kind, "EndTxn", Trouble(before_s=rng.choice([0.5, 3.0, 13.0, LONGEST_DELAY_S]))))
@@ -124,7 +124,7 @@ class Faults:
             }[kind]
             self.armed.append(Armed(kind, request, trouble))
 
-    def trouble(self, process: Process | None, name: str, request: Any) -> Trouble:  # noqa: ANN401  of the client, which ships no types
+    def trouble(self, process: Process | None, name: str, request: Any) -> Trouble:
         """What becomes of a request."""
         if process is None:
             return NO_TROUBLE
@@ -144,7 +144,7 @@ class Faults:
                 return trouble
         return NO_TROUBLE
 
-    def executed(self, process: Process | None, name: str, request: Any) -> None:  # noqa: ANN401  likewise
+    def executed(self, process: Process | None, name: str, request: Any) -> None:
         """A request was executed."""
         if process is None or not process.running:
             return

@@ -101,9 +101,7 @@ class Log:
         """Takes a batch in as a producer made it."""
         parsed = DefaultRecordBatch(bytearray(raw))
         base = self.end
-        records = [
-            Record(base + record.offset, record.key, record.value, tuple(record.headers), record.timestamp) for record in parsed
-        ]
+        records = [Record(base + record.offset, record.key, record.value, tuple(record.headers), record.timestamp) for record in parsed]
         self.end += len(records)
         batch = Batch(
             base,

@@ -90,9 +90,9 @@ class Network:
             if not future.done():
                 future.set_exception(KafkaConnectionError("connection closed"))
 
-    async def call(
+    async def call(  # noqa: C901  the ways of one request, side by side
         self, name: str, request: Any, execute: Callable[[], Any], timeout_s: float, refuse: Callable[[int, float], Any] | None = None
-    ) -> Any:  # noqa: ANN401  whatever the request is answered with
+    ) -> Any:
         """Sends a request. Raises what a client raises when no answer comes; errors of the broker are part of answers.
 
         Args:
@@ -113,11 +113,11 @@ class Network:
         self._under_way[answer] = None
         there_s = rng.uniform(0.0002, 0.002) + trouble.before_s
 
-        def settle(result: Any, error: BaseException | None) -> None:  # noqa: ANN401
+        def settle(result: Any, error: BaseException | None) -> None:
             if not answer.done():
                 answer.set_result(result) if error is None else answer.set_exception(error)
 
-        def respond(result: Any, error: BaseException | None = None) -> None:  # noqa: ANN401
+        def respond(result: Any, error: BaseException | None = None) -> None:
             if not trouble.answer_lost:
                 self.loop.call_later(rng.uniform(0.0002, 0.002) + trouble.after_s, settle, result, error, context=self._context)
 
@@ -126,10 +126,7 @@ class Network:
                 settle(None, KafkaConnectionError("connection closed"))
                 return
             try:
-                if trouble.error is not None and refuse is not None:
-                    result = refuse(int(trouble.error.errno), trouble.part)
-                else:
-                    result = execute()
+                result = refuse(int(trouble.error.errno), trouble.part) if trouble.error is not None and refuse is not None else execute()
             except Exception as error:  # noqa: BLE001  a broker that fails is a bug of the model, and must be seen
                 settle(None, error)
                 return
@@ -174,7 +171,7 @@ class ModelClient:
 
     network: Network
 
-    def __init__(self, **options: Any) -> None:  # noqa: ANN401  what aiokafka gives its client
+    def __init__(self, **options: Any) -> None:
         self._loop = asyncio.get_running_loop()
         self._client_id = options.get("client_id", "client")
         self._request_timeout_ms = options.get("request_timeout_ms", 40_000)
@@ -199,14 +196,14 @@ class ModelClient:
     async def close(self) -> None:
         self._closed = True
 
-    def _describe(self) -> Any:  # noqa: ANN401  a response
+    def _describe(self) -> Any:
         by_topic: dict[str, list[int]] = {}
         for tp in self._net.broker.logs:
             by_topic.setdefault(tp.topic, []).append(tp.partition)
         topics = [(0, topic, False, [(0, number, NODE, [NODE], [NODE]) for number in numbers]) for topic, numbers in by_topic.items()]
         return SimpleNamespace(API_VERSION=1, brokers=[(NODE, "model", 9092, None)], controller_id=NODE, topics=topics)
 
-    def _update(self, described: Any) -> None:  # noqa: ANN401  a response
+    def _update(self, described: Any) -> None:
         self.cluster.update_metadata(described)
 
     def force_metadata_update(self) -> "asyncio.Future[bool]":
@@ -237,7 +234,7 @@ class ModelClient:
         await self._call("Metadata", None, self._describe)
         return self.cluster
 
-    def set_topics(self, topics: Any) -> "asyncio.Future[bool]":  # noqa: ANN401  names
+    def set_topics(self, topics: Any) -> "asyncio.Future[bool]":
         self._topics = set(topics)
         done: asyncio.Future[bool] = self._loop.create_future()
         done.set_result(True)
@@ -251,18 +248,18 @@ class ModelClient:
     def get_random_node(self) -> int:
         return NODE
 
-    async def ready(self, node_id: int, *, group: Any = ConnectionGroup.DEFAULT) -> bool:  # noqa: ANN401  aiokafka's signature
+    async def ready(self, node_id: int, *, group: Any = ConnectionGroup.DEFAULT) -> bool:
         return self._net.reachable()
 
-    async def coordinator_lookup(self, coordinator_type: Any, coordinator_key: str) -> int:  # noqa: ANN401  likewise
+    async def coordinator_lookup(self, coordinator_type: Any, coordinator_key: str) -> int:
         return await self._call("FindCoordinator", None, lambda: NODE)  # type: ignore[no-any-return]
 
-    async def send(self, node_id: int, request: Any, *, group: Any = ConnectionGroup.DEFAULT) -> Any:  # noqa: ANN401  likewise
+    async def send(self, node_id: int, request: Any, *, group: Any = ConnectionGroup.DEFAULT) -> Any:
         name = type(request).__name__.removesuffix("Request")
         refuse = (lambda code, part: _produce(self._net.broker, request, code, part)) if name == "Produce" else None
         return await self._call(name, request, lambda: ANSWERS[name](self._net.broker, request), refuse)
 
-    async def _call(self, name: str, request: Any, execute: Callable[[], Any], refuse: Callable[[int, float], Any] | None = None) -> Any:  # noqa: ANN401  a response
+    async def _call(self, name: str, request: Any, execute: Callable[[], Any], refuse: Callable[[int, float], Any] | None = None) -> Any:
         if self._closed:
             raise NodeNotReadyError
         return await self._net.call(name, request, execute, self._request_timeout_ms / 1000, refuse)
@@ -279,7 +276,7 @@ def _code(work: Callable[[], Any]) -> int:
     return 0
 
 
-def _tps(topics: Any) -> list[TopicPartition]:  # noqa: ANN401  [(topic, [partition])]
+def _tps(topics: Any) -> list[TopicPartition]:
     return [TopicPartition(topic, partition) for topic, partitions in topics for partition in partitions]
 
 
@@ -290,57 +287,55 @@ def _by_topic(rows: list[tuple[TopicPartition, tuple[Any, ...]]]) -> list[tuple[
     return list(found.items())
 
 
-def _produce(broker: Broker, request: Any, refused: int = 0, part: float = 0.0) -> Any:  # noqa: ANN401  here and below: requests and responses of the client, which ships no types
-    batches = [(TopicPartition(topic, partition), raw) for topic, partitions in request._topics for partition, raw in partitions]  # noqa: SLF001
+def _produce(broker: Broker, request: Any, refused: int = 0, part: float = 0.0) -> Any:
+    batches = [(TopicPartition(topic, partition), raw) for topic, partitions in request._topics for partition, raw in partitions]
     rows: list[tuple[TopicPartition, tuple[Any, ...]]] = []
     for i, (tp, raw) in enumerate(batches):
         code, offset = refused, -1
         if not refused or i != int(part * len(batches)):
             try:
-                code, offset = 0, broker.produce(tp, bytes(raw), request._transactional_id)  # noqa: SLF001
+                code, offset = 0, broker.produce(tp, bytes(raw), request._transactional_id)
             except BrokerResponseError as error:
                 code = int(error.errno)
         rows.append((tp, (code, offset, -1, 0)))
     return SimpleNamespace(API_VERSION=5, topics=_by_topic(rows))
 
 
-def _init_producer(broker: Broker, request: Any) -> Any:  # noqa: ANN401
+def _init_producer(broker: Broker, request: Any) -> Any:
     try:
-        producer, epoch = broker.init_producer(request._transactional_id, request._transaction_timeout_ms / 1000)  # noqa: SLF001
+        producer, epoch = broker.init_producer(request._transactional_id, request._transaction_timeout_ms / 1000)
     except BrokerResponseError as error:
         return SimpleNamespace(error_code=error.errno, producer_id=-1, producer_epoch=-1)
     return SimpleNamespace(error_code=0, producer_id=producer, producer_epoch=epoch)
 
 
-def _add_partitions(broker: Broker, request: Any) -> Any:  # noqa: ANN401
-    tps = _tps(request._topics)  # noqa: SLF001
-    code = _code(
-        lambda: broker.add_partitions(request._transactional_id, request._producer_id, request._producer_epoch, tps)  # noqa: SLF001
-    )
+def _add_partitions(broker: Broker, request: Any) -> Any:
+    tps = _tps(request._topics)
+    code = _code(lambda: broker.add_partitions(request._transactional_id, request._producer_id, request._producer_epoch, tps))
     return SimpleNamespace(errors=_by_topic([(tp, (code,)) for tp in tps]))
 
 
-def _end_transaction(broker: Broker, request: Any) -> Any:  # noqa: ANN401
-    commit = bool(request._transaction_result)  # noqa: SLF001
+def _end_transaction(broker: Broker, request: Any) -> Any:
+    commit = bool(request._transaction_result)
     return SimpleNamespace(
         error_code=_code(
             lambda: broker.end_transaction(
-                request._transactional_id,  # noqa: SLF001
-                request._producer_id,  # noqa: SLF001
-                request._producer_epoch,  # noqa: SLF001
+                request._transactional_id,
+                request._producer_id,
+                request._producer_epoch,
                 commit=commit,
             )
         )
     )
 
 
-def _fetch(broker: Broker, request: Any) -> Any:  # noqa: ANN401
+def _fetch(broker: Broker, request: Any) -> Any:  # noqa: C901  an answer, and the ways to wait for it
     wanted = [
         (TopicPartition(topic, partition), position, most)
         for topic, partitions in request.topics
         for partition, position, most in partitions
     ]
-    committed = request._isolation_level == 1  # noqa: SLF001
+    committed = request._isolation_level == 1
 
     def look() -> tuple[Any, bool]:
         rows: list[tuple[TopicPartition, tuple[Any, ...]]] = []
@@ -357,7 +352,7 @@ def _fetch(broker: Broker, request: Any) -> Any:  # noqa: ANN401
         return SimpleNamespace(API_VERSION=4, topics=_by_topic(rows)), worth
 
     answer, worth = look()
-    if worth or not request._max_wait_ms:  # noqa: SLF001
+    if worth or not request._max_wait_ms:
         return answer
     later: asyncio.Future[Any] = broker.loop.create_future()
 
@@ -382,34 +377,34 @@ def _fetch(broker: Broker, request: Any) -> Any:  # noqa: ANN401
             later.set_result(look()[0])
 
     watch()
-    broker.loop.call_later(request._max_wait_ms / 1000, enough, context=broker.context)  # noqa: SLF001
+    broker.loop.call_later(request._max_wait_ms / 1000, enough, context=broker.context)
     return later
 
 
-def _offsets(broker: Broker, request: Any) -> Any:  # noqa: ANN401
+def _offsets(broker: Broker, request: Any) -> Any:
     rows: list[tuple[TopicPartition, tuple[Any, ...]]] = []
-    for topic, partitions in request._topics:  # noqa: SLF001
+    for topic, partitions in request._topics:
         for partition, timestamp in partitions:
             tp = TopicPartition(topic, partition)
             try:
                 log = broker.led(tp)
-                offset = log.start if timestamp == -2 else log.lso if request._isolation_level == 1 else log.end  # noqa: SLF001
+                offset = log.start if timestamp == -2 else log.lso if request._isolation_level == 1 else log.end
                 rows.append((tp, (0, -1, offset)))
             except BrokerResponseError as error:
                 rows.append((tp, (int(error.errno), -1, -1)))
     return SimpleNamespace(API_VERSION=2, topics=_by_topic(rows))
 
 
-def _join(broker: Broker, request: Any) -> Any:  # noqa: ANN401
+def _join(broker: Broker, request: Any) -> Any:
     later: asyncio.Future[Any] = broker.loop.create_future()
-    group = broker.group(request._group)  # noqa: SLF001
+    group = broker.group(request._group)
     member = Member(
         id="",
         name="member",
-        session_s=request._session_timeout / 1000,  # noqa: SLF001
-        rebalance_s=request._rebalance_timeout / 1000,  # noqa: SLF001
-        instance=request._group_instance_id,  # noqa: SLF001
-        metadata=list(request._group_protocols),  # noqa: SLF001
+        session_s=request._session_timeout / 1000,
+        rebalance_s=request._rebalance_timeout / 1000,
+        instance=request._group_instance_id,
+        metadata=list(request._group_protocols),
     )
 
     def answer(done: asyncio.Future[Any]) -> None:
@@ -432,16 +427,16 @@ def _join(broker: Broker, request: Any) -> Any:  # noqa: ANN401
         )
 
     try:
-        joined = broker.join(group, member, request._member_id)  # noqa: SLF001
+        joined = broker.join(group, member, request._member_id)
     except BrokerResponseError as error:
         return SimpleNamespace(API_VERSION=2, error_code=error.errno, member_id="", generation_id=-1)
     joined.add_done_callback(answer, context=broker.context)
     return later
 
 
-def _sync(broker: Broker, request: Any) -> Any:  # noqa: ANN401
+def _sync(broker: Broker, request: Any) -> Any:
     later: asyncio.Future[Any] = broker.loop.create_future()
-    assignments = dict(request._group_assignment) or None  # noqa: SLF001
+    assignments = dict(request._group_assignment) or None
 
     def answer(done: asyncio.Future[Any]) -> None:
         error = done.exception()
@@ -449,41 +444,33 @@ def _sync(broker: Broker, request: Any) -> Any:  # noqa: ANN401
         later.set_result(SimpleNamespace(error_code=code, member_assignment=b"" if code else done.result()))
 
     try:
-        synced = broker.sync(broker.group(request._group), request._member_id, request._generation_id, assignments)  # noqa: SLF001
+        synced = broker.sync(broker.group(request._group), request._member_id, request._generation_id, assignments)
     except BrokerResponseError as error:
         return SimpleNamespace(error_code=error.errno, member_assignment=b"")
     synced.add_done_callback(answer, context=broker.context)
     return later
 
 
-def _heartbeat(broker: Broker, request: Any) -> Any:  # noqa: ANN401
-    group = broker.group(request._group)  # noqa: SLF001
-    return SimpleNamespace(error_code=_code(lambda: broker.heartbeat(group, request._member_id, request._generation_id)))  # noqa: SLF001
+def _heartbeat(broker: Broker, request: Any) -> Any:
+    group = broker.group(request._group)
+    return SimpleNamespace(error_code=_code(lambda: broker.heartbeat(group, request._member_id, request._generation_id)))
 
 
-def _leave(broker: Broker, request: Any) -> Any:  # noqa: ANN401
-    return SimpleNamespace(error_code=_code(lambda: broker.leave(broker.group(request._group), request._member_id)))  # noqa: SLF001
+def _leave(broker: Broker, request: Any) -> Any:
+    return SimpleNamespace(error_code=_code(lambda: broker.leave(broker.group(request._group), request._member_id)))
 
 
-def _commit_offsets(broker: Broker, request: Any) -> Any:  # noqa: ANN401
-    offsets = {
-        TopicPartition(topic, partition): offset
-        for topic, partitions in request._topics  # noqa: SLF001
-        for partition, offset, _ in partitions
-    }
-    group = broker.group(request._consumer_group)  # noqa: SLF001
-    code = _code(
-        lambda: broker.commit_offsets(group, request._consumer_id, request._consumer_group_generation_id, offsets)  # noqa: SLF001
-    )
+def _commit_offsets(broker: Broker, request: Any) -> Any:
+    offsets = {TopicPartition(topic, partition): offset for topic, partitions in request._topics for partition, offset, _ in partitions}
+    group = broker.group(request._consumer_group)
+    code = _code(lambda: broker.commit_offsets(group, request._consumer_id, request._consumer_group_generation_id, offsets))
     return SimpleNamespace(topics=_by_topic([(tp, (code,)) for tp in offsets]))
 
 
-def _fetch_offsets(broker: Broker, request: Any) -> Any:  # noqa: ANN401
-    group = broker.group(request._consumer_group)  # noqa: SLF001
+def _fetch_offsets(broker: Broker, request: Any) -> Any:
+    group = broker.group(request._consumer_group)
     code = _code(broker.coordinator)
-    return SimpleNamespace(
-        topics=_by_topic([(tp, (group.offsets.get(tp, -1), "", code)) for tp in _tps(request._partitions)])  # noqa: SLF001
-    )
+    return SimpleNamespace(topics=_by_topic([(tp, (group.offsets.get(tp, -1), "", code)) for tp in _tps(request._partitions)]))
 
 
 ANSWERS: Final[dict[str, Callable[[Broker, Any], Any]]] = {

@@ -33,6 +33,7 @@ from anomalyd.batch import Source
 from anomalyd.errors import AnomalydError
 from anomalyd.formats import FormatOptions
 from anomalyd.settings import Settings
+from anomalyd.state.ledger import PROCESS_BYTES
 from tests.simulation.broker import Broker
 from tests.simulation.checks import BrokenError, Chain, Golden, alerts_of, check_alerts, check_dead_letters, dead_letters_of, plain
 from tests.simulation.clock import KilledError, Process, StuckError, VirtualLoop
@@ -57,7 +58,7 @@ PROGRESS_S: Final = 60.0
 _LONGEST_S: Final = 900.0
 _MOST_INSTANCES: Final = 4
 _EVENTS: Final = 4_000
-_SLOW_S: Final = 1.4
+_SLOW_S: Final = 2.0
 
 
 @dataclass
@@ -199,18 +200,26 @@ class Simulation:
         """The stand-ins, for as long as it runs."""
         asyncio.set_event_loop(loop)
         with ExitStack() as stack:
-            put = lambda *args, **more: stack.enter_context(mock.patch.object(*args, **more))  # noqa: E731
+
+            def put(target: Any, name: str, value: Any) -> None:
+                stack.enter_context(mock.patch.object(target, name, value))
+
             put(aiokafka.producer.producer, "AIOKafkaClient", ModelClient)
             put(aiokafka.consumer.consumer, "AIOKafkaClient", ModelClient)
             # Looking more seldom at what one is told of anyway: a fifth of all steps.
-            put(aiokafka.consumer.fetcher.Fetcher.__init__, "__kwdefaults__", {**aiokafka.consumer.fetcher.Fetcher.__init__.__kwdefaults__, "fetcher_timeout": 3.0})
+            put(
+                aiokafka.consumer.fetcher.Fetcher.__init__,
+                "__kwdefaults__",
+                {**aiokafka.consumer.fetcher.Fetcher.__init__.__kwdefaults__, "fetcher_timeout": 3.0},
+            )
             put(anomalyd.kafka.consumer, "_POLL_MS", 1_000)
             put(anomalyd.kafka.consumer, "_POLL_DEADLINE_S", 3.0)
             put(anomalyd.app, "HttpServer", _NoServer)
             put(anomalyd.app, "load_streams", lambda _: {INPUT: self.stream})
             put(anomalyd.app, "_verify_topics", _nothing_to_verify)
             put(os, "sched_getaffinity", lambda _: set(range(self.workers)))
-            put(os, "urandom", lambda count: self._rng.randbytes(count))
+            put(os, "urandom", self._rng.randbytes)
+            put(anomalyd.app, "_PROCESS", _Nonce())
             for module in [module for name, module in sys.modules.items() if name.startswith("anomalyd.")]:
                 if getattr(module, "reached", None) is anomalyd.crashpoints.reached and module is not anomalyd.crashpoints:
                     put(module, "reached", self._reached)
@@ -277,7 +286,7 @@ class Simulation:
                     self.input[burst.partition] += batch.records
             log.wake()
 
-    def _end_input(self, log: Log, producer: int, how: Any) -> None:  # noqa: ANN401  a marker
+    def _end_input(self, log: Log, producer: int, how: Any) -> None:
         log.mark(producer, 0, how)
         log.wake()
 
@@ -410,7 +419,7 @@ class Simulation:
             seconds = self._rng.choice([0.3, 2.0, 8.0])
             self.network.go_down()
             self.faults.hit("broker-restart", f"{seconds} s", seconds)
-            self.loop.call_later(seconds, setattr, self.network, "down", False)  # noqa: FBT003  the value of the attribute
+            self.loop.call_later(seconds, setattr, self.network, "down", False)
 
     def _do_leader_move(self) -> None:
         tp = self._rng.choice(list(self.broker.logs))
@@ -431,7 +440,7 @@ class Simulation:
             # None is open at this moment: the next one that begins.
             self.broker.on_begin = self._time_out
 
-    def _time_out(self, transaction: Any) -> None:  # noqa: ANN401  a transaction of the model
+    def _time_out(self, transaction: Any) -> None:
         self.broker.on_begin = None
         self.faults.hit("transaction-timeout", transaction.id)
         self.loop.call_later(
@@ -513,15 +522,15 @@ class Simulation:
             instance.leaving = True
             instance.process.run(instance.app.stop)
         deadline_s = self.loop.time() + 40.0
-        while self.alive and self.loop.time() < deadline_s:
+        while self.alive and self.loop.time() < deadline_s:  # noqa: ASYNC110  processes that end tell nobody
             await asyncio.sleep(0.5)
         if self.alive:
             raise BrokenError("I10", f"{[instance.process.name for instance in self.alive]} do not stop")
         last = self.start_instance()
         deadline_s = self.loop.time() + PROGRESS_S
-        while not last.app._ready()[0]:  # noqa: SLF001  what /readyz shows
+        while not last.app._ready()[0]:
             if self.loop.time() > deadline_s or not last.process.alive:
-                raise BrokenError("I10", f"a fresh instance does not become ready: {last.app._ready()}")  # noqa: SLF001
+                raise BrokenError("I10", f"a fresh instance does not become ready: {last.app._ready()}")
             await asyncio.sleep(0.2)
         self._check_state(last)
         self._verify()
@@ -529,10 +538,13 @@ class Simulation:
     def _check_state(self, instance: Instance) -> None:
         """I5: what the instance knows is what an uninterrupted run would."""
         golden = self.golden()
-        pipeline = instance.app._pipeline  # noqa: SLF001  nobody else asks for the state of all partitions
+        pipeline = instance.app._pipeline
         assert pipeline is not None
         for partition, wanted in enumerate(golden.digests):
-            shard = pipeline._partitions[Source(INPUT, partition)].shard  # noqa: SLF001  likewise
+            kept = pipeline._partitions.get(Source(INPUT, partition))
+            if kept is None:
+                raise BrokenError("I5", f"partition {partition} is not there: {instance.app._ready()}")
+            shard = kept.shard
             # Without transactions a zombie may write pages of its own among its successor's.
             if shard.digest() != wanted and self.exactly_once and not self.gaps:
                 raise BrokenError("I5", f"partition {partition}: state {shard.digest()} is not {wanted}")
@@ -570,14 +582,14 @@ class Simulation:
         self.trace = hash((self.trace, line))
         self.events.append(line)
 
-    def _log(self, logger: Any, name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:  # noqa: ANN401  structlog's signature
+    def _log(self, logger: Any, name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         process = Process.current.get()
         what = event.pop("event", "")
         event.pop("exc_info", None)
         self.tell(f"{process.name if process else '-':4} {name} {what} " + " ".join(f"{key}={value}" for key, value in event.items()))
         raise structlog.DropEvent
 
-    def _executed(self, process: Process | None, name: str, request: Any) -> None:  # noqa: ANN401  of the client, which ships no types
+    def _executed(self, process: Process | None, name: str, request: Any) -> None:
         if name not in {"Fetch", "Heartbeat", "Metadata", "FindCoordinator"}:
             self.tell(f"{process.name if process else '-':4} > {name} {_about(name, request)}")
         self.faults.executed(process, name, request)
@@ -611,17 +623,26 @@ def stream(configured: Settings) -> Stream:
     )
 
 
-def _about(name: str, request: Any) -> str:  # noqa: ANN401  of the client, which ships no types
+def _about(name: str, request: Any) -> str:
     """What a request is about, in a few words."""
     if name == "Produce":
-        return " ".join(f"{topic}/{partition}" for topic, partitions in request._topics for partition, _ in partitions)  # noqa: SLF001
+        return " ".join(f"{topic}/{partition}" for topic, partitions in request._topics for partition, _ in partitions)
     if name == "EndTxn":
-        return f"{request._transactional_id} epoch {request._producer_epoch} {'commit' if request._transaction_result else 'abort'}"  # noqa: SLF001
+        return f"{request._transactional_id} epoch {request._producer_epoch} {'commit' if request._transaction_result else 'abort'}"
     return str(getattr(request, "_transactional_id", ""))
 
 
 Mutation = Callable[[Simulation], contextlib.AbstractContextManager[Any]]
 """Breaks the code for a run, which it is given."""
+
+
+class _Nonce:
+    """The random bytes of a process, of which there are several in this one."""
+
+    def __add__(self, other: bytes) -> bytes:
+        process = Process.current.get()
+        assert process is not None
+        return process.name.encode().ljust(PROCESS_BYTES, b"-") + other
 
 
 class _NoServer:
@@ -639,4 +660,3 @@ class _NoServer:
 
 async def _nothing_to_verify(_: Settings) -> None:
     return
-

@@ -31,8 +31,8 @@ from anomalyd.kafka.transactions import PlainWriter, TransactionalWriter
 from anomalyd.pipeline import DEADLY, Pipeline
 from anomalyd.series import Selection
 from anomalyd.settings import AlertPolicy, Settings, StreamSettings
-from anomalyd.shard import INTERNAL_ERROR, SWEEP_RECORDS, Observer, Shard, StreamPlan
-from anomalyd.state.ledger import Ledger
+from anomalyd.shard import INTERNAL_ERROR, Observer, Shard, StreamPlan
+from anomalyd.state.ledger import PROCESS_BYTES, Ledger
 from anomalyd.telemetry.metrics import Metrics
 from anomalyd.telemetry.server import HttpServer
 from anomalyd.warmup import warm_up
@@ -43,6 +43,11 @@ _SWITCH_S: Final = 0.0005
 _COLLECT_EVERY: Final = (100_000, 50, 100)
 """Records are made and dropped by the hundred thousand a second, and none is part of a cycle: collecting after every 700 objects costs
 aiokafka a quarter of its speed."""
+
+_PROCESS: Final = os.urandom(PROCESS_BYTES)
+
+LEAST_SWEEP_RECORDS: Final = 1 << 12
+"""Between looks for series that are no more."""
 
 MOST_WORKERS: Final = 4
 """Beyond, the one thread that fetches is what limits the rate."""
@@ -201,7 +206,8 @@ class Stream:
     series_ttl_ms: int
     reading: str
     """Fingerprint of everything that decides which series a spelling in a record stands for."""
-    sweep_records: int = SWEEP_RECORDS
+    sweep_records: int | None = None
+    """Offsets from one look for series that are no more to the next; None: as many as there may be series."""
 
     def shard(self, source: Source, capacity: int, observer: Observer | None = None) -> Shard:
         """A shard for one partition."""
@@ -213,7 +219,7 @@ class Stream:
             capacity,
             observer=observer,
             series_ttl_ms=self.series_ttl_ms,
-            sweep_records=self.sweep_records,
+            sweep_records=self.sweep_records or max(LEAST_SWEEP_RECORDS, 1 << (capacity - 1).bit_length()),
             reading=self.reading,
         )
 
@@ -281,8 +287,8 @@ def make_ledger(settings: Settings, source: Source, model: str, consumer: Consum
         open_reader=lambda: ChangelogReader(settings.kafka, changelog, source.partition),
         is_member=is_member,
         model=model,
-        owner=os.urandom(16),
-        name=settings.kafka.group_instance_id or socket.gethostname(),
+        owner=_PROCESS + os.urandom(8),
+        name=f"{settings.kafka.group_id}/{settings.kafka.group_instance_id or socket.gethostname()}",
         metrics=metrics,
         transactional=exactly_once,
     )

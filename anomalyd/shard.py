@@ -203,6 +203,7 @@ class Shard:
         self._now_ms = now_ms
         self._ttl_ms = series_ttl_ms
         self._sweep_records = sweep_records
+        self._crowded = (-1, 0)  # the record that needed room last, and how often before it was not enough
         self._swept = -1  # offset of the record in front of which series were looked through last
         self._told: set[str] = set()  # series with transitions since the last outcome, in a replay since its beginning
         self._carried = Outcome()  # what a restore brought, for the next outcome
@@ -464,7 +465,10 @@ class Shard:
 
     def _make_room(self, part: "_Part", number: int, outcome: Outcome) -> None:
         """Forgets the longest idle series in front of a record of the part."""
-        rows, keys = self.index.evict()
+        # Each time that one record still finds no room, twice as many: it is decoded again for each.
+        offset, times = part.offset(number), self._crowded[1] + 1 if self._crowded[0] == part.offset(number) else 0
+        self._crowded = (offset, times)
+        rows, keys = self.index.evict(1 << times)
         if self.replaying:
             # Only where fewer series are kept than before: they are forgotten where the replay ends.
             offset = self._state.live_from
@@ -475,7 +479,7 @@ class Shard:
             self._forget(rows, keys, offset, -1, self._carried)
             self._carried.evicted += len(keys)
             return
-        self._forget(rows, keys, part.offset(number), part.timestamp(number), outcome)
+        self._forget(rows, keys, offset, part.timestamp(number), outcome)
         outcome.evicted += len(keys)
 
     def _sweep(self, part: "_Part", number: int, outcome: Outcome) -> None:

@@ -16,6 +16,7 @@ from anomalyd.batch import SampleBatch, Source, Verdicts
 from anomalyd.detector import Detector
 from anomalyd.formats import Decoded, Decoder, make_decoder
 from anomalyd.series import Selection, SeriesIndex
+from anomalyd.series.index import Released
 from anomalyd.shard import INTERNAL_ERROR, Outcome, Shard, StreamPlan
 
 START_S = 1_760_000_000
@@ -264,3 +265,25 @@ def test_stream_time_is_the_newest_event_time(detector: Detector) -> None:
     assert clock.stream_time_ms is None
     clock.process(records([sample("a", 5, 1.0), sample("a", 2, 1.0)]))
     assert clock.stream_time_ms == (START_S + 5 * STEP_S) * 1000
+
+
+def test_a_record_of_many_new_series_finds_room_in_few_attempts(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding it again for each 256th of the room took seconds."""
+
+    def fields(first: int) -> bytes:
+        return f"m {','.join(f'f{first + i}=1' for i in range(512))} {START_S}000000000".encode()
+
+    full = shard(detector, capacity=512, decoder=make_decoder("influx"))
+    full.process(records([fields(0)]))
+    attempts = list[int]()
+    evict = full.index.evict
+
+    def counted(times: int = 1) -> Released:
+        attempts.append(times)
+        return evict(times)
+
+    monkeypatch.setattr(full.index, "evict", counted)
+    outcome = full.process(records([fields(10_000)], first=1))
+
+    assert (outcome.samples, full.series) == (512, 512)
+    assert len(attempts) <= 10

@@ -130,9 +130,9 @@ class SeriesIndex:
         """These rows were used by samples of the records at these offsets; rows (n,), offsets (n,) ascending."""
         self.use[rows, 0] = offsets
 
-    def evict(self) -> Released:
-        """Forget the max(1, capacity // 256) longest idle series, longest idle first, of equals those whose keys come first."""
-        count = min(max(1, self.capacity // 256), len(self._rows))
+    def evict(self, times: int = 1) -> Released:
+        """Forget max(1, capacity // 256) * times of the longest idle series, longest idle first, of equals those whose keys come first."""
+        count = min(max(1, self.capacity // 256) * times, len(self._rows))
         if not count:
             return Released(np.empty(0, np.int32), [])
         last_use = self.last_use

@@ -175,35 +175,45 @@ class Ledger:
         while True:
             start = max(first, fence - back)
             last: Position | None = None
+            damage: StateError | None = None
             owners: set[bytes] = set()
             async for records in reader.read(start, fence):
                 for record in records:
-                    if record.value is None:
+                    if record.key not in (POSITION_KEY, FENCE_KEY) or record.value is None:
                         continue
-                    if record.key == POSITION_KEY:
-                        before, last = last, self._linked(last, record)
-                        if before is None or last.position > before.position or last.clean:
-                            owners.clear()
-                    elif record.key == FENCE_KEY and isinstance(found := self._decoded(record), Fence):
-                        owners |= {found.owner[:PROCESS_BYTES]}
+                    try:
+                        found = self._decoded(record)
+                        if isinstance(found, Fence):
+                            owners |= {found.owner[:PROCESS_BYTES]}
+                        if not isinstance(found, Position):
+                            continue
+                        if found.anew:
+                            damage = None  # an operator, or the end of the input, has settled what was in front
+                        else:
+                            self._check_link(last, found, record)
+                    except StateError as error:
+                        damage = damage or error
+                        continue
+                    if last is None or found.position > last.position or found.clean or found.anew:
+                        owners.clear()
+                    last = found
+            if damage is not None:
+                raise damage
             if last is not None or start == first:
                 return last, max(1, len(owners))
             back *= 16
 
-    def _linked(self, before: Position | None, record: LogRecord) -> Position:
-        """A position that follows another one in the log, which it has to know of."""
-        found = self._decoded(record)
-        if not isinstance(found, Position):
-            raise StateError(f"{self._place(record)}: not a position")
-        if self._transactional and before is not None:
-            # Compaction may have taken positions in between, so only neighbours must know each other.
-            forked = found.sequence <= before.sequence
-            if forked or (found.sequence == before.sequence + 1 and found.previous != before.position):
-                raise StateError(
-                    f"{self._place(record)}: the chain of positions is broken: {found.sequence} after {before.sequence}, from "
-                    f"{found.previous} instead of {before.position}; did two groups share a changelog? See `anomalyd state verify --help`"
-                )
-        return found
+    def _check_link(self, before: Position | None, found: Position, record: LogRecord) -> None:
+        """A position that follows another one in the log has to know of it."""
+        if not self._transactional or before is None:
+            return
+        # Compaction may have taken positions in between, so only neighbours must know each other.
+        forked = found.sequence <= before.sequence
+        if forked or (found.sequence == before.sequence + 1 and found.previous != before.position):
+            raise StateError(
+                f"{self._place(record)}: the chain of positions is broken: {found.sequence} after {before.sequence}, from "
+                f"{found.previous} instead of {before.position}; did two groups share a changelog? See `anomalyd state verify --help`"
+            )
 
     async def _read(self, reader: LogReader, last: Position, fence: int, load: Callable[[list[Page]], Awaitable[None]]) -> Restored:
         restored = Restored(last.position, last.replay_from, last.stream_time_ms, trial=last.trial)
@@ -293,9 +303,10 @@ class Ledger:
 
     def _next(self, work: Work, restore_from: int) -> Position:
         last = self._last
-        timeline = () if last is None else last.timeline
+        earlier = None if last is None or work.anew else last
+        timeline = () if earlier is None else earlier.timeline
         if not timeline or timeline[-1][1] != self._model:
-            timeline = (*timeline, (work.position if last is None else last.position, self._model))
+            timeline = (*timeline, (work.position if earlier is None else earlier.position, self._model))
         while len(timeline) > 1 and timeline[1][0] <= work.replay_from:
             timeline = timeline[1:]
         return Position(

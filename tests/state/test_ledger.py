@@ -375,3 +375,22 @@ async def test_fences_carry_a_name_for_people(rig: Rig) -> None:
 
     fence = codec.decode(codec.FENCE_KEY, rig.log.records[0].value or b"")
     assert fence == Fence(b"owner-0", "owner-0")
+
+
+async def test_what_was_settled_by_beginning_anew_is_no_damage(rig: Rig) -> None:
+    owner, _ = await rig.claim(model="old")
+    await owner.commit(work(10))
+    rig.log.put(codec.POSITION_KEY, b"rubbish")
+    with pytest.raises(StateError, match="is not anomalyd's"):
+        await rig.claim()
+    anew = Position(7, 10, 3, 3, 0, 8, b"operator", anew=True)
+    rig.log.put(codec.POSITION_KEY, codec.encode(codec.POSITION_KEY, anew))
+
+    owner, restored = await rig.claim(model="new")
+    await owner.commit(work(2, anew=True))
+
+    assert (restored.position, restored.claims) == (3, 1)
+    assert rig.log.records[-1].value is not None
+    last = codec.decode(codec.POSITION_KEY, rig.log.records[-1].value)
+    assert isinstance(last, Position)
+    assert last.timeline == ((2, "new"),)

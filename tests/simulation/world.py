@@ -48,7 +48,7 @@ ALERTS: Final = "alerts"
 DEAD: Final = "dead"
 CHANGELOG: Final = "anomalyd-state-metrics"
 
-DEAD_BYTES: Final = 4_096
+DEAD_BYTES: Final = 5_120
 """Largest dead letter that its topic takes: there are larger records."""
 
 LEAST_FAULTS: Final = 30

@@ -29,7 +29,7 @@ class Consumer:
         self.index = index
         self.samples: list[tuple[int, str | None, int, int, bytes]] = []
         self.rejected: list[tuple[int, str]] = []
-        self.evicted: list[list[int]] = []
+        self.evicted: list[list[str]] = []
         self.seen = 0
 
     def take(self, values: Sequence[bytes | None]) -> None:

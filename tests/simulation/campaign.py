@@ -19,6 +19,7 @@ from tests.simulation.world import Mutation, Report, Simulation
 
 SHOWN_EVENTS: Final = 80
 _CHUNK: Final = 10
+_CHUNKS_A_PROCESS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,8 @@ class Campaign:
         chunks = [range(start, min(start + _CHUNK, self.base + self.seeds)) for start in range(self.base, self.base + self.seeds, _CHUNK)]
         began = time.monotonic()
         processes = self.processes or len(os.sched_getaffinity(0))
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        # A process that runs thousands of seeds grows; each begins anew after some.
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=_CHUNKS_A_PROCESS) as pool:
             futures = [pool.submit(run_all, list(chunk)) for chunk in chunks]
             for future in as_completed(futures):
                 self.done += future.result()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
+from unittest import mock
 
 from tests.simulation.faults import CLASSES
 from tests.simulation.world import Mutation, Report, Simulation
@@ -60,6 +62,10 @@ class Campaign:
             return Simulation(seed, exactly_once=exactly_once, mutation=mutation).run()
         finally:
             gc.enable()
+            # What the killed left hanging is collected here, where what its cleanup complains about disturbs nobody.
+            with warnings.catch_warnings(), mock.patch.object(sys, "unraisablehook"):
+                warnings.simplefilter("ignore")
+                gc.collect()
 
     def run(self, progress: Callable[[str], None] = lambda _: None, *, stop_at_failures: int = 5) -> None:
         """Runs them; gives up after some failures."""

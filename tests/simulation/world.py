@@ -150,6 +150,7 @@ class Simulation:
         self.stopped = False
         self.killed: list[Process] = []
         self._born = 0
+        self._golden: Golden | None = None
         self._quiet = False
 
     # --- running ----------------------------------------------------------------------------------------------------
@@ -549,9 +550,12 @@ class Simulation:
             if shard.digest() != wanted and self.exactly_once and not self.gaps:
                 raise BrokenError("I5", f"partition {partition}: state {shard.digest()} is not {wanted}")
 
-    @functools.cache  # noqa: B019  it lives as long as its run
     def golden(self) -> Golden:
         """What an uninterrupted instance brings."""
+        self._golden = self._golden or self._uninterrupted()
+        return self._golden
+
+    def _uninterrupted(self) -> Golden:
         alerts, letters, digests = [], [], []
         for partition, records in enumerate(self.input):
             shard = self.stream.shard(Source(INPUT, partition), self.workload.capacity)

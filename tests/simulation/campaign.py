@@ -9,7 +9,6 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -72,15 +71,13 @@ class Campaign:
         chunks = [range(start, min(start + _CHUNK, self.base + self.seeds)) for start in range(self.base, self.base + self.seeds, _CHUNK)]
         began = time.monotonic()
         processes = self.processes or len(os.sched_getaffinity(0))
-        # A process that runs thousands of seeds grows; each begins anew after some.
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=_CHUNKS_A_PROCESS) as pool:
-            futures = [pool.submit(run_all, list(chunk)) for chunk in chunks]
-            for future in as_completed(futures):
-                self.done += future.result()
-                progress(f"{len(self.done)} of {self.seeds} seeds, {len(self.failures)} failed, {time.monotonic() - began:.0f} s")
+        # A process that runs thousands of seeds grows; each begins anew after some. (ProcessPoolExecutor hangs there in 3.11.)
+        with get_context("spawn").Pool(processes, maxtasksperchild=_CHUNKS_A_PROCESS) as pool:
+            for told in pool.imap_unordered(run_all, chunks):
+                self.done += told
+                failed = ", ".join(str(failure.seed) for failure in self.failures) or "none"
+                progress(f"{len(self.done)} of {self.seeds} seeds, failed: {failed}, {time.monotonic() - began:.0f} s")
                 if len(self.failures) >= stop_at_failures:
-                    for other in futures:
-                        other.cancel()
                     break
 
     @property

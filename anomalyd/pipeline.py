@@ -37,6 +37,9 @@ SMALL_PAGES: Final = 4
 ALERT_SPACING_S: Final = 0.05
 """Between commits that alerts ask for."""
 
+BEHIND_RECORDS: Final = 50_000
+"""With so many records of a partition waiting, an alert is late already: it waits for the interval, and catching up is not held up."""
+
 MOST_PENDING_BYTES: Final = 64 << 20
 """Of messages and pages that brokers do not take; beyond, nothing more is read."""
 
@@ -346,9 +349,10 @@ class Pipeline(Owner):
             self._raise_failure()
             if not self._handing_back:
                 self._pass_quiet()
-            now = _now()
+            now, ends = _now(), self._consumer.ends()
             for partition in list(self._partitions.values()):
-                due = partition.urgent or now - partition.committed_s >= self._interval_s - ALERT_SPACING_S
+                behind = ends.get(partition.source, 0) - partition.position > BEHIND_RECORDS
+                due = (partition.urgent and not behind) or now - partition.committed_s >= self._interval_s - ALERT_SPACING_S
                 if due and partition.parcel.work and partition.committing is None:
                     partition.committing = asyncio.create_task(self._kept(self._commit_once(partition)))
                 elif partition.urgent:

@@ -180,7 +180,8 @@ class Cluster:
 
     def __enter__(self) -> Self:
         try:
-            cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+            # An id that begins with "-" is taken for an option.
+            cluster_id = "a" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
             for formatting, broker in [(broker.format(cluster_id), broker) for broker in self.brokers]:
                 if formatting.wait(60):
                     raise AssertionError(f"kafka could not format its storage: {broker.log_tail()}")

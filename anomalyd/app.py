@@ -32,7 +32,8 @@ from anomalyd.pipeline import DEADLY, Pipeline
 from anomalyd.series import Selection
 from anomalyd.settings import AlertPolicy, Settings, StreamSettings
 from anomalyd.shard import INTERNAL_ERROR, Observer, Shard, StreamPlan
-from anomalyd.state.ledger import PROCESS_BYTES, Ledger
+from anomalyd.state.chain import PROCESS_BYTES
+from anomalyd.state.ledger import Ledger
 from anomalyd.telemetry.metrics import Metrics
 from anomalyd.telemetry.server import HttpServer
 from anomalyd.warmup import warm_up

@@ -26,8 +26,9 @@ from anomalyd.kafka.transactions import PlainWriter, TransactionalWriter
 from anomalyd.series.key import parse_key
 from anomalyd.settings import Settings, StreamSettings
 from anomalyd.state import codec
+from anomalyd.state.chain import PROBE_RECORDS
 from anomalyd.state.codec import Fence, Position
-from anomalyd.state.inspect import PROBE_RECORDS, Contents, Row, whole
+from anomalyd.state.inspect import Contents, Row, whole
 from anomalyd.state_commands import Place, Progress, inputs_of, open_episodes, places, write
 
 NAME: Final = "anomalyd state restart"

@@ -10,12 +10,9 @@ import numpy as np
 from anomalyd.batch import LogRecord
 from anomalyd.errors import StateError
 from anomalyd.state import codec
+from anomalyd.state.chain import PROCESS_BYTES, moved_on, probes
 from anomalyd.state.codec import Episode, Fence, Forgotten, Page, Position
 from anomalyd.state.digest import Digest
-from anomalyd.state.ledger import PROCESS_BYTES
-
-PROBE_RECORDS: Final = 64
-"""So far back from the end the last position is looked for first; then sixteen times as far, and so on."""
 
 _DAMAGED: Final = (
     "a restore stops here; keep a copy of the topic for a report, then begin the partition anew: anomalyd state restart --help"
@@ -179,7 +176,7 @@ class Contents:
         if any(later[0] < earlier[0] for earlier, later in pairwise(found.timeline)):
             self._find(offset, f"{name} has a model timeline that goes back", _OURS)
         self._pending.clear()
-        if before is None or found.position > before.position or found.clean or found.anew:
+        if moved_on(before, found):
             self.owners.clear()
         self.position, self.position_offset = found, offset
 
@@ -344,15 +341,14 @@ async def whole(log: CommittedLog, *, transactional: bool, progress: Callable[[i
 
 async def _tail(log: CommittedLog, first: int, end: int) -> Contents:
     """Positions and fences, so far back as a claim looks: until there is a position."""
-    back = PROBE_RECORDS
-    while True:
-        start = max(first, end - back)
+    contents = Contents()
+    for start in probes(first, end):
         contents = Contents()
         async for records in log.read(start, end):
             contents.add(record for record in records if record.key in (codec.POSITION_KEY, codec.FENCE_KEY))
-        if contents.position is not None or start == first:
-            return contents
-        back *= 16
+        if contents.position is not None:
+            break
+    return contents
 
 
 def _place(layout: tuple[tuple[str, str, int, int], ...], name: str) -> slice | None:

@@ -18,18 +18,13 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from anomalyd.batch import Source
+from anomalyd.batch import Entry, LogRecord, Source
 from anomalyd.crashpoints import reached
 from anomalyd.errors import DeliveryError, LostError, StateError, TooLargeError
 from anomalyd.state import codec
+from anomalyd.state.chain import PROCESS_BYTES, moved_on, probes
 from anomalyd.state.codec import FENCE_KEY, POSITION_KEY, Episode, Fence, Forgotten, Page, Position
-from anomalyd.state.ports import Entry, LogReader, LogRecord, Restored, Work, Writer
-
-PROBE_RECORDS: Final = 64
-"""So far back from the fence the last position is looked for first; then sixteen times as far, and so on."""
-
-PROCESS_BYTES: Final = 8
-"""Of an owner's bytes: the same for all claims of a process, which has not died between them."""
+from anomalyd.state.ports import LogReader, Restored, Work, Writer
 
 _FIRST_PAUSE_S: Final = 0.1
 _MOST_PAUSE_S: Final = 5.0
@@ -171,12 +166,11 @@ class Ledger:
 
     async def _last_position(self, reader: LogReader, fence: int) -> tuple[Position | None, int]:
         """The last position in front of our fence, and how many claims there were since it last moved, ours counted."""
-        first, back = await reader.first(), PROBE_RECORDS
-        while True:
-            start = max(first, fence - back)
+        owners: set[bytes] = set()
+        for start in probes(await reader.first(), fence):
             last: Position | None = None
             damage: StateError | None = None
-            owners: set[bytes] = set()
+            owners.clear()
             async for records in reader.read(start, fence):
                 for record in records:
                     if record.key not in (POSITION_KEY, FENCE_KEY) or record.value is None:
@@ -194,14 +188,14 @@ class Ledger:
                     except StateError as error:
                         damage = damage or error
                         continue
-                    if last is None or found.position > last.position or found.clean or found.anew:
+                    if moved_on(last, found):
                         owners.clear()
                     last = found
             if damage is not None:
                 raise damage
-            if last is not None or start == first:
+            if last is not None:
                 return last, max(1, len(owners))
-            back *= 16
+        return None, max(1, len(owners))
 
     def _check_link(self, before: Position | None, found: Position, record: LogRecord) -> None:
         """A position that follows another one in the log has to know of it."""

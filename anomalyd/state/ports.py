@@ -8,8 +8,6 @@ from anomalyd.batch import Entry, LogRecord
 from anomalyd.state.codec import Episode
 from anomalyd.state.trial import Trial
 
-__all__ = ["Entry", "LogReader", "LogRecord", "Restored", "Work", "Writer"]
-
 
 class Writer(Protocol):
     """The one who may write for a partition. After any error it is unusable: close it and make another."""

@@ -27,7 +27,7 @@ from anomalyd.kafka import topics
 from anomalyd.kafka.changelog import ChangelogReader
 from anomalyd.kafka.client import Backoff
 from anomalyd.kafka.consumer import Consumer
-from anomalyd.kafka.transactions import PlainWriter, TransactionalWriter
+from anomalyd.kafka.transactions import writer_of
 from anomalyd.pipeline import DEADLY, Pipeline
 from anomalyd.series import Selection
 from anomalyd.settings import AlertPolicy, Settings, StreamSettings
@@ -271,27 +271,20 @@ def stream_plan(stream: StreamSettings, policy: AlertPolicy) -> StreamPlan:
 
 def make_ledger(settings: Settings, source: Source, model: str, consumer: Consumer, metrics: Metrics) -> Ledger:
     """The ledger of an input partition."""
-    changelog = settings.changelog_topic(source.topic)
-    exactly_once = settings.delivery == "exactly-once"
-
-    def open_writer() -> TransactionalWriter | PlainWriter:
-        if exactly_once:
-            return TransactionalWriter(settings.kafka, settings.transactional_id(source), changelog, source.partition, metrics)
-        return PlainWriter(settings.kafka, changelog, source.partition, metrics)
 
     async def is_member() -> bool:
         return await consumer.is_member(source, ledger.position)
 
     ledger = Ledger(
         source,
-        open_writer=open_writer,
-        open_reader=lambda: ChangelogReader(settings.kafka, changelog, source.partition),
+        open_writer=lambda: writer_of(settings, source, metrics),
+        open_reader=lambda: ChangelogReader(settings.kafka, settings.changelog_topic(source.topic), source.partition),
         is_member=is_member,
         model=model,
         owner=_PROCESS + os.urandom(8),
         name=f"{settings.kafka.group_id}/{settings.kafka.group_instance_id or socket.gethostname()}",
         metrics=metrics,
-        transactional=exactly_once,
+        transactional=settings.transactional,
     )
     return ledger
 

@@ -407,6 +407,11 @@ class Settings(BaseSettings):
         topic, partition = source
         return f"{self.changelog_topic(topic)}.{partition}"
 
+    @property
+    def transactional(self) -> bool:
+        """Whether what is computed leaves in transactions."""
+        return self.delivery == "exactly-once"
+
     def policy(self, stream: StreamSettings) -> AlertPolicy:
         """The alert policy of a stream: its overrides laid over `alerts.*`."""
         general = {name: getattr(self.alerts, name) for name in AlertPolicy.model_fields}

@@ -61,7 +61,7 @@ async def _inspect(settings: Settings, topic: str | None, partition: int | None)
     for place in await places(settings, topic, partition):
         log = CommittedLog(settings.kafka, place.changelog, place.source.partition)
         try:
-            contents, bounds = await committed(log, transactional=settings.delivery == "exactly-once")
+            contents, bounds = await committed(log, transactional=settings.transactional)
         finally:
             await log.close()
         found.append(_facts(place, contents, bounds))
@@ -194,7 +194,7 @@ async def _verify(settings: Settings, place: Place) -> Facts:
     log = CommittedLog(settings.kafka, place.changelog, place.source.partition)
     shown = Progress(place)
     try:
-        contents, bounds = await whole(log, transactional=settings.delivery == "exactly-once", progress=shown)
+        contents, bounds = await whole(log, transactional=settings.transactional, progress=shown)
         findings = list(contents.findings)
     except StateError as error:
         contents, bounds = Contents(), (0, 0)

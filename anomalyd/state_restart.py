@@ -22,7 +22,7 @@ from anomalyd.errors import StateError
 from anomalyd.kafka import topics
 from anomalyd.kafka.committed import CommittedLog
 from anomalyd.kafka.message import Message
-from anomalyd.kafka.transactions import PlainWriter, TransactionalWriter
+from anomalyd.kafka.transactions import writer_of
 from anomalyd.series.key import parse_key
 from anomalyd.settings import Settings, StreamSettings
 from anomalyd.state import codec
@@ -103,14 +103,9 @@ async def _topic(settings: Settings, stream: StreamSettings, name: str, had: int
 
 async def _partition(settings: Settings, stream: StreamSettings, place: Place, partitions: int, *, yes: bool) -> None:
     """One partition: fences whoever may still write for it, reads what is there, and ends it."""
-    transactional = settings.delivery == "exactly-once"
     where = f"{place.source.topic}/{place.source.partition}"
     log = CommittedLog(settings.kafka, place.changelog, place.source.partition)
-    writer = (
-        TransactionalWriter(settings.kafka, settings.transactional_id(place.source), place.changelog, place.source.partition, _Uncounted())
-        if transactional
-        else PlainWriter(settings.kafka, place.changelog, place.source.partition, _Uncounted())
-    )
+    writer = writer_of(settings, place.source, _Uncounted())
     shown = Progress(place)
     owner, fence = secrets.token_bytes(16), Entry(codec.FENCE_KEY, b"")
     begin = 0
@@ -119,7 +114,7 @@ async def _partition(settings: Settings, stream: StreamSettings, place: Place, p
             fence = Entry(codec.FENCE_KEY, codec.encode(codec.FENCE_KEY, Fence(owner, NAME)))
             await writer.open()
             begin = (await writer.commit([], [fence]))[0] + 1
-        contents, _ = await whole(log, transactional=transactional, progress=shown)
+        contents, _ = await whole(log, transactional=settings.transactional, progress=shown)
         shown.clear()
         last, firing = contents.position, sorted(open_episodes(contents))
         if last is None:

@@ -21,13 +21,13 @@ from aiokafka.errors import (
     RecordListTooLargeError,
 )
 
-from anomalyd.batch import Entry
+from anomalyd.batch import Entry, Source
 from anomalyd.crashpoints import reached
 from anomalyd.errors import AnomalydError, DeliveryError, FencedError, KafkaRefusedError, StateError, TooLargeError
 from anomalyd.kafka import client
 from anomalyd.kafka.message import Message, Metrics, fitting
 from anomalyd.kafka.watch import RETRY_BACKOFF_MS, Watch, discard, look_at
-from anomalyd.settings import KafkaSettings
+from anomalyd.settings import KafkaSettings, Settings
 
 OPEN_DEADLINE_S: Final = 60.0
 
@@ -364,6 +364,14 @@ class PlainWriter(_Writer):
         offsets = self._check_entries(entries[:-1], await _settled(await self._send_entries(producer, entries[:-1])))
         reached("before-commit")
         return offsets + self._check_entries(entries[-1:], await _settled(await self._send_entries(producer, entries[-1:])))
+
+
+def writer_of(settings: Settings, source: Source, metrics: Metrics) -> TransactionalWriter | PlainWriter:
+    """A writer for what is computed of an input partition, of the kind that `delivery` asks for."""
+    changelog = settings.changelog_topic(source.topic)
+    if settings.transactional:
+        return TransactionalWriter(settings.kafka, settings.transactional_id(source), changelog, source.partition, metrics)
+    return PlainWriter(settings.kafka, changelog, source.partition, metrics)
 
 
 def _groups(messages: Sequence[Message]) -> Iterator[tuple[int, int]]:

@@ -33,7 +33,7 @@ from anomalyd.batch import Source
 from anomalyd.errors import AnomalydError
 from anomalyd.formats import FormatOptions
 from anomalyd.settings import Settings
-from anomalyd.state.ledger import PROCESS_BYTES
+from anomalyd.state.chain import PROCESS_BYTES
 from tests.simulation.broker import Broker
 from tests.simulation.checks import BrokenError, Chain, Golden, alerts_of, check_alerts, check_dead_letters, dead_letters_of, plain
 from tests.simulation.clock import KilledError, Process, StuckError, VirtualLoop

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
@@ -43,6 +43,26 @@ class Consuming(Protocol):
 
     async def beginning_offsets(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, int]:
         """Where logs begin."""
+
+
+C = TypeVar("C", bound=Consuming)
+
+
+async def started(make: Callable[..., C], settings: KafkaSettings, **more: object) -> C:
+    """A client for reading a changelog partition, connected. Raises KafkaError, OSError."""
+    consumer = make(
+        **client.groupless(settings),
+        max_partition_fetch_bytes=_FETCH_BYTES,
+        # Records have a checksum of their own, and a better one.
+        check_crcs=False,
+        **more,
+    )
+    try:
+        await consumer.start()
+    except BaseException:
+        await client.close(consumer)
+        raise
+    return consumer
 
 
 class ChangelogReader:
@@ -137,25 +157,9 @@ class ChangelogReader:
     async def _connected(self) -> Consuming:
         if self._client is not None:
             return self._client
-        consumer = self._make(
-            **client.options(self._settings),
-            group_id=None,
-            enable_auto_commit=False,
-            # Anything else jumps silently over what is missing.
-            auto_offset_reset="none",
-            isolation_level="read_committed",
-            max_partition_fetch_bytes=_FETCH_BYTES,
-            fetch_max_wait_ms=_FETCH_WAIT_MS,
-            # Records have a checksum of their own, and a better one.
-            check_crcs=False,
-        )
-        try:
-            await consumer.start()
-        except BaseException:
-            await client.close(consumer)
-            raise
-        self._client, self._assigned = consumer, False
-        return consumer
+        self._client = await started(self._make, self._settings, fetch_max_wait_ms=_FETCH_WAIT_MS)
+        self._assigned = False
+        return self._client
 
     def _seek(self, consumer: Consuming, position: int) -> None:
         if not self._assigned:

@@ -81,6 +81,21 @@ def options(settings: KafkaSettings) -> dict[str, Any]:
     return shared
 
 
+def groupless(settings: KafkaSettings) -> dict[str, Any]:
+    """Arguments of a consumer that reads one partition by itself: what was committed, from where it is told, for no group.
+
+    Raises:
+        ConfigError: a certificate, key or password file cannot be used.
+    """
+    return options(settings) | {
+        "group_id": None,
+        "enable_auto_commit": False,
+        # Anything else jumps silently over what is missing.
+        "auto_offset_reset": "none",
+        "isolation_level": "read_committed",
+    }
+
+
 def refusal(error: Exception, settings: KafkaSettings) -> KafkaRefusedError | None:
     """What to tell the operator when trying again cannot help; None for errors that may pass."""
     # Errors out of the client's background tasks come wrapped, with the first one's name in the text only.

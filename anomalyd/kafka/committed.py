@@ -10,10 +10,10 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from anomalyd.batch import LogRecord
 from anomalyd.errors import StateError
 from anomalyd.kafka import client
+from anomalyd.kafka.changelog import started
 from anomalyd.kafka.salvage import UNREADABLE
 from anomalyd.settings import KafkaSettings
 
-_FETCH_BYTES: Final = 8 << 20
 _POLL_MS: Final = 500
 _QUIET_POLLS: Final = 60
 """So many polls in a row without a record, with brokers that answer: there is none."""
@@ -98,19 +98,5 @@ class CommittedLog:
 
     async def _connected(self) -> AIOKafkaConsumer:
         if self._client is None:
-            consumer = AIOKafkaConsumer(
-                **client.options(self._settings),
-                group_id=None,
-                enable_auto_commit=False,
-                auto_offset_reset="none",
-                isolation_level="read_committed",
-                max_partition_fetch_bytes=_FETCH_BYTES,
-                check_crcs=False,  # records have a checksum of their own
-            )
-            try:
-                await consumer.start()
-            except BaseException:
-                await client.close(consumer)
-                raise
-            self._client = consumer
+            self._client = await started(AIOKafkaConsumer, self._settings)
         return self._client

@@ -39,14 +39,7 @@ async def first_readable(settings: KafkaSettings, source: Source, position: int)
         KafkaError: of the client.
     """
     tp = TopicPartition(*source)
-    reader = AIOKafkaConsumer(
-        **client.options(settings),
-        group_id=None,
-        enable_auto_commit=False,
-        auto_offset_reset="none",
-        isolation_level="read_committed",
-        max_partition_fetch_bytes=settings.max_partition_fetch_bytes,
-    )
+    reader = AIOKafkaConsumer(**client.groupless(settings), max_partition_fetch_bytes=settings.max_partition_fetch_bytes)
     await reader.start()
     try:
         reader.assign([tp])

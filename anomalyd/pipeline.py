@@ -25,6 +25,7 @@ from anomalyd.partition import Partition
 from anomalyd.shard import DeadLetter, Outcome, Shard
 from anomalyd.state.ledger import Ledger
 from anomalyd.telemetry.metrics import Metrics
+from anomalyd.unless import unless
 
 IN_FLIGHT: Final = 2
 """Batches handed to a worker: one that it works on and one that is waiting."""
@@ -311,7 +312,7 @@ class Pipeline(Owner):
                 tried = records[: trial.size]
                 partition.account()
                 partition.parcel.work.trial = trial.announced()
-                await self._unless_stopping(self._commit(partition))
+                await unless(self._stopping, self._commit(partition))
                 if self._stopping.is_set():
                     return
                 if releases != self._releases or self._partitions.get(partition.source) is not partition:
@@ -323,19 +324,7 @@ class Pipeline(Owner):
             partition.trial = trial.survived(partition.position)
         if records and not self._stopping.is_set() and self._partitions.get(partition.source) is partition:
             self._hand_over([polled._replace(records=records)])
-        await self._unless_stopping(self._commit(partition))
-
-    async def _unless_stopping(self, work: Coroutine[Any, Any, None]) -> None:
-        """Does what may take as long as brokers are away; leaves off when the daemon is to end."""
-        doing, stopping = asyncio.create_task(work), asyncio.create_task(self._stopping.wait())
-        try:
-            await asyncio.wait({doing, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stopping.cancel()
-            doing.cancel()
-            await asyncio.wait({doing})
-        if not doing.cancelled():
-            doing.result()
+        await unless(self._stopping, self._commit(partition))
 
     # --- commits ----------------------------------------------------------------------------------------------------
 

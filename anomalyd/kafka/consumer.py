@@ -6,7 +6,7 @@ The client has habits that lose or repeat data silently, or stop it; each is ans
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import structlog
@@ -28,6 +28,7 @@ from anomalyd.kafka.positions import Located, StartFrom, locate
 from anomalyd.kafka.salvage import UNREADABLE, first_readable
 from anomalyd.kafka.unwrapped import fetch_ended, unwrap, verify
 from anomalyd.settings import KafkaSettings
+from anomalyd.unless import unless
 
 COMMIT_DEADLINE_S: Final = 15.0
 """For positions, which the client would go on committing for ever."""
@@ -256,18 +257,6 @@ class Consumer:
         self._stalled = False
         await self._connect()
 
-    async def _unless_interrupted(self, work: Coroutine[Any, Any, None]) -> None:
-        """Does what may take as long as brokers are away; leaves off when the daemon ends."""
-        doing, interrupted = asyncio.create_task(work), asyncio.create_task(self._interrupted.wait())
-        try:
-            await asyncio.wait({doing, interrupted}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            interrupted.cancel()
-            doing.cancel()
-            await asyncio.wait({doing})
-        if not doing.cancelled():
-            doing.result()
-
     # --- records ----------------------------------------------------------------------------------------------------
 
     async def poll(self) -> list[Polled]:
@@ -281,7 +270,7 @@ class Consumer:
         if self._failure is not None:
             raise self._failure
         if self._stalled:
-            await self._unless_interrupted(self._replace_client("records are there, none arrives"))
+            await unless(self._interrupted, self._replace_client("records are there, none arrives"))
         if self._interrupted.is_set():
             return []
         consumer = self._connected
@@ -299,7 +288,7 @@ class Consumer:
             # anybody else runs: a checkpoint would commit those positions.
             for tp in self._partitions():
                 consumer.seek(tp, self._position[Source(*tp)])
-            await self._unless_interrupted(self._after_failed_read(error))
+            await unless(self._interrupted, self._after_failed_read(error))
             return []
         polled = []
         for tp, records in got.items():

@@ -16,6 +16,7 @@ from anomalyd.state import codec
 from anomalyd.state.codec import Episode, Fence, Forgotten, Page, Position
 from anomalyd.state.digest import digest
 from anomalyd.state.inspect import Contents, committed, whole
+from tests.support import changelog
 
 ROW = 8
 LAYOUT = (("time", "i4", 0, 1), ("episode", "u1", 4, 4))
@@ -23,23 +24,8 @@ ME, OTHER = b"m" * 16, b"o" * 16
 
 
 def page(number: int, position: int, rows: dict[str, bytes], **changed: Any) -> Entry:  # noqa: ANN401  any field
-    """A page record; rows by series."""
-    found = Page(
-        position=position,
-        number=number,
-        page_rows=4,
-        model="model",
-        layout=LAYOUT,
-        row_bytes=ROW,
-        reading="",
-        keys=list(rows),
-        slots=np.arange(len(rows), dtype=np.uint8).data,
-        last_use=np.full(len(rows), position - 1, np.int64).data,
-        spellings=np.zeros(2 * len(rows), np.uint64).data,
-        rows=memoryview(b"".join(rows.values())),
-    )
-    key = codec.page_key(4, number)
-    return Entry(key, codec.encode(key, msgspec.structs.replace(found, **changed)))
+    """A page of rows of eight bytes."""
+    return changelog.page(number, position, rows, **{"layout": LAYOUT, "row_bytes": ROW, "model": "model"} | changed)
 
 
 def episode(series: str, position: int, state: bytes = b"\2tol") -> Entry:

@@ -3,6 +3,7 @@
 import contextlib
 from typing import Any
 
+import msgspec
 import numpy as np
 from aiokafka import AIOKafkaProducer
 
@@ -49,7 +50,8 @@ FIRING: dict[str, Any] = {
 QUIET: dict[str, Any] = {"quiet": 3, "quiet_ms": 1_760_000_030_000}
 
 
-def page(number: int, position: int, rows: dict[str, bytes]) -> Entry:
+def page(number: int, position: int, rows: dict[str, bytes], **changed: Any) -> Entry:  # noqa: ANN401  any field
+    """A page record; rows by series."""
     key = codec.page_key(4, number)
     found = Page(
         position=position,
@@ -65,7 +67,7 @@ def page(number: int, position: int, rows: dict[str, bytes]) -> Entry:
         spellings=np.zeros(2 * len(rows), np.uint64).data,
         rows=memoryview(b"".join(rows.values())),
     )
-    return Entry(key, codec.encode(key, found))
+    return Entry(key, codec.encode(key, msgspec.structs.replace(found, **changed)))
 
 
 def position(sequence: int, position: int, previous: int, **changed: Any) -> Entry:  # noqa: ANN401  any field

@@ -17,6 +17,7 @@ from anomalyd.alerts.episodes import Episodes
 from anomalyd.alerts.machine import EPISODE, OPEN
 from anomalyd.batch import SampleBatch
 from anomalyd.detector import Detector, Pages
+from anomalyd.detector.layout import COUNTER_KIND
 from anomalyd.detector.migrate import described, migrated
 from anomalyd.errors import StateError
 from anomalyd.jit import njit
@@ -170,7 +171,7 @@ class ShardState:
     def newest(self, rows: NDArray[np.int32]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """The newest judged value of each row, (n, F), and whether it is a rate, (n,)."""
         seen = self._pages.field("seen")[rows].astype(np.float64)
-        return seen, self._pages.field("kind")[rows, 0] == 2
+        return seen, self._pages.field("kind")[rows, 0] == COUNTER_KIND
 
     # --- writing ----------------------------------------------------------------------------------------------------
 

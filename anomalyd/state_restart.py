@@ -18,6 +18,7 @@ from anomalyd.alerts.messages import MessageBuilder, Model
 from anomalyd.batch import Entry
 from anomalyd.detector import artifact
 from anomalyd.detector.detector import shipped
+from anomalyd.detector.layout import COUNTER_KIND
 from anomalyd.errors import StateError
 from anomalyd.kafka import topics
 from anomalyd.kafka.committed import CommittedLog
@@ -33,8 +34,6 @@ from anomalyd.state_commands import Place, Progress, inputs_of, open_episodes, p
 
 NAME: Final = "anomalyd state restart"
 """Of the owner, in fences."""
-
-_COUNTER: Final = 2  # `kind` in a state row
 
 
 def restart(settings: Settings, *, topic: str | None, yes: bool) -> int:
@@ -189,7 +188,7 @@ def _newest(row: Row | None) -> tuple[np.ndarray[tuple[int], np.dtype[np.float64
     """The newest value of a series, as it was judged, and whether it is a rate. Zero where no page of it was ever written."""
     seen = np.frombuffer(row.field("seen"), np.float64) if row is not None else np.zeros(0)
     kind = np.frombuffer(row.field("kind"), np.int32) if row is not None else np.zeros(0, np.int32)
-    return (seen if len(seen) else np.zeros(1)), bool(len(kind) and kind[0] == _COUNTER)
+    return (seen if len(seen) else np.zeros(1)), bool(len(kind) and kind[0] == COUNTER_KIND)
 
 
 class _Uncounted:

@@ -11,6 +11,9 @@ import numpy as np
 
 from anomalyd.detector.recipe import BINS, EPISODE_BYTES, PROTOTYPES, RECENT
 
+COUNTER_KIND: Final = 2
+"""In the field `kind` of a row: the feature is a counter."""
+
 ALIGNMENT: Final = 64
 """Rows begin on a cache line."""
 

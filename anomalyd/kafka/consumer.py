@@ -395,13 +395,17 @@ class Consumer:
         ours = {TopicPartition(*source): position for source, position in positions.items() if source in (self._assigned or ())}
         if not ours or self._client is None:
             return False
+        coordinator = self._client._coordinator  # noqa: SLF001  there is no public way
+        if (generation := coordinator.generation) < 0:
+            return False
         try:
             async with asyncio.timeout(COMMIT_DEADLINE_S):
                 await self._client.commit(ours)
         except (KafkaError, OSError, TimeoutError) as error:
             _log.info("positions_not_published", partitions=len(ours), reason=client.reason(error))
             return False if isinstance(error, CommitFailedError | IllegalStateError) else None
-        return True
+        # Thrown out meanwhile, the client commits as nobody in particular, which an empty group grants to anybody.
+        return True if coordinator.generation == generation else None
 
     async def is_member(self, source: Source, position: int | None) -> bool:
         """Whether the group gives us the partition, as the coordinator sees it; `position` is published with the question.
@@ -606,6 +610,11 @@ class Consumer:
         """Keeps the first exception for the next poll(): out of a task or a callback of the client it would at most be logged."""
         try:
             yield
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            # Out of the client, not for us; taken for one it would leave a partition unread without a word.
+            self._failure = self._failure or RuntimeError(f"cancelled by nobody: {error!r}")
         except Exception as error:  # noqa: BLE001  whatever it is, it has to end the daemon
             self._failure = self._failure or error
 

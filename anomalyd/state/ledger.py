@@ -366,12 +366,14 @@ class Ledger:
 
     def _own(self, tail: Sequence[LogRecord], position: Position) -> int | None:
         """The changelog offset of our position in the tail, None if it is not there. Raises LostError where somebody else was."""
+        ours = None
         for record in tail:
             if record.key not in (FENCE_KEY, POSITION_KEY) or record.value is None:
                 continue
             found = self._decoded(record)
+            # Behind our position as well: it was committed, and then somebody took over from there while we were not looking.
             if isinstance(found, Fence | Position) and found.owner != self._owner:
                 raise LostError(f"taken over by {found.name if isinstance(found, Fence) else 'another owner'}")
             if isinstance(found, Position) and found.sequence == position.sequence:
-                return record.offset
-        return None
+                ours = record.offset
+        return ours

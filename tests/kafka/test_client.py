@@ -1,5 +1,6 @@
 """What consumer, producer and topics share."""
 
+import asyncio
 import logging
 
 import pytest
@@ -54,3 +55,27 @@ def test_the_clients_own_log_stays_quiet_and_names_the_cause() -> None:
 
     assert [(line["log_level"], "exc_info" in line) for line in lines] == [("debug", False)]
     assert "SASL authentication failed" in client.reason(KafkaConnectionError("Unable to bootstrap from [...]"))
+
+
+class Client:
+    """Lets out what it has cancelled while it stops, as the real one does where a fetch was just under way."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+        self._client = self
+
+    async def stop(self) -> None:
+        fetch = asyncio.create_task(asyncio.sleep(3_600))
+        fetch.cancel()
+        await fetch
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+async def test_a_client_that_stumbles_over_what_it_has_cancelled_itself_is_closed_and_nobody_else_is_cancelled() -> None:
+    stumbling = Client()
+
+    await client.close(stumbling)
+
+    assert stumbling.closed == 1

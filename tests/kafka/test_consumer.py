@@ -60,12 +60,14 @@ class FakeClient:
         self.commits: list[dict[TopicPartition, int]] = []
         self.commit_error: Exception | None = None
         self.commits_tried = 0
+        self.on_commit: Callable[[], object] = lambda: None
         self.asked: list[int] = []
         self.listener: ConsumerRebalanceListener
         self.stopped = False
         self.states: dict[TopicPartition, State] = {}
         self.on_stop: Callable[[], Any] | None = None
         self._fetcher = SimpleNamespace(_records={})
+        self._coordinator = self.coordinator = SimpleNamespace(generation=1)
         self._client = SimpleNamespace(cluster=SimpleNamespace(unauthorized_topics=set()))
         self._subscription = SimpleNamespace(
             subscription=SimpleNamespace(assignment=SimpleNamespace(state_value=self.states.get)), _fetch_count=0, _last_fetch_ended=0.0
@@ -121,6 +123,7 @@ class FakeClient:
         if self.commit_error is not None:
             raise self.commit_error
         self.commits.append(positions)
+        self.on_commit()
 
     async def getmany(self, *, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[Record]]:
         await asyncio.sleep(0)
@@ -709,6 +712,20 @@ class TestPublishing:
 
         assert await rig.consumer.is_member(ZERO, 15)
         rig.client.commit_error = CommitFailedError()
+        assert not await rig.consumer.is_member(ZERO, 15)
+        assert rig.client.commits == [{TP[ZERO]: 15}]
+
+    async def test_who_was_thrown_out_is_no_member_though_an_empty_group_takes_positions_from_anybody(self, rig: Rig) -> None:
+        await rig.given(ZERO)
+        rig.client.coordinator.generation = -1
+
+        assert not await rig.consumer.is_member(ZERO, 15)
+        assert rig.client.commits == []
+
+    async def test_an_answer_to_one_who_was_thrown_out_meanwhile_is_none(self, rig: Rig) -> None:
+        await rig.given(ZERO)
+        rig.client.on_commit = lambda: setattr(rig.client.coordinator, "generation", -1)
+
         assert not await rig.consumer.is_member(ZERO, 15)
         assert rig.client.commits == [{TP[ZERO]: 15}]
 

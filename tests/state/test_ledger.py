@@ -1,7 +1,7 @@
 """The protocol of one partition against a log in memory that fences, fails and leaves its callers in doubt."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -110,6 +110,8 @@ class Count:
 class Rig:
     log: Log = field(default_factory=Log)
     member: Callable[[], bool] = lambda: True
+    before_membership: Callable[[], Awaitable[object]] = lambda: asyncio.sleep(0)
+    """The answer may be old when it arrives."""
     names: Any = field(default_factory=count)
     readers: list[Reading] = field(default_factory=list)
     pages: list[Page] = field(default_factory=list)
@@ -117,7 +119,9 @@ class Rig:
 
     def ledger(self, model: str = "model") -> Ledger:
         async def is_member() -> bool:
-            return self.member()
+            member = self.member()
+            await self.before_membership()
+            return member
 
         def open_reader() -> Reading:
             self.readers.append(Reading(self.log))
@@ -275,6 +279,30 @@ async def test_the_one_who_was_replaced_hears_of_it_and_changes_nothing(rig: Rig
 
     assert (restored.position, again.position) == (10, 10)
     assert rig.log.messages == ["mine", "good"]
+
+
+async def test_one_who_slept_after_a_commit_in_doubt_goes_on_with_nothing(rig: Rig) -> None:
+    """What it wrote was committed, and somebody has gone on from there since: it must not go on from there once more."""
+    asleep, woken = asyncio.Event(), asyncio.Event()
+    first, _ = await rig.claim()
+    rig.log.failures.append("silent")
+
+    async def sleep() -> None:
+        asleep.set()
+        await woken.wait()
+
+    rig.before_membership = sleep
+    committing = asyncio.create_task(first.commit(work(10, messages=["mine"])))
+    await asleep.wait()
+    second, restored = await rig.claim()
+    await second.commit(work(20, messages=["good"]))
+    woken.set()
+
+    with pytest.raises(LostError):
+        await committing
+    assert restored.position == 10
+    assert rig.log.messages == ["mine", "good"]
+    assert [found.position for found in rig.log.positions()] == [10, 20]
 
 
 async def test_a_zombie_that_is_no_member_any_more_fences_nobody(rig: Rig) -> None:

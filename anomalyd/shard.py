@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from anomalyd.alerts.episodes import Episodes, Policy, Transitions
 from anomalyd.alerts.messages import Message, MessageBuilder, Model
+from anomalyd.alerts.rarity import Rarity
 from anomalyd.batch import LATE, REPEATED, Record, SampleBatch, Source, Verdicts
 from anomalyd.detector import Detector, Pages
 from anomalyd.formats import Decoded, Decoder
@@ -190,6 +191,7 @@ class Shard:
         self._decoder = decoder
         self._episodes = Episodes(stream.policy, self.pages.episodes)
         self._state = ShardState(self.index, self.pages, self._episodes, detector, reading)
+        calibration = detector.artifact.calibration
         self._messages = MessageBuilder(
             stream=stream.name,
             topic=source.topic,
@@ -198,6 +200,7 @@ class Shard:
             labels=stream.labels,
             annotations=stream.annotations,
             feature_names=feature_names,
+            rarity=Rarity(detector.options.budget_per_day, calibration.slope, calibration.lowest),
         )
         self._observer = observer
         self._now_ms = now_ms

@@ -15,6 +15,7 @@ import numpy as np
 from anomalyd.alerts.episodes import Episodes, Policy
 from anomalyd.alerts.machine import EPISODE
 from anomalyd.alerts.messages import MessageBuilder, Model
+from anomalyd.alerts.rarity import Rarity
 from anomalyd.batch import Entry
 from anomalyd.detector import artifact
 from anomalyd.detector.detector import shipped
@@ -170,6 +171,7 @@ def _resolved(settings: Settings, stream: StreamSettings, place: Place, contents
         model=Model(shipped_model.name, shipped_model.version, shipped_model.hash),
         labels=policy.labels,
         annotations=policy.annotations,
+        rarity=Rarity(policy.budget, shipped_model.calibration.slope, shipped_model.calibration.lowest),
     )
     rows = {row.key: row for row in contents.rows()}
     now_ms = time.time_ns() // 1_000_000

@@ -12,6 +12,7 @@ from anomalyd.batch import COUNTER, SampleBatch, Verdicts
 from anomalyd.errors import ConfigError
 
 _SIDES: Final = {"both": ABOVE | BELOW, "above": ABOVE, "below": BELOW}
+_NONE_MUTED: Final = np.empty(0, np.bool_)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +23,14 @@ class Policy:
         ConfigError: a field is out of range; the message names it.
     """
 
+    min_deviation: float = 0.0
+    """Least distance from the expected value that counts, in the units of the series (per second for counters)."""
+    min_deviation_ratio: float = 0.0
+    """Least distance that counts as a part of the expected value: 0.1 is a tenth."""
     min_duration_ms: int = 0
     """Event time for which the score has to stay at or above 1 before the alert fires; 0: fires at once."""
+    reopen_after_ms: int = 0
+    """Event time after the end of an alert before the next one of the same series may fire; 0: at once."""
     resolve_after_samples: int = 10
     """Samples in a row below 1 that end an episode."""
     critical_score: float = 3.0
@@ -41,7 +48,10 @@ class Policy:
         if self.direction not in _SIDES:
             raise ConfigError(f"direction: got {self.direction!r}, valid are {', '.join(_SIDES)}")
         for name, least in (
+            ("min_deviation", 0),
+            ("min_deviation_ratio", 0),
             ("min_duration_ms", 0),
+            ("reopen_after_ms", 0),
             ("resolve_after_samples", 1),
             ("critical_score", 1),
             ("update_interval_ms", 0),
@@ -80,6 +90,8 @@ class Transitions:
     """Of the sample, 0 where there is none, shape (m,)."""
     peak_score: NDArray[np.float64]
     """Of the episode so far, shape (m,)."""
+    peak_evidence: NDArray[np.float64]
+    """Behind that score; 0 where it is not known, shape (m,)."""
     starts_at_ms: NDArray[np.int64]
     """Event time of the opening sample, shape (m,)."""
     ends_at_ms: NDArray[np.int64]
@@ -115,43 +127,57 @@ class Episodes:
         self._active = np.zeros(len(storage), np.uint8)
         self._scratch = np.empty(0, TRANSITION)
         self._open = 0
+        self.muted = 0
+        """Episodes so far that did not fire because they were muted."""
+        self.flapping = 0
+        """Episodes so far that did not fire because the series' alert before had just ended."""
 
     @property
     def open_count(self) -> int:
         """Episodes that are firing now; pending ones are not counted."""
         return self._open
 
-    def advance(self, batch: SampleBatch, verdicts: Verdicts, lapsed: NDArray[np.void] | None = None) -> Transitions:
+    def advance(
+        self, batch: SampleBatch, verdicts: Verdicts, lapsed: NDArray[np.void] | None = None, muted: NDArray[np.bool_] = _NONE_MUTED
+    ) -> Transitions:
         """Moves the episodes of a batch's series on and returns what changed. Releases the GIL.
 
         Args:
             batch: samples.
             verdicts: on them.
             lapsed: what `lapse` returned for the same batch.
+            muted: samples with which no alert may fire, (n,), or empty: none is. Those that are not hot are not asked about.
         """
         if len(self._scratch) < 2 * len(batch):
             self._scratch = np.empty(2 * len(batch), TRANSITION)
         policy = self._policy
-        count, opened = run(
+        count, opened, muted_count, flapping_count = run(
             self._episode,
             self._active,
             batch.row,
             batch.time_ms,
             verdicts.score,
+            verdicts.evidence,
             verdicts.observed,
             verdicts.expected,
             verdicts.share,
             verdicts.flags,
             _SIDES[policy.direction],
+            policy.min_deviation,
+            policy.min_deviation_ratio,
             policy.min_duration_ms,
+            policy.reopen_after_ms,
             policy.resolve_after_samples,
             policy.critical_score,
             policy.update_interval_ms,
             policy.heartbeat_ms,
             policy.max_gap_ms,
+            muted,
             self._scratch,
         )
         self._open += opened
+        self.muted += muted_count
+        self.flapping += flapping_count
         found = self._scratch[:count]
         if lapsed is not None and len(lapsed):
             found = np.concatenate([lapsed, found])
@@ -195,6 +221,7 @@ class Episodes:
             counter=counter[own],
             score=np.zeros(len(own)),
             peak_score=found["peak"],
+            peak_evidence=found["peak_evidence"],
             starts_at_ms=found["starts_ms"],
             ends_at_ms=found["ends_ms"],
             event_time_ms=seen_ms,
@@ -215,6 +242,7 @@ class Episodes:
         found["starts_ms"] = episode["starts_ms"]
         found["ends_ms"] = np.where(episode["quiet"] > 0, episode["quiet_ms"], episode["seen_ms"])
         found["peak"] = episode["peak"]
+        found["peak_evidence"] = episode["peak_evidence"]
         found["status"] = RESOLVED
         found["severity"] = episode["severity"]
         found["direction"] = episode["direction"]
@@ -234,7 +262,7 @@ class Episodes:
         return known
 
     def active(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Those of these rows whose episode is pending or open."""
+        """Those of these rows whose episode is pending, open or withheld."""
         active: NDArray[np.int32] = rows[self._active[rows] != INACTIVE]
         return active
 
@@ -251,7 +279,10 @@ class Episodes:
             told: the episode part of the row as it was when the last message about it was written, or later.
         """
         was, now = np.frombuffer(told, EPISODE)[0], self._episode[row]
-        if _told(was) == _told(now) and not (was["opened"] and (not now["opened"] or now["starts_ms"] < was["starts_ms"])):
+        opened_later = was["opened"] and (not now["opened"] or now["starts_ms"] < was["starts_ms"])
+        # Releases before 0.2 did not write down when an alert ended.
+        ended_otherwise = was["ended"] and (not now["ended"] or now["ended_ms"] != was["ended_ms"])
+        if _told(was) == _told(now) and not opened_later and not ended_otherwise:
             return True
         self._storage[row] = np.frombuffer(told, np.uint8)
         self.restored([row])
@@ -261,10 +292,11 @@ class Episodes:
         """Whether the row has no open episode; an open one, of which nobody was told, ends silently."""
         if self._active[row] != OPEN:
             return True
-        # The opening stays, as it does after any episode: the next one must be later.
-        starts_ms = int(self._episode["starts_ms"][row])
+        # The opening stays, as it does after any episode: the next one must be later. So does the end of the alert before.
+        kept = {name: self._episode[name][row] for name in ("opened", "starts_ms", "ended", "ended_ms")}
         self.clear([row])
-        self._episode["opened"][row], self._episode["starts_ms"][row] = 1, starts_ms
+        for name, value in kept.items():
+            self._episode[name][row] = value
         return False
 
     def restored(self, rows: NDArray[np.int32] | Sequence[int]) -> None:
@@ -295,6 +327,7 @@ def _columns(found: NDArray[np.void], batch: SampleBatch, verdicts: Verdicts) ->
         counter=(verdicts.flags[sample] & COUNTER) != 0,
         score=verdicts.score[sample],
         peak_score=found["peak"].copy(),
+        peak_evidence=found["peak_evidence"].copy(),
         starts_at_ms=found["starts_ms"].copy(),
         ends_at_ms=found["ends_ms"].copy(),
         event_time_ms=batch.time_ms[sample],

@@ -17,6 +17,7 @@ import msgspec
 
 from anomalyd.alerts.episodes import Transitions
 from anomalyd.alerts.machine import ABOVE, BELOW, CRITICAL, FIRING, RESOLVED, UPDATED, WARNING
+from anomalyd.alerts.rarity import Rarity
 from anomalyd.alerts.text import Reading, annotate
 
 SCHEMA_VERSION: Final = 1
@@ -119,6 +120,7 @@ class MessageBuilder:
         labels: put into every message as they are.
         annotations: put into every message; `summary` and `description` replace the generated ones.
         feature_names: of samples with several features, F of them; left out: feature_0, feature_1, …
+        rarity: what scores and evidence mean in days; None: the texts do not say how unusual an alert is.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class MessageBuilder:
         labels: Mapping[str, str] | None = None,
         annotations: Mapping[str, str] | None = None,
         feature_names: Sequence[str] = (),
+        rarity: Rarity | None = None,
     ) -> None:
         self._stream = stream
         self._topic = topic
@@ -139,6 +142,7 @@ class MessageBuilder:
         self._labels = dict(labels or {})
         self._annotations = dict(annotations or {})
         self._feature_names = tuple(feature_names)
+        self._rarity = rarity
         self._encoder = msgspec.json.Encoder(order="deterministic")
 
     def build(
@@ -163,6 +167,7 @@ class MessageBuilder:
         ends_ms = int(transitions.ends_at_ms[k]) if status == "resolved" else None
         features = self._features(transitions, k)
         top = 0 if features is None else int(transitions.share[k].argmax())
+        peak, evidence = float(transitions.peak_score[k]), float(transitions.peak_evidence[k])
         reading = Reading(
             series=key,
             stream=self._stream,
@@ -175,7 +180,8 @@ class MessageBuilder:
             high=float(transitions.high[k, top]),
             rate=bool(transitions.counter[k]),
             score=float(transitions.score[k]),
-            peak_score=float(transitions.peak_score[k]),
+            peak_score=peak,
+            recurrence=None if self._rarity is None else self._rarity.recurrence(peak, evidence),
             starts_at=iso(starts_ms),
             ends_at=None if ends_ms is None else iso(ends_ms),
             lasted_ms=(event_ms if ends_ms is None else ends_ms) - starts_ms,

@@ -1,10 +1,13 @@
-"""What an alert says to a person on call: what, where, how far, since when."""
+"""What an alert says to a person on call: what, where, how far, since when, how unusual."""
 
 from dataclasses import dataclass
 from typing import Final
 
+from anomalyd.alerts.rarity import Recurrence
+
 _LONGEST_SERIES: Final = 120
 _TOLD_FEATURES: Final = 3
+_LONGEST_DAYS: Final = 365
 _SUFFIXES: Final = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 
 
@@ -37,30 +40,36 @@ class Reading:
     """Name and share (0 to 1), largest share first; empty for a series with one feature."""
     forgotten: bool = False
     """Lapsed because the series is no longer kept; the value is the last one that was seen, and nothing is known of what was expected."""
+    recurrence: Recurrence | None = None
+    """How often normal data is as strange as this episode at its peak; None: not known."""
 
 
 def annotate(reading: Reading) -> tuple[str, str]:
-    """The summary (one line, for a list or a pager) and the description (a few sentences)."""
+    """The summary (one line, for a list or a pager) and the description.
+
+    The first sentence of the description says what was seen, what was expected, since when and how unusual that is; what follows is for
+    looking it up.
+    """
     series = _shortened(reading.series)
     start, lasted = _moment(reading.starts_at), duration(reading.lasted_ms)
-    finding = _finding(reading)
+    finding, rarity = _finding(reading), _rarity(reading)
     source = f"Series {reading.series} of stream {reading.stream}."
     if reading.ends_at is not None:
         end = _moment(reading.ends_at)
         if reading.lapsed:
             summary = f"{series} is no longer anomalous as far as is known: it sent nothing for a long time"
             why = "because the series is no longer kept" if reading.forgotten else "when the series came back after a long gap"
-            course = f"Anomalous from {start}, last seen so at {end}; the alert was closed {why}."
+            course = f"Anomalous from {start}, last seen so at {end}{rarity}; the alert was closed {why}"
         else:
             summary = f"{series} is back to normal after {lasted}"
-            course = f"Anomalous from {start} to {end} ({lasted})."
-        now = f"Its last value was {_value(reading)}" if reading.forgotten else f"Now {finding}"
-        return summary, f"{course} Peak score {number(reading.peak_score)}, where 1 is the threshold. {now}. {source}"
+            course = f"Anomalous from {start} to {end} ({lasted}){rarity}"
+        now = f"its last value was {_value(reading)}" if reading.forgotten else f"now {finding}"
+        return summary, f"{course}; {now}. Peak score {number(reading.peak_score)}, where 1 is the threshold. {source}"
     still = "" if reading.status == "firing" else "still "
     summary = f"{series} is {still}anomalous: {finding}"
-    course = f"Anomalous since {start}" + (f", for {lasted} now." if reading.lasted_ms > 0 else ".")
+    course = f"Anomalous since {start}" + (f", for {lasted} now" if reading.lasted_ms > 0 else "")
     scores = f"Score {number(reading.score)}" + (f", peak {number(reading.peak_score)}" if reading.peak_score != reading.score else "")
-    parts = [f"{course} {_capital(finding)}.", f"{scores}, where 1 is the threshold."]
+    parts = [f"{course}: {finding}{rarity}.", f"{scores}, where 1 is the threshold."]
     if reading.features:
         told = ", ".join(f"{name} {share:.0%}" for name, share in reading.features[:_TOLD_FEATURES])
         parts.append(f"Features that contribute most: {told}.")
@@ -81,6 +90,15 @@ def _finding(reading: Reading) -> str:
     return f"{what}{value} lies in the expected range ({band})" + ("" if reading.ends_at else ", but its course is unusual")
 
 
+def _rarity(reading: Reading) -> str:
+    """How unusual it is, as the end of a clause."""
+    if reading.recurrence is None:
+        return ""
+    # What was said before it is about the newest sample; the worst may lie behind.
+    peak = "at its peak " if reading.ends_at is not None or reading.peak_score > reading.score else ""
+    return f", {peak}as strange as normal data is {frequency(reading.recurrence)}"
+
+
 def _value(reading: Reading) -> str:
     return number(reading.value) + ("/s" if reading.rate else "")
 
@@ -92,6 +110,18 @@ def number(value: float) -> str:
         if 0.99995 * scale <= size < 1e18:  # where four digits round up to the next unit
             return f"{value / scale:.4g}{suffix}"
     return f"{value:.0f}" if 1000 <= size < 1e6 else f"{value:.4g}"
+
+
+def frequency(recurrence: Recurrence) -> str:
+    """About once in 40 days; longer than a year nobody has counted, so it is not told."""
+    days, at_least = recurrence
+    if days > _LONGEST_DAYS:
+        return "less than once in a year"
+    count, unit = next(((days * n, unit) for unit, n in (("days", 1), ("hours", 24)) if days * n >= 2), (days * 1440, "minutes"))
+    size = 10 if count >= 100 else 1  # two digits are all that is known
+    whole = int(count // size if at_least else round(count / size)) * size
+    much = "less than" if at_least else "about"
+    return f"{much} once in {whole} {unit}" if whole > 1 else f"{much} once a minute"
 
 
 def duration(length_ms: int) -> str:
@@ -113,7 +143,3 @@ def _moment(iso: str) -> str:
 
 def _shortened(series: str) -> str:
     return series if len(series) <= _LONGEST_SERIES else series[: _LONGEST_SERIES - 1] + "…"
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]

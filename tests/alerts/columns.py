@@ -13,6 +13,9 @@ from anomalyd.batch import ARMED, LATE, REPEATED, WARMUP, SampleBatch, Verdicts
 ROW_BYTES = 256
 """Of the pretended state row: the episode is a part of it, so its rows are strided."""
 
+EVIDENCE = 8.0
+"""The threshold of the pretended detector: evidence is so many times the score."""
+
 COLUMNS = tuple(name for name in Transitions.__slots__ if name != "sample")
 
 
@@ -50,7 +53,7 @@ def columns(samples: Sequence[Sample]) -> tuple[SampleBatch, Verdicts]:
     )
     verdicts = Verdicts(
         score=score,
-        evidence=score,
+        evidence=score * EVIDENCE,
         observed=observed,
         expected=expected,
         low=expected - 5,
@@ -159,6 +162,7 @@ class Reference:
             "lapsed": False,
             "score": sample.score,
             "peak_score": peak.score,
+            "peak_evidence": peak.score * EVIDENCE,
             "starts_at_ms": self.hot[0].time_ms,
             "ends_at_ms": OPEN_END,
             "event_time_ms": sample.time_ms,

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from anomalyd.alerts.episodes import Episodes, Policy
 from anomalyd.alerts.machine import ABOVE
 from anomalyd.alerts.messages import Alert, Message, MessageBuilder, Model, alert_id, iso, load_schema
+from anomalyd.alerts.rarity import Rarity
 from anomalyd.batch import ARMED, COUNTER
-from tests.alerts.columns import Sample, columns, episodes
+from tests.alerts.columns import EVIDENCE, Sample, columns, episodes
 
 VALIDATOR = jsonschema.Draft202012Validator(load_schema())
 KEY = 'cpu.usage{cpu="cpu0",host="web-01"}'
@@ -165,6 +166,27 @@ def test_counters_are_told_as_rates() -> None:
     (message,) = messages([Sample(0, NOON_MS, 2.0, flags=ARMED | COUNTER)])
 
     assert "10/s" in content(message)["annotations"]["summary"]
+
+
+def test_every_message_says_how_unusual_the_peak_is() -> None:
+    """At a score of 1 normal data is as strange as the budget allows; a unit of evidence is a quarter of a power of ten here."""
+    maker = builder(rarity=Rarity(budget_per_day=0.1, slope=0.25, lowest=5.0))
+    samples = [Sample(0, NOON_MS + t, score) for t, score in ((0, 1.0), (1000, 1.25), (2000, 0.0))]
+
+    firing, updated, resolved = (
+        content(m)["annotations"]["description"]
+        for m in messages(samples, episodes(Policy(resolve_after_samples=1, critical_score=1.25)), maker)
+    )
+
+    assert ", as strange as normal data is about once in 10 days." in firing
+    assert ", as strange as normal data is about once in 32 days." in updated
+    assert ", at its peak as strange as normal data is about once in 32 days;" in resolved
+
+
+def test_where_the_threshold_is_as_low_as_it_goes_an_alert_is_rarer_than_is_known() -> None:
+    (message,) = messages([Sample(0, NOON_MS, 1.0)], maker=builder(rarity=Rarity(0.1, 0.25, lowest=EVIDENCE)))
+
+    assert "as strange as normal data is less than once in 10 days." in content(message)["annotations"]["description"]
 
 
 def test_a_replay_gives_the_same_bytes_but_for_detected_at() -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from anomalyd.alerts.text import Reading, annotate, duration, number
+from anomalyd.alerts.rarity import Recurrence
+from anomalyd.alerts.text import Reading, annotate, duration, frequency, number
 
 SERIES = 'cpu.usage{cpu="cpu0",host="web-01"}'
 
@@ -25,22 +26,27 @@ def reading(**changes: object) -> Reading:
         "ends_at": None,
         "lasted_ms": 0,
         "features": (),
+        "recurrence": Recurrence(40.2, at_least=False),
     }
     return Reading(**fields | changes)  # type: ignore[arg-type]  # a keyword table of mixed types
 
 
-def test_a_new_alert_says_what_where_how_far_and_since_when() -> None:
+def test_the_first_sentence_says_what_was_seen_what_was_expected_since_when_and_how_unusual_it_is() -> None:
     summary, description = annotate(reading())
 
     assert summary == f"{SERIES} is anomalous: 97.1 is above the expected 31.04 (25.2 to 37.9)"
     assert description == (
-        "Anomalous since 2026-01-01 12:00:00 UTC. 97.1 is above the expected 31.04 (25.2 to 37.9). "
+        "Anomalous since 2026-01-01 12:00:00 UTC: 97.1 is above the expected 31.04 (25.2 to 37.9), "
+        "as strange as normal data is about once in 40 days. "
         f"Score 3.2, where 1 is the threshold. Series {SERIES} of stream hosts."
     )
 
 
 def test_a_counter_is_told_as_a_rate() -> None:
-    assert annotate(reading(rate=True))[0].endswith("97.1/s is above the expected 31.04/s (25.2 to 37.9/s)")
+    summary, description = annotate(reading(rate=True))
+
+    assert summary.endswith("97.1/s is above the expected 31.04/s (25.2 to 37.9/s)")
+    assert "UTC: 97.1/s is above the expected 31.04/s (25.2 to 37.9/s), as strange" in description
 
 
 def test_a_value_below() -> None:
@@ -48,7 +54,10 @@ def test_a_value_below() -> None:
 
 
 def test_a_strange_course_through_ordinary_values_is_not_called_high_or_low() -> None:
-    assert annotate(reading(value=30))[0].endswith("30 lies in the expected range (25.2 to 37.9), but its course is unusual")
+    summary, description = annotate(reading(value=30))
+
+    assert summary.endswith("30 lies in the expected range (25.2 to 37.9), but its course is unusual")
+    assert "but its course is unusual, as strange as normal data is about once in 40 days." in description
 
 
 def test_an_update_says_how_long_and_how_bad_it_was() -> None:
@@ -56,22 +65,40 @@ def test_an_update_says_how_long_and_how_bad_it_was() -> None:
 
     assert summary.startswith(f"{SERIES} is still anomalous")
     assert "since 2026-01-01 12:00:00 UTC, for 1 h 30 min now" in description
-    assert "Score 3.2, peak 4.75" in description
+    assert "(25.2 to 37.9), at its peak as strange as normal data is about once in 40 days. Score 3.2, peak 4.75" in description
 
 
 def test_the_end_says_from_when_to_when() -> None:
     summary, description = annotate(reading(status="resolved", ends_at="2026-01-01T12:00:45.000Z", lasted_ms=45_000, value=31, score=0.1))
 
     assert summary == f"{SERIES} is back to normal after 45 s"
-    assert description.startswith("Anomalous from 2026-01-01 12:00:00 UTC to 2026-01-01 12:00:45 UTC (45 s). Peak score 3.2")
-    assert "Now 31 lies in the expected range (25.2 to 37.9)." in description
+    assert description.startswith(
+        "Anomalous from 2026-01-01 12:00:00 UTC to 2026-01-01 12:00:45 UTC (45 s), at its peak as strange as normal data is "
+        "about once in 40 days; now 31 lies in the expected range (25.2 to 37.9). Peak score 3.2, where 1 is the threshold."
+    )
 
 
 def test_an_end_after_a_gap_does_not_claim_that_all_is_well() -> None:
     summary, description = annotate(reading(status="resolved", lapsed=True, ends_at="2026-01-01T12:00:45.000Z", lasted_ms=45_000))
 
-    assert "normal" not in summary + description
-    assert "after a long gap" in description
+    assert "back to normal" not in summary + description
+    assert "the alert was closed when the series came back after a long gap; now 97.1 is above the expected" in description
+
+
+def test_the_end_of_a_series_that_is_not_kept_tells_its_last_value_and_no_expectation() -> None:
+    forgotten = reading(status="resolved", lapsed=True, forgotten=True, ends_at="2026-01-01T12:00:45.000Z", lasted_ms=45_000, score=0)
+
+    description = annotate(forgotten)[1]
+
+    assert description.startswith(
+        "Anomalous from 2026-01-01 12:00:00 UTC, last seen so at 2026-01-01 12:00:45 UTC, at its peak as strange as normal data is "
+        "about once in 40 days; the alert was closed because the series is no longer kept; its last value was 97.1."
+    )
+    assert "expected" not in description
+
+
+def test_an_episode_of_a_release_that_kept_less_is_told_without_how_unusual_it_is() -> None:
+    assert "strange" not in annotate(reading(recurrence=None))[1]
 
 
 def test_several_features_name_the_worst_first() -> None:
@@ -127,3 +154,21 @@ def test_numbers_are_short(value: float, text: str) -> None:
 )
 def test_durations_have_two_units(length_ms: int, text: str) -> None:
     assert duration(length_ms) == text
+
+
+@pytest.mark.parametrize(
+    ("days", "at_least", "text"),
+    [
+        (10.0, False, "about once in 10 days"),
+        (40.4, False, "about once in 40 days"),
+        (213.0, False, "about once in 210 days"),
+        (366.0, False, "less than once in a year"),
+        (1e30, True, "less than once in a year"),
+        (10.9, True, "less than once in 10 days"),
+        (1.5, False, "about once in 36 hours"),
+        (1 / 24, False, "about once in 60 minutes"),
+        (1e-9, False, "about once a minute"),
+    ],
+)
+def test_a_frequency_has_no_more_digits_than_are_known(days: float, at_least: bool, text: str) -> None:
+    assert frequency(Recurrence(days, at_least)) == text

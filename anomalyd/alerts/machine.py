@@ -60,8 +60,8 @@ _EPISODE_FIELDS: Final = (
     ("update_ms", "i8", 48),  # last update of this episode
     ("peak", "f8", 56),  # highest score
     ("told_peak", "f8", 64),  # highest score in the last message
-    ("ended_ms", "i8", 72),  # end of the previous alert: of the last episode that was told of
     ("peak_evidence", "f8", 72),  # evidence behind the highest score; 0 in rows of releases that did not keep it
+    ("ended_ms", "i8", 80),  # end of the previous alert: of the last episode that was told of
 )
 
 EPISODE: Final = np.dtype(

@@ -30,10 +30,13 @@ class Sample:
     side: int = ABOVE
     features: int = 1
     top: int = 0
+    away: float = 10.0
+    """Distance from the expected value; the expected value of feature f is f."""
+    muted: bool = False
 
     def columns(self) -> tuple[list[float], list[float], list[float]]:
         """Observed, expected and share; every feature but the top one lies on the other side."""
-        observed = [(10.0 if (self.side == ABOVE) == (f == self.top) else -10.0) + f for f in range(self.features)]
+        observed = [(self.away if (self.side == ABOVE) == (f == self.top) else -self.away) + f for f in range(self.features)]
         share = [0.6 if f == self.top else 0.4 / (self.features - 1) for f in range(self.features)] if self.features > 1 else [1.0]
         return observed, [float(f) for f in range(self.features)], share
 
@@ -75,7 +78,8 @@ def play(samples: Sequence[Sample], policy: Policy | None = None, cuts: Iterable
     found: list[dict[str, Any]] = []
     ends = [*sorted(cuts), len(samples)]
     for start, end in zip([0, *ends], ends, strict=False):
-        transitions = machine.advance(*columns(samples[start:end]))
+        muted = np.array([sample.muted for sample in samples[start:end]], np.bool_)
+        transitions = machine.advance(*columns(samples[start:end]), muted=muted if any(muted) else muted[:0])
         for k, sample in enumerate(transitions.sample.tolist()):
             found.append({"sample": start + sample} | {name: getattr(transitions, name)[k].tolist() for name in COLUMNS})
     return machine, found
@@ -101,7 +105,12 @@ class Reference:
     quiet: list[Sample] = field(default_factory=list)
     """Samples since the last hot one."""
     told: list[dict[str, Any]] = field(default_factory=list)
-    """Messages of the open episode; empty while pending."""
+    """Messages of the open episode; empty while pending or withheld."""
+    withheld: bool = False
+    """The episode would have fired, but was muted, or came too soon after the alert before."""
+    previous_end: int | None = None
+    """Of the last alert that was told of."""
+    withholdings: int = 0
 
     def feed(self, sample: Sample) -> list[dict[str, Any]]:
         """The transitions that the sample makes."""
@@ -112,7 +121,10 @@ class Reference:
         if sample.time_ms - seen > self.policy.max_gap_ms:
             out += self._end(self.quiet[0].time_ms if self.quiet else seen, sample, lapsed=True)
         wanted = {"both": (ABOVE, BELOW), "above": (ABOVE,), "below": (BELOW,)}[self.policy.direction]
-        if sample.score >= 1 and sample.side in wanted:
+        observed, expected, _ = sample.columns()
+        deviation, ratio = abs(observed[sample.top] - expected[sample.top]), self.policy.min_deviation_ratio
+        far = deviation >= max(self.policy.min_deviation, ratio * abs(expected[sample.top]))
+        if sample.score >= 1 and sample.side in wanted and far:
             return out + self._feed_hot(sample)
         return out + (self._feed_quiet(sample) if self.hot else [])
 
@@ -125,13 +137,20 @@ class Reference:
         self.quiet = []
         if self.told:
             return self._news(sample)
-        return self._tell(FIRING, sample) if sample.time_ms - self.hot[0].time_ms >= self.policy.min_duration_ms else []
+        if not self.withheld and sample.time_ms - self.hot[0].time_ms < self.policy.min_duration_ms:
+            return []
+        too_soon = self.previous_end is not None and sample.time_ms - self.previous_end < self.policy.reopen_after_ms
+        if sample.muted or too_soon:
+            self.withholdings += not self.withheld
+            self.withheld = True
+            return []
+        return self._tell(FIRING, sample)
 
     def _feed_quiet(self, sample: Sample) -> list[dict[str, Any]]:
         self.quiet.append(sample)
-        if not self.told or len(self.quiet) == self.policy.resolve_after_samples:
+        if not (self.told or self.withheld) or len(self.quiet) == self.policy.resolve_after_samples:
             return self._end(self.quiet[0].time_ms, sample, lapsed=False)
-        return self._news(sample)
+        return self._news(sample) if self.told else []
 
     def _news(self, sample: Sample) -> list[dict[str, Any]]:
         def wait_over(message: dict[str, Any], wait_ms: int) -> bool:
@@ -149,7 +168,8 @@ class Reference:
 
     def _end(self, ends_at_ms: int, sample: Sample, *, lapsed: bool) -> list[dict[str, Any]]:
         out = [self._describe(RESOLVED, sample) | {"ends_at_ms": ends_at_ms, "lapsed": lapsed}] if self.told else []
-        self.hot, self.quiet, self.told = [], [], []
+        self.previous_end = ends_at_ms if self.told else self.previous_end
+        self.hot, self.quiet, self.told, self.withheld = [], [], [], False
         return out
 
     def _describe(self, status: int, sample: Sample) -> dict[str, Any]:

@@ -184,6 +184,102 @@ def test_direction_follows_the_feature_with_the_largest_share() -> None:
     assert [int(np.argmax(t["share"])) for t in found] == [2, 0, 1]
 
 
+def test_what_lies_too_close_to_the_expected_value_neither_opens_nor_keeps_open() -> None:
+    """In the units of the series."""
+    samples = [replace(s, away=away) for s, away in zip(steady([2.0] * 6), (2.9, 3.0, 2.9, 9.0, 2.9, 2.9), strict=True)]
+
+    _, found = play(samples, Policy(min_deviation=3.0, resolve_after_samples=2))
+
+    assert told(found) == [(1, "firing"), (5, "resolved")]
+    assert found[1]["ends_at_ms"] == 4 * SECOND
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(0.25, [0]), (0.5, [1]), (0.6, [])])
+def test_the_least_deviation_may_be_a_part_of_what_was_expected(ratio: float, expected: list[int]) -> None:
+    """Of the feature with the largest share: here the last of nine, of which 8 was expected."""
+    samples = [replace(s, features=9, top=8, away=away) for s, away in zip(steady([2.0, 2.0]), (3.0, 4.0), strict=True)]
+
+    _, found = play(samples, Policy(min_deviation_ratio=ratio))
+
+    assert [t["sample"] for t in found] == expected
+
+
+def test_both_least_deviations_must_be_reached() -> None:
+    samples = [replace(s, features=9, top=8, away=away) for s, away in zip(steady([2.0, 2.0, 2.0]), (3.0, 4.0, 5.0), strict=True)]
+
+    assert told(play(samples, Policy(min_deviation=5.0, min_deviation_ratio=0.5))[1]) == [(2, "firing")]
+
+
+def test_a_series_that_flaps_is_told_of_once_in_the_time_asked_for() -> None:
+    """Strange every other minute: after the first alert nothing for ten minutes after its end, and then the episode of that moment."""
+    scores = [2.0 if i % 2 == 0 else 0.0 for i in range(26)]
+    policy = Policy(resolve_after_samples=1, reopen_after_ms=10 * MINUTE)
+
+    machine, found = play(steady(scores, step_ms=MINUTE), policy)
+
+    assert told(found) == [(0, "firing"), (1, "resolved"), (12, "firing"), (13, "resolved"), (24, "firing"), (25, "resolved")]
+    assert machine.flapping == 10
+
+
+def test_an_incident_that_outlasts_the_time_fires_then_and_says_when_it_began() -> None:
+    policy = Policy(resolve_after_samples=2, reopen_after_ms=10 * MINUTE)
+
+    machine, found = play(steady([2.0, 0.0, 0.0, *[4.0] * 12], step_ms=MINUTE), policy)
+
+    assert told(found) == [(0, "firing"), (2, "resolved"), (11, "firing")]
+    assert found[2] == found[2] | {"starts_at_ms": 3 * MINUTE, "peak_score": 4.0, "severity": CRITICAL}
+    assert (machine.flapping, machine.open_count) == (1, 1)
+
+
+def test_an_episode_of_which_nobody_was_told_holds_no_other_back() -> None:
+    """It was too short to fire, so it is not the one before."""
+    policy = Policy(min_duration_ms=2 * MINUTE, resolve_after_samples=1, reopen_after_ms=10 * MINUTE)
+
+    machine, found = play(steady([2, 2, 0, 2, 2, 2], step_ms=MINUTE), policy)
+
+    assert told(found) == [(5, "firing")]
+    assert machine.flapping == 0
+
+
+def test_a_muted_incident_that_ends_in_time_is_never_told_of() -> None:
+    samples = [replace(s, muted=i < 4) for i, s in enumerate(steady([2, 2, 0, 0, 0, 0]))]
+
+    machine, found = play(samples, Policy(resolve_after_samples=2))
+
+    assert found == []
+    assert (machine.muted, machine.open_count) == (1, 0)
+
+
+def test_what_dies_down_when_the_mute_ends_is_no_news() -> None:
+    samples = [replace(s, muted=i < 2) for i, s in enumerate(steady([2, 2, 0, 0, 0]))]
+
+    assert play(samples, Policy(resolve_after_samples=3))[1] == []
+
+
+def test_a_muted_incident_that_goes_on_fires_when_the_mute_ends() -> None:
+    """Whether the detector would be armed then does not matter: the opening was. A quiet sample in between does not end it either."""
+    opening, *rest = steady([5, 2, 0, 2, 2])
+    samples = [replace(opening, muted=True), *(replace(s, flags=0, muted=i < 2) for i, s in enumerate(rest))]
+
+    machine, found = play(samples, Policy(resolve_after_samples=2))
+
+    assert told(found) == [(3, "firing")]
+    assert found[0] == found[0] | {"starts_at_ms": 0, "event_time_ms": 3 * SECOND, "peak_score": 5}
+    assert machine.muted == 1
+
+
+def test_a_mute_leaves_what_is_open_alone() -> None:
+    samples = [replace(s, muted=i > 0) for i, s in enumerate(steady([2, 4, 0, 0]))]
+
+    assert told(play(samples, Policy(resolve_after_samples=2))[1]) == [(0, "firing"), (1, "updated"), (3, "resolved")]
+
+
+def test_a_withheld_episode_ends_silently_over_a_long_gap() -> None:
+    samples = [replace(Sample(0, 0, 2.0), muted=True), Sample(0, 2 * DAY, 0.0), Sample(0, 2 * DAY + 1, 2.0)]
+
+    assert told(play(samples, Policy(max_gap_ms=DAY))[1]) == [(2, "firing")]
+
+
 def test_counters_are_marked() -> None:
     _, found = play([Sample(0, 0, 2.0, flags=ARMED | COUNTER), Sample(1, 0, 2.0)])
 
@@ -277,24 +373,23 @@ def test_the_state_row_has_room_for_exactly_one_episode() -> None:
     assert EPISODE.itemsize == EPISODE_BYTES
 
 
-def test_an_inactive_row_holds_the_last_opening_and_nothing_else() -> None:
+def test_an_inactive_row_holds_when_the_last_alert_began_and_ended_and_nothing_else() -> None:
     """State bytes depend on what is still true, so equal histories make equal snapshots."""
     storage = np.zeros((1, EPISODE.itemsize), np.uint8)
     Episodes(Policy(resolve_after_samples=1), storage).advance(*columns(steady([4, 1, 0], step_ms=HOUR)))
 
-    assert {name: int(storage.view(EPISODE)[0, 0][name]) for name in ("state", "severity", "opened", "starts_ms")} == {
-        "state": 0,
-        "severity": 0,
-        "opened": 1,
-        "starts_ms": 0,
-    }
-    assert storage.sum() == 1
+    left = np.zeros((), EPISODE)
+    left["opened"], left["starts_ms"], left["ended"], left["ended_ms"] = 1, 0, 1, 2 * HOUR
+    assert storage.tobytes() == left.tobytes()
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("min_deviation", -0.1),
+        ("min_deviation_ratio", float("inf")),
         ("min_duration_ms", -1),
+        ("reopen_after_ms", -1),
         ("resolve_after_samples", 0),
         ("critical_score", 0.5),
         ("critical_score", float("nan")),
@@ -322,20 +417,21 @@ def histories(draw: st.DrawFn) -> list[Sample]:
     features = draw(st.integers(1, 3))
     clocks = [draw(st.integers(-DAY, DAY)) for _ in range(3)]
     samples = []
-    for row, step, score, flags, side, top in draw(
-        st.lists(
-            st.tuples(st.integers(0, 2), STEPS, SCORES, FLAGS, st.sampled_from([ABOVE, BELOW]), st.integers(0, features - 1)), max_size=60
-        )
-    ):
+    sides, tops, muted = st.sampled_from([ABOVE, BELOW]), st.integers(0, features - 1), st.sampled_from([False, False, True])
+    kinds = st.tuples(st.integers(0, 2), STEPS, SCORES, FLAGS, sides, tops, st.sampled_from([10.0, 10.0, 1.0]), muted)
+    for row, step, score, flags, side, top, away, mute in draw(st.lists(kinds, max_size=60)):
         late = bool(flags & LATE)
         clocks[row] += 0 if late else step
-        samples.append(Sample(row, clocks[row] - (step if late else 0), score, flags, side, features, top))
+        samples.append(Sample(row, clocks[row] - (step if late else 0), score, flags, side, features, top, away, mute))
     return samples
 
 
 POLICIES = st.builds(
     Policy,
+    min_deviation=st.sampled_from([0.0, 0.0, 2.0]),
+    min_deviation_ratio=st.sampled_from([0.0, 0.0, 1.0, 6.0]),
     min_duration_ms=st.sampled_from([0, 0, SECOND, 10 * MINUTE]),
+    reopen_after_ms=st.sampled_from([0, 0, MINUTE, DAY]),
     resolve_after_samples=st.integers(1, 4),
     critical_score=st.sampled_from([1.0, 1.5, 3.0]),
     direction=st.sampled_from(["both", "both", "above", "below"]),
@@ -351,6 +447,7 @@ def test_the_compiled_machine_does_what_the_plain_one_does(samples: list[Sample]
     expected = [{"sample": i} | t for i, s in enumerate(samples) for t in reference[s.row].feed(s)]
     assert [{k: t[k] for k in ("sample", *(expected[0] if expected else ()))} for t in found] == expected if expected else found == []
     assert machine.open_count == sum(bool(r.told) for r in reference.values())
+    assert machine.muted + machine.flapping == sum(r.withholdings for r in reference.values())
 
 
 @given(histories(), POLICIES, st.data())

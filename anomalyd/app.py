@@ -258,7 +258,10 @@ def stream_plan(stream: StreamSettings, policy: AlertPolicy) -> StreamPlan:
     return StreamPlan(
         name=stream.name,
         policy=Policy(
+            min_deviation=policy.min_deviation,
+            min_deviation_ratio=policy.min_deviation_ratio,
             min_duration_ms=round(policy.min_duration_s * 1000),
+            reopen_after_ms=round(policy.reopen_after_s * 1000),
             resolve_after_samples=policy.resolve_after_samples,
             critical_score=policy.critical_score,
             direction=policy.direction,

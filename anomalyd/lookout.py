@@ -42,6 +42,8 @@ class Lookout:
             repeated=outcome.repeated,
             evicted=outcome.evicted,
             expired=outcome.expired,
+            muted=outcome.muted,
+            flapping=outcome.flapping,
             replayed=outcome.replayed,
             divergences=outcome.divergences,
             decode_s=outcome.decode_s,

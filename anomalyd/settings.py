@@ -234,12 +234,21 @@ class AlertPolicy(_Section):
     budget: float = Field(default=0.1, gt=0, le=1_000)
     """False alarms that you accept per series and day of event time. Less: fewer alerts, only the strangest; more: more sensitive."""
     min_duration_s: float = Field(default=0.0, ge=0, le=7 * 86_400)
+    min_deviation: float = Field(default=0.0, ge=0)
+    """Least distance from the expected value that can alert, in the units of the series (per second for counters); 0: any. Such as 5 for
+    a percentage, of which nobody wants to hear that 0.3 is unusual. Of several features the one with the largest share counts."""
+    min_deviation_ratio: float = Field(default=0.0, ge=0)
+    """The same as a part of the expected value: 0.2 lets values alert that lie a fifth or more away from it; 0: any. With both, both must
+    be reached."""
     """How long, in event time, a series must stay anomalous before its alert fires."""
     direction: Direction = "both"
     """Alert on values above what was expected, below it, or both."""
     resolve_after_samples: int = Field(default=10, ge=1, le=100_000)
     """Samples in a row below the threshold that end an episode."""
     critical_score: float = Field(default=3.0, gt=1)
+    reopen_after_s: float = Field(default=0.0, ge=0, le=LONGEST_GAP_S)
+    """For a series that flaps: so long after the end of an alert, in event time, no other one of the same series fires. What is still
+    anomalous when the time is over fires then."""
     """Score from which an alert's severity is critical instead of warning (1.0 is the threshold)."""
     labels: dict[LabelName, str] = Field(default_factory=dict)
     """Labels added to every alert, for routing: `team: storage`."""

@@ -102,6 +102,10 @@ class Outcome:
     """Series forgotten for want of room."""
     expired: int = 0
     """Series forgotten, or begun anew, because they had sent nothing for too long."""
+    muted: int = 0
+    """Alerts that did not fire because of a mute."""
+    flapping: int = 0
+    """Alerts that did not fire because the one before of their series had just ended."""
     decode_s: float = 0.0
     step_s: float = 0.0
     episodes_s: float = 0.0
@@ -137,6 +141,8 @@ _SUMMED: Final = (
     "repeated",
     "evicted",
     "expired",
+    "muted",
+    "flapping",
     "decode_s",
     "step_s",
     "episodes_s",
@@ -429,6 +435,7 @@ class Shard:
         began = time.perf_counter()
         verdicts = self._detector.step(self.pages, batch)
         stepped = time.perf_counter()
+        muted, flapping = self._episodes.muted, self._episodes.flapping
         transitions = self._episodes.advance(batch, verdicts, lapsed)
         alerts: list[OutgoingAlert] = []
         if len(transitions):
@@ -447,6 +454,8 @@ class Shard:
         outcome.episodes_s += time.perf_counter() - stepped
         outcome.late += int(np.count_nonzero(verdicts.flags & LATE))
         outcome.repeated += int(np.count_nonzero(verdicts.flags & REPEATED))
+        outcome.muted += self._episodes.muted - muted
+        outcome.flapping += self._episodes.flapping - flapping
         if self._observer is not None and not self.replaying:
             self._observer(self, batch, verdicts, [msgspec.json.decode(alert.message.value) for alert in alerts])
 

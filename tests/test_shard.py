@@ -72,6 +72,22 @@ def test_an_incident_fires_and_resolves_with_its_source(detector: Detector) -> N
     assert outcome.dead_letters == []
 
 
+def test_the_policy_of_the_stream_holds_alerts_back_and_counts_them(detector: Detector) -> None:
+    """Two spikes within the hour, the second one higher: both are told of, the first only, or none, since they are not far enough away."""
+    noise = np.random.default_rng(1).standard_normal(600)
+    spikes = {500: 60, 501: 60, 560: 900, 561: 900}
+    twice = records([sample("load", i, 100 + noise[i] + spikes.get(i, 0)) for i in range(600)])
+
+    def told(**policy: Any) -> tuple[int, int]:  # noqa: ANN401  a policy's fields
+        outcome = shard(detector, policy=Policy(**policy)).process(twice)
+        return sum(alert["status"] == "firing" for alert in values_of(outcome)), outcome.flapping
+
+    assert told() == (2, 0)
+    assert told(reopen_after_ms=3_600_000) == (1, 1)
+    assert told(min_deviation=2_000.0) == (0, 0)
+    assert told(min_deviation=10.0, min_deviation_ratio=0.1) == (2, 0)
+
+
 @settings(max_examples=15, deadline=None)
 @given(cuts=st.lists(st.integers(1, 599), max_size=8))
 def test_how_records_are_cut_into_batches_changes_nothing(detector: Detector, cuts: list[int]) -> None:

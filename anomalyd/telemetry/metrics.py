@@ -84,6 +84,10 @@ class Metrics:
         self._dead_letters = counter("dead_letters", "Records written to the dead-letter topic.")
         alerts = counter("alerts", "Alert messages written and acknowledged, by status and severity.", ("status", "severity"))
         self._alerts = {(status, severity): alerts.labels(status, severity) for status in STATUSES for severity in SEVERITIES}
+        self._muted = counter("alerts_muted", "Alerts that did not fire because of a mute in the alert policy.")
+        self._flapping = counter(
+            "alerts_flapping", "Alerts that did not fire because the one before of their series ended less than alerts.reopen_after_s ago."
+        )
         dropped = counter("messages_dropped", "Alerts and dead letters given up: their topic refuses their size.", ("kind",))
         self._dropped = _Children(dropped, KINDS)
         # Not preset: the age of a time that nobody has seen yet would be that of 1970.
@@ -164,6 +168,8 @@ class Metrics:
         repeated: int = 0,
         evicted: int = 0,
         expired: int = 0,
+        muted: int = 0,
+        flapping: int = 0,
         replayed: int = 0,
         divergences: int = 0,
         decode_s: float = 0.0,
@@ -179,6 +185,8 @@ class Metrics:
         self._repeated.inc(repeated)
         self._evicted.inc(evicted)
         self._expired.inc(expired)
+        self._muted.inc(muted)
+        self._flapping.inc(flapping)
         self._replayed.inc(replayed)
         self._divergences.inc(divergences)
         self._batch_samples.observe(samples)

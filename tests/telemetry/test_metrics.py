@@ -115,6 +115,13 @@ def test_a_checkpoint_counts_what_was_acknowledged(metrics: Metrics) -> None:
     assert seen["anomalyd_detection_latency_seconds_sum"] == pytest.approx(0.7)  # a producer's clock ahead of ours counts as no delay
 
 
+def test_alerts_that_the_policy_held_back_are_counted_by_its_reason(metrics: Metrics) -> None:
+    metrics.batch(records=9, samples=9, rejected={}, muted=2, flapping=3)
+    seen = scraped(metrics)
+
+    assert (seen["anomalyd_alerts_muted_total"], seen["anomalyd_alerts_flapping_total"]) == (2, 3)
+
+
 def test_what_a_restore_has_still_to_do_is_told(metrics: Metrics) -> None:
     metrics.restoring(partitions=3, records=12_000)
     metrics.batch(records=0, samples=0, rejected={}, replayed=500, expired=2, divergences=1)

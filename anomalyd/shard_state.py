@@ -527,9 +527,14 @@ class _Placement:
         rows = np.concatenate(parts)
         self.rows = dict(zip(keys, rows.tolist(), strict=True))
         if len(self.rows) < len(keys):
-            lost = rows[np.fromiter(map(self.rows.__getitem__, keys), np.int32, len(keys)) != rows]
+            lost = np.flatnonzero(np.fromiter(map(self.rows.__getitem__, keys), np.int32, len(keys)) != rows)
+            for number in lost.tolist():
+                # The record of the forgetting hides this one, too, so it has to outlive the page as it was written.
+                offset = self._forgotten.get(keys[number], -1)
+                if self.valid_from[rows[number]] <= offset:
+                    self._soil(rows[number : number + 1], offset)
             # What was written there must not come back once the other one was forgotten.
-            self._drop(lost, self._position)
+            self._drop(rows[lost], self._position)
 
     def _drop_forgotten(self) -> None:
         for series, offset in self._forgotten.items():

@@ -20,7 +20,7 @@ from anomalyd.detector import Detector, Pages
 from anomalyd.detector.detector import ModelInfo
 from anomalyd.formats import make_decoder
 from anomalyd.shard import Outcome, Shard, StreamPlan
-from anomalyd.state.codec import Episode, Forgotten, Page, decode, episode_key
+from anomalyd.state.codec import Episode, Forgotten, Page, decode, episode_key, forgotten_key
 from anomalyd.state.ports import Restored
 
 TTL_MS = 3_600_000
@@ -547,6 +547,20 @@ def test_an_episode_of_which_nothing_is_left_does_not_come_back(plain: Plain) ->
 
     assert after.process(records).divergences == 0
     assert after.digest() == before.digest()
+
+
+def test_a_series_that_was_forgotten_does_not_come_back_from_an_older_page(plain: Plain) -> None:
+    """It had moved: two pages know it, and only one of them has been written again when what says so could go."""
+    one, two = shard(plain, 8), shard(plain, 8)
+    older = one.process([Record(line(f"s{i}", START_MS, i).encode(), i) for i in range(5)], snapshots=3).pages
+    newer = two.process([Record(line("s4", START_MS + 60_000, 1).encode(), 11)], snapshots=1).pages
+    key = forgotten_key(15, 0)
+    log = Log(20, 12, START_MS, older | newer, forgotten={key: Forgotten(15, ['m.v{h="s4"}'])})
+
+    after = log.into(shard(plain, 8))
+    log.commit([after.process([Record(line("z", START_MS, 1).encode(), 20 + i)], snapshots=i) for i in range(2)])
+
+    assert kept(log.into(shard(plain, 8))) == {"s2", "s3", "z"}
 
 
 def test_an_open_alert_survives_the_loss_of_everything_else(plain: Plain) -> None:

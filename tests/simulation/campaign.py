@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
@@ -55,6 +56,7 @@ class Campaign:
     @staticmethod
     def one(seed: int, *, exactly_once: bool | None = None, mutation: Mutation | None = None) -> Report:
         """One seed, here and now; see `Simulation`."""
+        _compile()
         gc.collect()
         gc.disable()  # so that what is collected, and when, depends on the run alone
         try:
@@ -101,6 +103,14 @@ class Campaign:
             f"{self.hits.total()} faults, {cpu_s / max(1, len(self.done)):.2f} s of CPU a seed"
         )
         return "\n".join(lines)
+
+
+@cache
+def _compile() -> None:
+    """Kernels that are compiled while a seed runs draw from its randomness: in another process it would be another run."""
+    with warnings.catch_warnings(), mock.patch.object(sys, "unraisablehook"):
+        warnings.simplefilter("ignore")
+        Simulation(0).run()
 
 
 def run_all(seeds: Sequence[int]) -> list[Told]:

@@ -235,7 +235,7 @@ def load_streams(settings: Settings) -> dict[str, Stream]:
     streams: dict[str, Stream] = {}
     for configured in settings.streams:
         policy = settings.policy(configured)
-        detector = Detector.load(device=settings.device, options=Options(budget_per_day=policy.budget))
+        detector = Detector.load(device=settings.device, options=Options(budget_per_day=policy.budget, kind=configured.kind))
         stream = Stream(
             stream_plan(configured, policy),
             detector,

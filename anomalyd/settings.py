@@ -84,6 +84,7 @@ Text = Annotated[str, Field(min_length=1)]
 Selector = Annotated[Text, AfterValidator(_selector)]
 
 Format = Literal["plain-json", "telegraf-json", "influx"]
+Kind = Literal["auto", "gauge", "counter", "delta"]
 Direction = Literal["both", "above", "below"]
 Device = Literal["auto", "cpu", "cuda"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -274,6 +275,9 @@ class StreamSettings(_Section):
     """Wire format of the records."""
     timestamp_unit: Literal["auto", "s", "ms", "us", "ns"] = "auto"
     """Unit of numeric timestamps in records; auto goes by magnitude."""
+    kind: Kind = "auto"
+    """What the values are. gauge: a level, judged as it is; counter: a total that only grows, judged by its increase per second; delta: an
+    increase since the last sample, judged as it is; auto finds out which of its series are counters. A change has its series learn anew."""
     start_from: Literal["latest", "earliest"] = "latest"
     """Where a new consumer group begins; ignored once a position is committed."""
     include: tuple[Selector, ...] = ()

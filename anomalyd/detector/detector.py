@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from anomalyd.batch import SampleBatch, Verdicts
 from anomalyd.detector import artifact as artifacts
 from anomalyd.detector.artifact import Artifact
-from anomalyd.detector.layout import Layout
+from anomalyd.detector.layout import COUNTER_KIND, GAUGE_KIND, Layout
 from anomalyd.detector.pages import Pages
 from anomalyd.errors import ArtifactError
 
 Device = Literal["auto", "cpu", "cuda"]
+Kind = Literal["auto", "gauge", "counter", "delta"]
 MS_PER_DAY = 86_400_000.0
+_FIXED: dict[Kind, int] = {"auto": 0, "gauge": GAUGE_KIND, "counter": COUNTER_KIND, "delta": GAUGE_KIND}
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,9 @@ class Options:
 
     budget_per_day: float = 0.1
     """False alarms per series and day of event time that are acceptable; sets the threshold, which score 1.0 stands for."""
+    kind: Kind = "auto"
+    """What the values are: counters are judged by their increase per second, gauges and deltas (increases since the last sample) as they
+    are; auto finds out for each series."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ class Detector:
         self.threshold: NDArray[np.float64] = np.array(
             [math.log10(self.options.budget_per_day / MS_PER_DAY), calibration.intercept, calibration.slope, calibration.lowest]
         )
+        self.fixed_kind = _FIXED[self.options.kind]
+        """The field `kind` of every row; 0: each series' own."""
         self.device, self._backend = _backend(self, device)
         self._own: Pages | None = None
         self._rows: dict[str, int] = {}
@@ -139,10 +146,10 @@ def _backend(detector: Detector, device: Device) -> tuple[str, Backend]:
         from anomalyd.detector import step_torch
 
         if step_torch.cuda_available():
-            return "cuda", step_torch.TorchBackend(detector.layout, detector.artifact, detector.threshold, "cuda")
+            return "cuda", step_torch.TorchBackend(detector.layout, detector.artifact, detector.threshold, "cuda", detector.fixed_kind)
         if device == "cuda":
             msg = "device: cuda, but torch sees no GPU; use device: cpu or auto"
             raise ArtifactError(msg)
     from anomalyd.detector import step_cpu
 
-    return "cpu", step_cpu.CpuBackend(detector.layout, detector.artifact, detector.threshold)
+    return "cpu", step_cpu.CpuBackend(detector.layout, detector.artifact, detector.threshold, detector.fixed_kind)

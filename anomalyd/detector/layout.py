@@ -11,6 +11,8 @@ import numpy as np
 
 from anomalyd.detector.recipe import BINS, EPISODE_BYTES, PROTOTYPES, RECENT
 
+GAUGE_KIND: Final = 1
+"""In the field `kind` of a row: the feature is judged as it is."""
 COUNTER_KIND: Final = 2
 """In the field `kind` of a row: the feature is a counter."""
 

@@ -19,7 +19,8 @@ CLIP_FAR_STEP: Final = 1000.0
 """The same for the mean step, which grows by its first power and not by its square."""
 RELATIVE_FLOOR: Final = 1e-4
 """Smallest standard deviation relative to the mean: differences below it are float noise of the producer."""
-ABSOLUTE_FLOOR: Final = 1e-9
+ABSOLUTE_FLOOR: Final = 1e-15
+"""... and at all: what arithmetic leaves of values around one that cancel, while values of 1e-12 are values."""
 INPUT_LIMIT: Final = 8.0
 """Network inputs are clamped to ± this (asinh units: ± 1490 standard deviations)."""
 VALUE_LIMIT: Final = 1e150

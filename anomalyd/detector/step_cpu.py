@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from anomalyd.batch import ARMED, COUNTER, LATE, REPEATED, WARMUP, SampleBatch, Verdicts
 from anomalyd.detector import recipe as R  # noqa: N812 - constants, named on every other line
 from anomalyd.detector.artifact import Artifact
-from anomalyd.detector.layout import ALIGNMENT, Layout, Shape
+from anomalyd.detector.layout import ALIGNMENT, COUNTER_KIND, Layout, Shape
 from anomalyd.detector.pages import Pages
 from anomalyd.intrinsics import prefetch, unowned
 from anomalyd.jit import njit
@@ -352,16 +352,22 @@ def build_step(layout: Layout) -> Callable[..., None]:
         i4[a4 + KIND], f8[a8 + LAST] = kind, last
 
     @njit
-    def judged(x, k, dt, at, u1, f8, i8, f4, i4):
-        """The value to judge: x itself, or for a counter its increase per second; decides which of the two a series is.
+    def judged(x, k, dt, fixed, at, u1, f8, i8, f4, i4):
+        """The value to judge: x itself, or for a counter its increase per second; decides which of the two a series is if `fixed` is 0.
 
-        A counter that falls below half its value was restarted, and its new value is the increase; one that falls by less
-        was no counter after all.
+        A counter that falls below half its value was restarted. How much of the time since the last sample it then counted is not
+        known, so it is taken to have gone on as before. One that falls by less was no counter after all, unless it is fixed.
         """
         a8, a4 = at // 8, at // 4
         x = min(max(x, -R.VALUE_LIMIT), R.VALUE_LIMIT)
         last = f8[a8 + LAST + k]
         kind = i4[a4 + KIND + k]
+        if fixed > 0 and kind != fixed:
+            kind = fixed
+            if SINGLE and i4[a4 + BORN + k] > 0:
+                restart(u1, at, f8, i4, f4, i8)
+            i4[a4 + KIND + k] = fixed
+            i4[a4 + BORN + k] = 0
         if i4[a4 + BORN + k] > 0 and kind == 0:
             if x > last:
                 i4[a4 + RISES + k] += 1
@@ -377,8 +383,10 @@ def build_step(layout: Layout) -> Callable[..., None]:
         if kind == 2:
             increase = x - last
             if increase < 0.0:
-                if x < 0.5 * last:
-                    increase = x
+                if x < 0.5 * last or fixed == COUNTER_KIND:
+                    if i4[a4 + BORN + k] > 0:
+                        return f8[a8 + SEEN + k]
+                    increase = max(x, 0.0)
                 else:
                     i4[a4 + KIND + k] = 1
                     if SINGLE:
@@ -594,7 +602,7 @@ def build_step(layout: Layout) -> Callable[..., None]:
         return evidence_
 
     @njit
-    def receive(i, lane, at, u1, f8, i8, f4, i4, times, values, inputs, backup, observed, expected, low, high):
+    def receive(i, lane, at, fixed, u1, f8, i8, f4, i4, times, values, inputs, backup, observed, expected, low, high):
         """What comes before the network: order, rate of a counter, scaling. Returns flags and the evidence of the guards."""
         a8, a4 = at // 8, at // 4
         age = i4[a4 + AGE]
@@ -630,11 +638,16 @@ def build_step(layout: Layout) -> Callable[..., None]:
 
         guard = _ZERO
         for k in range(F):
-            y = judged(values[i, k], k, dt, at, u1, f8, i8, f4, i4)
+            y = judged(values[i, k], k, dt, fixed, at, u1, f8, i8, f4, i4)
             if i4[a4 + KIND + k] == 2:
                 flag |= COUNTER
+            unknown = fixed == COUNTER_KIND and age == 0  # one reading of a counter is no rate yet
+            if unknown:
+                y = 0.0
             observed[i, k] = y
             guard = max(guard, front(y, k, gap, at, f8, f4, i4, inputs, lane, expected, low, high, i))
+            if unknown:
+                i4[a4 + BORN + k] = 0
             f8[a8 + LAST + k] = min(max(values[i, k], -R.VALUE_LIMIT), R.VALUE_LIMIT)
         return flag, guard
 
@@ -665,10 +678,11 @@ def build_step(layout: Layout) -> Callable[..., None]:
             i4[a4 + LATE_RUN] = late_run
 
     @njit
-    def step(pages, rows, times, values, w, budget, verdicts, scratch):
+    def step(pages, rows, times, values, w, budget, fixed, verdicts, scratch):
         """Scores every sample in order, then learns it.
 
-        `pages` are all rows, flat, once per element type; `verdicts` the columns of Verdicts; `scratch` as `new_scratch` makes it.
+        `pages` are all rows, flat, once per element type; `fixed` is the kind of all series, 0 where each finds its own; `verdicts` are
+        the columns of Verdicts; `scratch` is as `new_scratch` makes it.
         """
         u1, f8, i8, f4, i4, i2 = pages
         u1, f8, i8, f4, i4, i2 = unowned(u1), unowned(f8), unowned(i8), unowned(f4), unowned(i4), unowned(i2)
@@ -699,7 +713,7 @@ def build_step(layout: Layout) -> Callable[..., None]:
             for lane in range(count):
                 i = begin + lane
                 lane_flags[lane], guards[lane] = receive(
-                    i, lane, lanes[lane], u1, f8, i8, f4, i4, times, values, inputs, backup, observed, expected, low, high
+                    i, lane, lanes[lane], fixed, u1, f8, i8, f4, i4, times, values, inputs, backup, observed, expected, low, high
                 )
             network(w, inputs, lanes, count, f4, i4, i2, x, h, c, gates, z, newest)
             for lane in range(count):
@@ -739,8 +753,9 @@ def new_scratch(shape: Shape) -> tuple[NDArray[Any], ...]:
 class CpuBackend:
     """Runs the compiled step over the flat views of a partition's pages."""
 
-    def __init__(self, layout: Layout, artifact: Artifact, threshold: NDArray[np.float64]) -> None:
+    def __init__(self, layout: Layout, artifact: Artifact, threshold: NDArray[np.float64], fixed_kind: int = 0) -> None:
         self._step = build_step(layout)
+        self._fixed_kind = fixed_kind
         self._weights = artifact.packed()
         self._threshold = threshold
         self._shape = layout.shape
@@ -759,6 +774,7 @@ class CpuBackend:
             batch.value,
             self._weights,
             self._threshold,
+            self._fixed_kind,
             (
                 verdicts.score,
                 verdicts.evidence,

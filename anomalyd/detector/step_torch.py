@@ -18,7 +18,7 @@ from torch import Tensor
 from anomalyd.batch import ARMED, COUNTER, LATE, REPEATED, WARMUP, SampleBatch, Verdicts
 from anomalyd.detector import recipe as R  # noqa: N812 - constants, named on every other line
 from anomalyd.detector.artifact import Artifact
-from anomalyd.detector.layout import Layout, Shape
+from anomalyd.detector.layout import COUNTER_KIND, Layout, Shape
 from anomalyd.detector.network import Autoencoder
 from anomalyd.detector.pages import Pages
 
@@ -72,8 +72,14 @@ def restart(s: Rows, which: Tensor) -> None:
             s[name] = torch.where(which[:, None], torch.zeros_like(field), field)
 
 
-def judged(s: Rows, x: Tensor, dt: Tensor, *, single: bool) -> Tensor:
-    """The values to judge (B, F): x, or for a counter its increase per second; decides which of the two a series is."""
+def judged(s: Rows, x: Tensor, dt: Tensor, *, single: bool, fixed: int = 0) -> Tensor:
+    """The values to judge (B, F): x, or for a counter its increase per second; decides which of the two a series is if `fixed` is 0."""
+    if fixed:
+        other = s["kind"] != fixed
+        if single:
+            restart(s, (other & (s["born"] > 0))[:, 0])
+        s["kind"] = torch.full_like(s["kind"], fixed)
+        s["born"] = torch.where(other, 0, s["born"]).int()
     last, born = s["last"], s["born"]
     undecided = (born > 0) & (s["kind"] == 0)
     s["rises"] = s["rises"] + (undecided & (x > last)).int()
@@ -84,15 +90,17 @@ def judged(s: Rows, x: Tensor, dt: Tensor, *, single: bool) -> Tensor:
     s["kind"] = torch.where(decide, torch.where(is_counter, 2, 1), s["kind"]).int()
 
     increase = x - last
-    no_counter = (s["kind"] == 2) & (increase < 0) & ~(x < 0.5 * last)
+    no_counter = (s["kind"] == 2) & (increase < 0) & ~(x < 0.5 * last) & (fixed == 0)
     s["kind"] = torch.where(no_counter, 1, s["kind"]).int()
     anew = is_counter | no_counter
     if single:
         restart(s, anew[:, 0])
     s["born"] = torch.where(anew, 0, s["born"]).int()
-    increase = torch.where(increase < 0, x, increase)
+    begun = (increase < 0) & (s["born"] > 0)
+    increase = torch.where(increase < 0, x.clamp(min=0.0), increase)
     ms = torch.where(dt > 0, dt.to(_F8), s["step_ms"][:, 0].clamp(min=1.0).to(_F8))
-    return torch.where(s["kind"] == 2, (increase / (ms[:, None] / 1000.0)).clamp(max=R.VALUE_LIMIT), x)
+    rate = torch.where(begun, s["seen"], (increase / (ms[:, None] / 1000.0)).clamp(max=R.VALUE_LIMIT))
+    return torch.where(s["kind"] == 2, rate, x)
 
 
 def front(s: Rows, y: Tensor, gap: Tensor, *, scaler: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -284,8 +292,13 @@ def joint_evidence(s: Rows, u: Tensor, newest: Tensor) -> tuple[Tensor, Tensor]:
     return both[0] + both[1], part / part.sum(dim=1, keepdim=True)
 
 
-def step_rows(s: Rows, time: Tensor, x: Tensor, network: Autoencoder, shape: Shape, threshold: NDArray[np.float64]) -> dict[str, Tensor]:
-    """Scores one sample of each row: time (B,) in ms, x (B, F). Returns the columns of Verdicts; `s` becomes the state after."""
+def step_rows(
+    s: Rows, time: Tensor, x: Tensor, network: Autoencoder, shape: Shape, threshold: NDArray[np.float64], fixed: int = 0
+) -> dict[str, Tensor]:
+    """Scores one sample of each row: time (B,) in ms, x (B, F). Returns the columns of Verdicts; `s` becomes the state after.
+
+    `fixed` is the kind of all series, 0 where each finds its own.
+    """
     before = dict(s)
     age = s["age"][:, 0]
     known = age > 0
@@ -308,8 +321,11 @@ def step_rows(s: Rows, time: Tensor, x: Tensor, network: Autoencoder, shape: Sha
 
     single = shape.features == 1
     x = x.clamp(-R.VALUE_LIMIT, R.VALUE_LIMIT)
-    y = judged(s, x, dt, single=single)
+    y = judged(s, x, dt, single=single, fixed=fixed)
+    unknown = ~known[:, None] & (fixed == COUNTER_KIND)  # one reading of a counter is no rate yet
+    y = torch.where(unknown, 0.0, y)
     u, d, expected, low, high, guard = front(s, y, gap, scaler=R.SCALER_SAMPLES if single else R.JOINT_SCALER_SAMPLES)
+    s["born"] = torch.where(unknown, 0, s["born"])
     s["last"] = x
     inputs = u[:, None, :] if shape.joint else torch.stack([u, d], dim=2)  # (B, networks, I)
     newest, code = advance(s, network, inputs, shape)
@@ -362,10 +378,11 @@ def rounds(row: NDArray[np.int32]) -> Iterator[NDArray[np.int64]]:
 class TorchBackend:
     """Runs `step_rows` over tiles of the batch on one device."""
 
-    def __init__(self, layout: Layout, artifact: Artifact, threshold: NDArray[np.float64], device: str) -> None:
+    def __init__(self, layout: Layout, artifact: Artifact, threshold: NDArray[np.float64], device: str, fixed_kind: int = 0) -> None:
         torch.backends.cuda.matmul.allow_tf32 = False  # results must not depend on the batch nor differ from the CPU's
         torch.backends.cudnn.allow_tf32 = False
         self._layout, self._threshold, self._device = layout, threshold, torch.device(device)
+        self._fixed_kind = fixed_kind
         self._network = Autoencoder.from_artifact(artifact).to(self._device).eval()
 
     @torch.inference_mode()
@@ -383,7 +400,7 @@ class TorchBackend:
         host[:n], time[:n], value[:n] = pages.buffer[batch.row[samples]], batch.time_ms[samples], batch.value[samples]
         rows = to(host)
         s = unpack(rows, self._layout)
-        out = step_rows(s, to(time), to(value), self._network, self._layout.shape, self._threshold)
+        out = step_rows(s, to(time), to(value), self._network, self._layout.shape, self._threshold, self._fixed_kind)
         repack(s, rows, self._layout)
         pages.buffer[batch.row[samples]] = rows[:n].cpu().numpy()
         for name, column in out.items():

@@ -127,7 +127,7 @@ class _Engine:
         self._capacity = settings.max_series
         self._models = models
         self._device = settings.device
-        self._options = Options(budget_per_day=policy.budget)
+        self._options = Options(budget_per_day=policy.budget, kind=stream.kind)
         self._detectors: dict[str, Detector] = {}
         self.busy_s = 0.0
         """Time spent on streaming, without reading tables and fitting models."""

@@ -65,7 +65,7 @@ def assert_same_bits(a: Verdicts, b: Verdicts) -> None:
 
 def in_torch(detector: Detector, device: str = "cpu") -> Step:
     """The step of the same detector in torch."""
-    backend = TorchBackend(detector.layout, detector.artifact, detector.threshold, device)
+    backend = TorchBackend(detector.layout, detector.artifact, detector.threshold, device, detector.fixed_kind)
 
     def step(pages: Pages, batch: SampleBatch) -> Verdicts:
         n, f = len(batch), detector.features

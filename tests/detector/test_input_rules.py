@@ -218,9 +218,11 @@ def test_rate_of_a_counter_accounts_for_irregular_readings(detector: Detector) -
 
 
 @pytest.mark.parametrize("at", [90, 300, 301, 700])
-def test_reset_of_a_counter_does_not_alarm(detector: Detector, at: int) -> None:
+@pytest.mark.parametrize("lost", [0.0, 0.5, 1.0])
+def test_reset_of_a_counter_does_not_alarm(detector: Detector, at: int, lost: float) -> None:
+    """Whatever part of the step it was not counting."""
     value = requests(1000)
-    value[at:] -= value[at - 1]
+    value[at:] -= value[at - 1] + lost * (value[at] - value[at - 1])
 
     verdicts = feed(detector, every(1000, 10 * SECOND_MS), value)
 

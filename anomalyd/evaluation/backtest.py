@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from anomalyd.app import stream_plan
 from anomalyd.detector import Artifact, Detector, Options
+from anomalyd.detector.detector import Device
 from anomalyd.errors import ConfigError, InputFileError
 from anomalyd.evaluation.gallery import Gallery
 from anomalyd.evaluation.models import Models
@@ -27,6 +28,9 @@ from anomalyd.shard import StreamPlan
 
 STREAM: Final = "backtest"
 """Name of the stream where no configuration gives one."""
+
+
+DetectorMaker = Callable[[Artifact, Device, Options], Detector]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +72,14 @@ def run(
         ConfigError: something cannot be written, or the format is none.
         InputFileError: a file cannot be used, or none has a sample.
     """
-    stream = _stream(settings, format)
+    stream = stream_for(settings, format)
     files = find(paths, lines=format is not None or settings is not None)
-    engine = _Engine(settings or _settings(stream), stream, Models(files, fit=not no_fit, shared=shared))
+    engine = Engine(settings or settings_for(stream), stream, Models(files, fit=not no_fit, shared=shared))
     results = []
     with ExitStack() as stack:
         writer = stack.enter_context(_Writer(out)) if out is not None else None
         gallery = Gallery() if report is not None else None
-        bar = stack.enter_context(_Bar(len(files)))
+        bar = stack.enter_context(Bar(len(files)))
         for file in files:
             bar.start(file)
             table = read_table(file) if file.kind != "lines" else None
@@ -102,7 +106,16 @@ def run(
 # --- what to run --------------------------------------------------------------------------------------------------
 
 
-def _stream(settings: Settings | None, wire_format: str | None) -> StreamSettings:
+def stream_for(settings: Settings | None, wire_format: str | None) -> StreamSettings:
+    """The stream whose names and policies count.
+
+    Args:
+        settings: a configuration; None: the defaults.
+        wire_format: of files that are neither CSV nor npz; None: that of the first stream.
+
+    Raises:
+        ConfigError: there is no such format.
+    """
     if wire_format is not None and wire_format not in FORMATS:
         raise ConfigError(f"--format: got {wire_format!r}, valid are {', '.join(FORMATS)}")
     if settings is None:
@@ -113,26 +126,35 @@ def _stream(settings: Settings | None, wire_format: str | None) -> StreamSetting
     return found or settings.streams[0].model_copy(update={"format": wire_format})
 
 
-def _settings(stream: StreamSettings) -> Settings:
+def settings_for(stream: StreamSettings) -> Settings:
+    """Settings with all defaults, for files that come without a configuration."""
     return Settings(kafka=KafkaSettings(bootstrap_servers="localhost:9092", group_id=STREAM), streams=(stream,))
 
 
-class _Engine:
-    """Detectors and settings that all files share."""
+class Engine:
+    """Detectors and settings that all files share.
 
-    def __init__(self, settings: Settings, stream: StreamSettings, models: Models) -> None:
+    Args:
+        settings: for policy, room and device.
+        stream: whose policy counts.
+        models: the weights for each file.
+        make: of detectors.
+    """
+
+    def __init__(self, settings: Settings, stream: StreamSettings, models: Models, make: DetectorMaker = Detector) -> None:
         policy = settings.policy(stream)
         self._plan: StreamPlan = stream_plan(stream, policy)
         self._decoder = make_decoder(stream.format, FormatOptions(stream.timestamp_unit))
         self._capacity = settings.max_series
         self._models = models
+        self._make = make
         self._device = settings.device
         self._options = Options(budget_per_day=policy.budget, kind=stream.kind)
         self._detectors: dict[str, Detector] = {}
         self.busy_s = 0.0
         """Time spent on streaming, without reading tables and fitting models."""
 
-    def replay(self, file: InputFile, table: Table | None, bar: "_Bar") -> Replay:
+    def replay(self, file: InputFile, table: Table | None, bar: "Bar") -> Replay:
         """A file from a fresh start."""
         artifact = self._models.pretrained if table is None else self._models.for_table(file, table)
         detector = self._detector(artifact)
@@ -149,7 +171,7 @@ class _Engine:
         # State lies in the shards; a detector may serve any number of files.
         name = f"{artifact.hash} {artifact.shape.features}"
         if name not in self._detectors:
-            self._detectors = {name: Detector(artifact, self._device, self._options)}
+            self._detectors = {name: self._make(artifact, self._device, self._options)}
         return self._detectors[name]
 
 
@@ -231,7 +253,7 @@ def _table(results: Sequence[FileResult], totals: dict[str, int]) -> Iterator[st
         yield f"{'total':<{width}}  {totals['series']:>9,}  {totals['samples']:>12,}  {totals['episodes']:>9,}"
 
 
-class _Bar:
+class Bar:
     """Progress on a terminal, nothing elsewhere."""
 
     def __init__(self, files: int) -> None:

@@ -13,12 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, get_args
 
 import structlog
 
 from anomalyd import __version__
 from anomalyd.alerts.episodes import Policy
+from anomalyd.alerts.mutes import EVERY_DAY, Mute
 from anomalyd.batch import Source
 from anomalyd.detector import Detector, Options
 from anomalyd.errors import AnomalydError, KafkaUnavailableError
@@ -30,7 +31,7 @@ from anomalyd.kafka.consumer import Consumer
 from anomalyd.kafka.transactions import writer_of
 from anomalyd.pipeline import DEADLY, Pipeline
 from anomalyd.series import Selection
-from anomalyd.settings import AlertPolicy, Settings, StreamSettings
+from anomalyd.settings import AlertPolicy, Day, MuteSettings, Settings, StreamSettings
 from anomalyd.shard import INTERNAL_ERROR, Observer, Shard, StreamPlan
 from anomalyd.state.chain import PROCESS_BYTES
 from anomalyd.state.ledger import Ledger
@@ -265,11 +266,19 @@ def stream_plan(stream: StreamSettings, policy: AlertPolicy) -> StreamPlan:
             resolve_after_samples=policy.resolve_after_samples,
             critical_score=policy.critical_score,
             direction=policy.direction,
+            mutes=tuple(_mute(mute) for mute in policy.mutes),
         ),
         select=Selection(stream.include, stream.exclude, stream.drop_labels),
         labels=policy.labels,
         annotations=policy.annotations,
     )
+
+
+def _mute(mute: MuteSettings) -> Mute:
+    if mute.start_ms is not None:
+        return Mute(mute.series, start_ms=mute.start_ms, end_ms=mute.end_ms)
+    days = tuple(get_args(Day).index(day) for day in mute.days) or EVERY_DAY
+    return Mute(mute.series, days, mute.from_min, mute.to_min, mute.timezone)
 
 
 def make_ledger(settings: Settings, source: Source, model: str, consumer: Consumer, metrics: Metrics) -> Ledger:

@@ -11,11 +11,13 @@ import os
 import re
 import ssl
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args
+from zoneinfo import ZoneInfo
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
@@ -31,6 +33,8 @@ LONGEST_TOPIC: Final = 249
 
 LONGEST_GAP_S: Final = 7 * 86_400
 """How long a series may stay away without losing its open alert: `alerts.episodes.Policy.max_gap_ms`."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 # --- kinds of values ----------------------------------------------------------------------------------------------
 
@@ -75,6 +79,34 @@ def _label_name(name: str) -> str:
     return name
 
 
+def _sexagesimal(value: object) -> object:
+    """YAML 1.1 takes 22:30 without quotes for a number of base 60, which is the minutes since midnight."""
+    if isinstance(value, int) and not isinstance(value, bool) and 60 <= value <= 24 * 60:
+        return f"{value // 60:02}:{value % 60:02}"
+    return value
+
+
+def _time_of_day(text: str) -> str:
+    found = re.fullmatch(r"([01]?[0-9]|2[0-4]):([0-5][0-9])", text)
+    if found is None or (found[1] == "24" and found[2] != "00"):
+        raise ValueError("must be a time of day from 00:00 to 24:00, such as 22:30")
+    return f"{int(found[1]):02}:{found[2]}"
+
+
+def _time_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (OSError, ValueError, LookupError):
+        raise ValueError("must be a time zone of the IANA database, such as Europe/Berlin or UTC") from None
+    return name
+
+
+def _moment(moment: datetime) -> datetime:
+    if not 1970 <= moment.year < 2100:
+        raise ValueError("must be a moment from 1970 to 2099, such as 2026-03-01T08:00:00+01:00")
+    return moment
+
+
 TopicName = Annotated[str, AfterValidator(_topic_name)]
 StreamName = Annotated[str, AfterValidator(_stream_name)]
 Servers = Annotated[str, AfterValidator(_servers)]
@@ -82,10 +114,14 @@ ExistingFile = Annotated[Path, AfterValidator(_existing_file)]
 LabelName = Annotated[str, AfterValidator(_label_name)]
 Text = Annotated[str, Field(min_length=1)]
 Selector = Annotated[Text, AfterValidator(_selector)]
+TimeOfDay = Annotated[str, BeforeValidator(_sexagesimal), AfterValidator(_time_of_day)]
+TimeZone = Annotated[str, AfterValidator(_time_zone)]
+Moment = Annotated[datetime, AfterValidator(_moment)]
 
 Format = Literal["plain-json", "telegraf-json", "influx"]
 Kind = Literal["auto", "gauge", "counter", "delta"]
 Direction = Literal["both", "above", "below"]
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 Device = Literal["auto", "cpu", "cuda"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "json", "console"]
@@ -229,28 +265,102 @@ class KafkaSettings(_Section):
         return self
 
 
+class MuteSettings(_Section):
+    """A time in which no alert fires: a part of certain days of every week, or one span."""
+
+    series: tuple[Selector, ...] = ()
+    """Selectors of the series that are muted, of which one has to match; none: all. They see a series as alerts name it, without dropped
+    labels."""
+    days: tuple[Day, ...] = ()
+    """Days of the week on which the time begins; none: every day."""
+    from_: TimeOfDay = Field(default="00:00", alias="from")
+    """When it begins, by the clocks of the time zone: `"22:30"`."""
+    to: TimeOfDay = "24:00"
+    """When it is over; earlier than `from` is on the next day."""
+    timezone: TimeZone = "UTC"
+    """Time zone of all times here that name none themselves. Daylight saving is heeded."""
+    start: Moment | None = None
+    """Beginning of a single span, such as `2026-03-01T08:00:00+01:00`, instead of days and times of day."""
+    end: Moment | None = None
+    """End of the span."""
+    reason: str = ""
+    """Why; for people."""
+
+    @property
+    def from_min(self) -> int:
+        """Minutes from midnight to the beginning."""
+        return _minutes(self.from_)
+
+    @property
+    def to_min(self) -> int:
+        """Minutes from midnight to the end."""
+        return _minutes(self.to)
+
+    @property
+    def start_ms(self) -> int | None:
+        """Beginning of the span, milliseconds since the epoch."""
+        return None if self.start is None else self._ms(self.start)
+
+    @property
+    def end_ms(self) -> int | None:
+        """End of the span, milliseconds since the epoch."""
+        return None if self.end is None else self._ms(self.end)
+
+    def _ms(self, moment: datetime) -> int:
+        local = moment if moment.tzinfo is not None else moment.replace(tzinfo=ZoneInfo(self.timezone))
+        # Across offsets first: within one zone Python subtracts clock faces.
+        return round((local.astimezone(UTC) - _EPOCH).total_seconds() * 1000)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        # By value, so that settings that are shown with all their defaults can be loaded again.
+        plain = type(self).model_fields
+        weekly = [name for name in ("days", "from_", "to") if getattr(self, name) != plain[name].default]
+        problems: list[tuple[str, str]] = []
+        if self.start is None and self.end is None:
+            if not weekly:
+                problems.append(
+                    ("days", "missing; give days, from and to, or start and end; to mute series for ever, streams[].exclude them")
+                )
+            elif self.from_min == self.to_min or self.from_ == "24:00" or self.to == "00:00":
+                problems.append(
+                    ("to", f'got "{self.to}" with from "{self.from_}", must be another time of day; a whole day is 00:00 to 24:00')
+                )
+        elif weekly:
+            problems += [(name.rstrip("_"), "does not go with start and end; give a mute of its own") for name in weekly]
+        elif self.start_ms is None or self.end_ms is None:
+            problems.append(("start" if self.start is None else "end", "missing; start and end belong together"))
+        elif self.end_ms <= self.start_ms:
+            problems.append(("end", f"got {_show(str(self.end))}, must be later than start"))
+        _refuse(problems)
+        return self
+
+
 class AlertPolicy(_Section):
     """When a series alerts and what its alerts carry."""
 
     budget: float = Field(default=0.1, gt=0, le=1_000)
     """False alarms that you accept per series and day of event time. Less: fewer alerts, only the strangest; more: more sensitive."""
-    min_duration_s: float = Field(default=0.0, ge=0, le=7 * 86_400)
     min_deviation: float = Field(default=0.0, ge=0)
     """Least distance from the expected value that can alert, in the units of the series (per second for counters); 0: any. Such as 5 for
     a percentage, of which nobody wants to hear that 0.3 is unusual. Of several features the one with the largest share counts."""
     min_deviation_ratio: float = Field(default=0.0, ge=0)
     """The same as a part of the expected value: 0.2 lets values alert that lie a fifth or more away from it; 0: any. With both, both must
     be reached."""
+    min_duration_s: float = Field(default=0.0, ge=0, le=7 * 86_400)
     """How long, in event time, a series must stay anomalous before its alert fires."""
     direction: Direction = "both"
     """Alert on values above what was expected, below it, or both."""
     resolve_after_samples: int = Field(default=10, ge=1, le=100_000)
     """Samples in a row below the threshold that end an episode."""
-    critical_score: float = Field(default=3.0, gt=1)
     reopen_after_s: float = Field(default=0.0, ge=0, le=LONGEST_GAP_S)
     """For a series that flaps: so long after the end of an alert, in event time, no other one of the same series fires. What is still
     anomalous when the time is over fires then."""
+    critical_score: float = Field(default=3.0, gt=1)
     """Score from which an alert's severity is critical instead of warning (1.0 is the threshold)."""
+    mutes: tuple[MuteSettings, ...] = Field(default=(), max_length=100)
+    """Times in which no alert fires, such as maintenance: what is anomalous only then is never told of, what is still anomalous afterwards
+    fires then, and an alert that is open goes on. Event time counts, and learning goes on."""
     labels: dict[LabelName, str] = Field(default_factory=dict)
     """Labels added to every alert, for routing: `team: storage`."""
     annotations: dict[LabelName, str] = Field(default_factory=dict)
@@ -288,7 +398,8 @@ class StreamSettings(_Section):
     drop_labels: tuple[Text, ...] = ()
     """Label names (globs) left out of the series' identity, such as pod uids that change at every deployment."""
     alerts: AlertPolicy = Field(default_factory=AlertPolicy)
-    """Overrides of `alerts.*` for this stream; what is not given here is taken from there. Labels and annotations are added to those."""
+    """Overrides of `alerts.*` for this stream; what is not given here is taken from there. Labels, annotations and mutes are added to
+    those."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -431,15 +542,16 @@ class Settings(BaseSettings):
         own = {name: getattr(stream.alerts, name) for name in stream.alerts.model_fields_set}
         for name in ("labels", "annotations"):
             own[name] = general[name] | own.get(name, {})
+        own["mutes"] = tuple(dict.fromkeys((*general["mutes"], *own.get("mutes", ()))))
         return AlertPolicy.model_validate(general | own)
 
     def effective(self) -> dict[str, Any]:
         """All settings as plain data with defaults resolved and secrets masked: what the instance really runs with."""
-        data = self.model_dump(mode="json")
+        data = self.model_dump(mode="json", by_alias=True)
         data["dead_letters"]["topic"] = self.dead_letter_topic
         data["state"]["prefix"] = self.state_prefix
         for shown, stream in zip(data["streams"], self.streams, strict=True):
-            shown["alerts"] = self.policy(stream).model_dump(mode="json")
+            shown["alerts"] = self.policy(stream).model_dump(mode="json", by_alias=True)
         return data
 
     def summary(self) -> list[str]:
@@ -637,6 +749,11 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _minutes(time_of_day: str) -> int:
+    hours, minutes = time_of_day.split(":")
+    return 60 * int(hours) + int(minutes)
+
+
 def _secret(value: SecretStr | None, file: Path | None, name: str) -> str | None:
     if file is None:
         return value.get_secret_value() if value is not None else None
@@ -693,7 +810,7 @@ def _origin(loc: Sequence[int | str], sources: Mapping[str, str]) -> str | None:
 
 
 def _unknown_key(loc: Sequence[int | str]) -> str:
-    key, valid = str(loc[-1]), list(_model_at(loc[:-1]).model_fields)
+    key, valid = str(loc[-1]), [field.alias or name for name, field in _model_at(loc[:-1]).model_fields.items()]
     if key in _LATER_KEYS and (len(loc) == 1) == (key != "silence"):
         return f"{_path((*loc[:-1], _LATER_KEYS[key]))}: {_LATER}; remove it"
     return f"{_path(loc)}: unknown key{_hint(key, valid)}, valid are {', '.join(valid)}"
@@ -742,6 +859,11 @@ _MUST: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "path_type": lambda _: "must be the path of a file",
     "tuple_type": lambda _: "must be a list",
     "too_short": lambda c: f"must have at least {c['min_length']} entry",
+    "too_long": lambda c: f"must have at most {c['max_length']} entries",
+    **dict.fromkeys(
+        ("datetime_type", "datetime_parsing", "datetime_from_date_parsing", "datetime_object_invalid"),
+        lambda _: "must be a moment such as 2026-03-01T08:00:00+01:00",
+    ),
     "dict_type": lambda _: "must be a mapping",
     "model_type": lambda _: "must be a mapping",
     "model_attributes_type": lambda _: "must be a mapping",

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from anomalyd.alerts.episodes import Episodes, Policy, Transitions
 from anomalyd.alerts.messages import Message, MessageBuilder, Model
+from anomalyd.alerts.mutes import Mutes
 from anomalyd.alerts.rarity import Rarity
 from anomalyd.batch import LATE, REPEATED, Record, SampleBatch, Source, Verdicts
 from anomalyd.detector import Detector, Pages
@@ -196,6 +197,7 @@ class Shard:
         self._detector = detector
         self._decoder = decoder
         self._episodes = Episodes(stream.policy, self.pages.episodes)
+        self._mutes = Mutes(stream.policy.mutes)
         self._state = ShardState(self.index, self.pages, self._episodes, detector, reading)
         calibration = detector.artifact.calibration
         self._messages = MessageBuilder(
@@ -436,7 +438,7 @@ class Shard:
         verdicts = self._detector.step(self.pages, batch)
         stepped = time.perf_counter()
         muted, flapping = self._episodes.muted, self._episodes.flapping
-        transitions = self._episodes.advance(batch, verdicts, lapsed)
+        transitions = self._episodes.advance(batch, verdicts, lapsed, self._mutes.column(batch, verdicts, self.index.keys))
         alerts: list[OutgoingAlert] = []
         if len(transitions):
             self._told.update(self.index.keys[row] or "" for row in transitions.row.tolist())

@@ -37,13 +37,14 @@ def metrics() -> str:
 def _section(model: type[BaseModel], prefix: str) -> Iterator[str]:
     """The keys of a mapping as a table, then its sections."""
     schema = model.model_json_schema()["properties"]
-    plain = {name: field for name, field in model.model_fields.items() if next(models_in(field.annotation), None) is None}
+    fields = {field.alias or name: field for name, field in model.model_fields.items()}
+    plain = {name: field for name, field in fields.items() if next(models_in(field.annotation), None) is None}
     if plain:
         yield from ["", "| key | default | valid | says |", "|---|---|---|---|"]
         yield from (
             f"| `{prefix}{name}` | {_default(field)} | {_valid(field, schema[name])} | {_prose(field)} |" for name, field in plain.items()
         )
-    for name, field in model.model_fields.items():
+    for name, field in fields.items():
         inner = next(models_in(field.annotation), None)
         if inner is not None:
             path = f"{prefix}{name}" + ("[]" if "tuple" in str(field.annotation) else "")
@@ -77,9 +78,11 @@ def _kind(kind: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in kind.get("enum", [kind.get("const")]))
     name = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true`, `false`"}.get(kind["type"], "")
     if kind["type"] == "array":
-        return "list of texts"
+        return f"list of {_kind(kind['items'])}" if "enum" in kind["items"] else "list of texts"
     if kind["type"] == "object":
         return "mapping of texts"
+    if kind.get("format") == "date-time":
+        return "date and time"
     if kind.get("format") in {"path", "file-path"}:
         return "file"
     low, above, high = kind.get("minimum"), kind.get("exclusiveMinimum"), kind.get("maximum")

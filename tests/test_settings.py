@@ -139,6 +139,28 @@ def test_stream_can_override_back_to_the_default(write: Write) -> None:
     assert settings.policy(settings.streams[0]).direction == "both"
 
 
+def test_mutes_of_a_stream_are_added_and_times_need_no_quotes(write: Write) -> None:
+    """YAML 1.1 reads 22:30 as a number; what it stands for is the same time of day."""
+    text = """
+kafka: {bootstrap_servers: "a:1"}
+alerts:
+  mutes: [{series: ["cpu.*"], days: [sat, sun], from: 22:30, to: 04:00, timezone: Europe/Berlin, reason: backups}]
+streams:
+- name: hosts
+  topics: [metrics]
+  format: influx
+  alerts: {mutes: [{start: 2026-03-29 00:00:00, end: 2026-03-30, timezone: Europe/Berlin}]}
+"""
+    settings = load(write(text))
+    weekly, span = settings.policy(settings.streams[0]).mutes
+
+    assert (weekly.series, weekly.days, weekly.from_min, weekly.to_min) == (("cpu.*",), ("sat", "sun"), 22 * 60 + 30, 4 * 60)
+    assert (weekly.timezone, weekly.start_ms) == ("Europe/Berlin", None)
+    assert span.start_ms is not None
+    assert span.end_ms is not None
+    assert (span.start_ms, span.end_ms - span.start_ms) == (1_774_738_800_000, 23 * 3_600_000)  # clocks go forward that day
+
+
 # --- environment --------------------------------------------------------------------------------------------------
 
 
@@ -209,6 +231,11 @@ def test_settings_built_in_code_do_not_read_the_environment(monkeypatch: pytest.
     assert Settings.model_validate(SMALLEST).kafka.bootstrap_servers == "127.0.0.1:9092"
 
 
+def mute(**fields: object) -> dict[str, Any]:
+    """The section with one mute."""
+    return {"alerts": {"mutes": [fields]}}
+
+
 # --- what is refused ----------------------------------------------------------------------------------------------
 
 
@@ -221,6 +248,22 @@ def test_settings_built_in_code_do_not_read_the_environment(monkeypatch: pytest.
         ({"alerts": {"min_deviation": -1}}, "alerts.min_deviation: got -1, must be at least 0"),
         ({"alerts": {"min_deviation_ratio": "20%"}}, 'alerts.min_deviation_ratio: got "20%", must be a number'),
         ({"streams": [STREAM | {"alerts": {"reopen_after_s": 1e6}}]}, "streams[0].alerts.reopen_after_s: got 1000000.0, must be at most"),
+        (mute(days=["sunday"]), 'alerts.mutes[0].days[0]: got "sunday", valid are mon, tue, wed, thu, fri, sat, sun (did you mean sun?)'),
+        (mute(days=["mon"], timezone="Berlin"), 'alerts.mutes[0].timezone: got "Berlin", must be a time zone of the IANA database'),
+        (mute(**{"from": "22:60"}), 'alerts.mutes[0].from: got "22:60", must be a time of day from 00:00 to 24:00'),
+        (mute(**{"from": 22}), "alerts.mutes[0].from: got 22, must be text"),
+        (mute(to="24:01"), 'alerts.mutes[0].to: got "24:01", must be a time of day'),
+        (mute(**{"from": "08:00", "to": "8:00"}), 'alerts.mutes[0].to: got "08:00" with from "08:00", must be another time of day'),
+        (mute(form="08:00"), "alerts.mutes[0].form: unknown key (did you mean from?), valid are series, days, from, to, timezone"),
+        (mute(series=["net{host"], days=["mon"]), 'alerts.mutes[0].series[0]: got "net{host", '),
+        (mute(series=["cpu"]), "alerts.mutes[0].days: missing; give days, from and to, or start and end"),
+        (mute(start="2026-03-01T08:00:00"), "alerts.mutes[0].end: missing; start and end belong together"),
+        (mute(start="2026-03-01T08:00:00", end="2026-03-01T08:00:00"), 'alerts.mutes[0].end: got "2026-03-01 08:00:00", must be later'),
+        (mute(start="2026-03-01", end="2026-03-02", days=["mon"]), "alerts.mutes[0].days: does not go with start and end"),
+        (mute(start="soon", end="2026-03-02"), 'alerts.mutes[0].start: got "soon", must be a moment such as 2026-03-01T08:00:00+01:00'),
+        (mute(start="0001-01-01", end="2026-03-02"), 'alerts.mutes[0].start: got "0001-01-01", must be a moment from 1970'),
+        ({"alerts": {"mutes": {"days": ["mon"]}}}, "alerts.mutes: got a mapping, must be a list"),
+        ({"alerts": {"mutes": [{"days": ["mon"]}] * 101}}, "alerts.mutes: got a list, must have at most 100 entries"),
         ({"alerts": {"budget": None}}, "alerts.budget: got nothing, must be a number"),
         ({"alerts": {"bugdet": 1}}, "alerts.bugdet: unknown key (did you mean budget?), valid are budget, min_deviation, "),
         ({"alerts": {"labels": {"team": 5}}}, "alerts.labels.team: got 5, must be text; put it in quotes"),
@@ -466,7 +509,9 @@ def test_tls_context_follows_the_settings(write: Write, tmp_path: Path) -> None:
 
 
 def test_effective_settings_load_again_as_the_same(write: Write) -> None:
-    settings = load(write(streams=[STREAM | {"alerts": {"budget": 0.5}, "include": ["cpu.*"]}], alerts={"labels": {"team": "a"}}))
+    mutes = [{"days": ["sat"], "from": "20:00"}, {"start": "2026-03-01T08:00:00+01:00", "end": "2026-03-02"}]
+    own = {"budget": 0.5, "mutes": [{"series": ["cpu.*"], "to": "06:00"}]}
+    settings = load(write(streams=[STREAM | {"alerts": own, "include": ["cpu.*"]}], alerts={"labels": {"team": "a"}, "mutes": mutes}))
     again = load(write(yaml.safe_dump(settings.effective(), sort_keys=False)))
 
     assert again.effective() == settings.effective()
@@ -507,6 +552,6 @@ def test_every_key_is_described() -> None:
 
 def keys(model: type[BaseModel]) -> list[str]:
     return [
-        *model.model_fields,
+        *(field.alias or name for name, field in model.model_fields.items()),
         *(key for field in model.model_fields.values() for inner in models_in(field.annotation) for key in keys(inner)),
     ]

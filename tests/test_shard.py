@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from anomalyd.alerts.episodes import Episodes, Policy
 from anomalyd.alerts.messages import Message, MessageBuilder
+from anomalyd.alerts.mutes import Mute
 from anomalyd.batch import SampleBatch, Source, Verdicts
 from anomalyd.detector import Detector
 from anomalyd.formats import Decoded, Decoder, make_decoder
@@ -86,6 +87,21 @@ def test_the_policy_of_the_stream_holds_alerts_back_and_counts_them(detector: De
     assert told(reopen_after_ms=3_600_000) == (1, 1)
     assert told(min_deviation=2_000.0) == (0, 0)
     assert told(min_deviation=10.0, min_deviation_ratio=0.1) == (2, 0)
+
+
+def test_a_muted_incident_is_learned_and_counted_and_not_told(detector: Detector) -> None:
+    """The incident of one series lies in the window, that of the other does not match the selector."""
+    start_ms = 1000 * (START_S + STEP_S * 500)
+    window = Mute(("load",), start_ms=start_ms, end_ms=start_ms + 3_600_000)
+    both = [value for record in incident() for value in (record, record.replace(b"load", b"other"))]
+    plain, muted = shard(detector), shard(detector, policy=Policy(mutes=(window,)))
+
+    told, outcome = values_of(plain.process(records(both))), muted.process(records(both))
+
+    assert {alert["series"]["key"] for alert in told} == {"load", "other"}
+    assert values_of(outcome) == [alert for alert in told if alert["series"]["key"] == "other"]
+    assert outcome.muted == 1
+    assert (muted.pages.field("mean") == plain.pages.field("mean")).all()
 
 
 @settings(max_examples=15, deadline=None)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomalyd.alerts.machine import ABOVE, BELOW, EPISODE, INACTIVE, OPEN, RESOLVED, TRANSITION, run
+from anomalyd.alerts.mutes import Mute
 from anomalyd.batch import COUNTER, SampleBatch, Verdicts
 from anomalyd.errors import ConfigError
 
@@ -43,6 +44,8 @@ class Policy:
     """Event time after which an open episode is told of again, changed or not."""
     max_gap_ms: int = 7 * 24 * 3_600_000
     """Event time without a sample after which an episode does not go on. Long, because a weekly series is a series too."""
+    mutes: tuple[Mute, ...] = ()
+    """Times in which no alert fires."""
 
     def __post_init__(self) -> None:
         if self.direction not in _SIDES:

@@ -1,12 +1,13 @@
 """A detector that is cheap, exact and forgets nothing: every sample is folded into the row, and every score depends on all of them."""
 
 import struct
+from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
 
 from anomalyd.batch import ARMED, LATE, REPEATED, WARMUP, SampleBatch, Verdicts
-from anomalyd.detector import Layout, Pages, Shape
+from anomalyd.detector import Calibration, Layout, Options, Pages, Shape
 from anomalyd.detector.detector import ModelInfo
 
 HOT: Final = 90.0
@@ -27,6 +28,8 @@ class FoldingDetector:
     def __init__(self) -> None:
         self.layout = Layout(Shape(features=1, units=2, layers=1, latent=1, joint=False))
         self.model = ModelInfo("folding", "1", "f" * 64)
+        self.options = Options()
+        self.artifact = SimpleNamespace(calibration=Calibration(0.0, 1.0, 1.0))
 
     def new_pages(self, capacity: int) -> Pages:
         pages = Pages(self.layout, capacity)

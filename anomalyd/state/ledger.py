@@ -283,7 +283,7 @@ class Ledger:
         offsets = await self._surely(work.messages, entries, position)
         reached("after-commit")
 
-        self._last, self._known = position, max(self._known, offsets[-1])
+        self._last, self._known = position, max(self._known, offsets[-1])  # behind a doubt it is the fence that is known
         for (key, value), offset in zip(entries[:-1], offsets, strict=False):
             if value is None:
                 self._live.pop(key, None)
@@ -325,12 +325,15 @@ class Ledger:
             try:
                 if self._writer is None:
                     raise DeliveryError("the writer was closed")
-                return await self._writer.commit(messages, entries, singly=singly)
+                written = await self._writer.commit(messages, entries, singly=singly)
             except TooLargeError as error:
                 messages, singly = (messages if error.instead is None else error.instead), error.instead is None
                 reason = str(error)
             except DeliveryError as error:
                 reason = str(error)
+            else:
+                self._check_ahead(written[0])
+                return written
             _log.warning("commit_in_doubt", **self._where, reason=reason)
             if (offsets := await self._resolve(entries, position)) is not None:
                 return offsets
@@ -346,6 +349,7 @@ class Ledger:
                 raise LostError("the group has given it to another")
             try:
                 fence = await self._open("doubt")
+                self._check_ahead(fence)
                 tail = await self._tail(fence)
             except DeliveryError as error:
                 _log.warning("claim_failed", **self._where, reason=str(error))
@@ -356,6 +360,14 @@ class Ledger:
                 return None
             offsets = {key: offset for offset, key, _ in tail if known < offset <= found}
             return [offsets[entry.key] for entry in entries]
+
+    def _check_ahead(self, offset: int) -> None:
+        """What is written lies behind all that we know of; else that is gone, and whoever reads on from there finds nothing."""
+        if offset <= self._known:
+            raise StateError(
+                f"state of {self.source.topic}/{self.source.partition}: the changelog was made anew, or has lost its end: offset "
+                f"{self._known} was written, and now {offset}; what was learned is gone, see `anomalyd state restart --help`"
+            )
 
     async def _tail(self, fence: int) -> list[LogRecord]:
         reader = self._open_reader()

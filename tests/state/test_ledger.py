@@ -266,6 +266,21 @@ async def test_after_a_doubt_everything_is_there_exactly_once(rig: Rig, failures
     assert [found.position for found in rig.pages] == [10]
 
 
+@pytest.mark.parametrize("failures", [["silent"], ["lost"], []])
+async def test_a_changelog_made_anew_under_its_owner_is_noticed_and_nothing_is_written_twice(rig: Rig, failures: list[str]) -> None:
+    """The tail behind what is known would be empty, as after a transaction that was lost."""
+    owner, _ = await rig.claim()
+    for position in range(10, 60, 10):
+        await owner.commit(work(position))
+    rig.log.records.clear()
+    rig.log.failures += failures
+
+    with pytest.raises(StateError, match="changelog was made anew"):
+        await owner.commit(work(60, messages=["alert"]))
+
+    assert len(rig.log.messages) <= 1
+
+
 async def test_the_one_who_was_replaced_hears_of_it_and_changes_nothing(rig: Rig) -> None:
     first, _ = await rig.claim()
     await first.commit(work(10, messages=["mine"]))

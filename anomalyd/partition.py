@@ -105,6 +105,9 @@ class Partition:
         if restored.position is None:
             return None
         self.read_from = self.position = restored.replay_from
+        # The oldest is due at once: part of a turn had gone by when the last owner died, and owners that live for less than a turn, one
+        # after the other, would never write anything.
+        self.allowance = 1.0
         where = {"topic": self.source.topic, "partition": self.source.partition}
         self.trial = after_deaths(restored.trial, restored.claims, restored.position)
         if self.trial is not None:

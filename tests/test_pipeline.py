@@ -635,6 +635,19 @@ async def test_pages_go_out_in_turn_even_when_nothing_arrives() -> None:
         await until(lambda: any(work.pages for _, work in it.durable.written), "the page")
 
 
+async def test_the_oldest_page_goes_out_as_soon_as_an_owner_has_replayed() -> None:
+    """Owners that live for less than a turn would never write one, and each would have more to replay than the one before."""
+    durable = Durable(restored={ZERO: Restored(10, 4)})
+    async with rig(take={ZERO: 0}, turn_s=3_600, durable=durable) as it:
+        it.shards[ZERO][0].dirty = [0, 1, 2]
+        it.records.put((ZERO, 4, 6))
+        await until(lambda: any(work.pages for _, work in durable.written), "the page")
+        it.records.put((ZERO, 10, 5))
+        await until(lambda: durable.positions == {ZERO: 15}, "what is new")
+
+        assert it.shards[ZERO][0].dirty == [1, 2]
+
+
 async def test_input_that_a_replay_needs_and_that_is_gone_is_told() -> None:
     durable = Durable(restored={ZERO: Restored(10, 4)})
     async with rig(take={}, durable=durable) as it:

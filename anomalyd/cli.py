@@ -9,12 +9,15 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 
 from anomalyd import __version__
 from anomalyd.errors import AnomalydError
+
+if TYPE_CHECKING:
+    from anomalyd.evaluation.sets import Half
 
 
 def _commands() -> typer.Typer:
@@ -77,6 +80,8 @@ def anomalyd(
     \b
       anomalyd demo                          no Kafka needed: this host's metrics and a fleet with incidents
       anomalyd backtest my-metrics.csv       what it would have said about your history
+      anomalyd explain my-metrics.csv        and why: the strangest moment in it, taken apart
+      anomalyd evaluate nab --data NAB       how well it detects, on labelled streams
 
     Then point it at your cluster. A good first config.yaml:
 
@@ -106,6 +111,7 @@ def run(config: ConfigOption = None) -> None:
 
     Works from the first record with the model that ships; needs no training. SIGTERM or Ctrl-C: it finishes the batch,
     commits, leaves the group (unless kafka.group_instance_id is set) and exits 0. With Kafka away it waits and says so.
+    SIGHUP: it reads the configuration again and takes over the alert policies.
 
     \b
     Examples:
@@ -124,7 +130,7 @@ def run(config: ConfigOption = None) -> None:
 
     from anomalyd.app import run as run_daemon
 
-    raise typer.Exit(run_daemon(settings))
+    raise typer.Exit(run_daemon(settings, lambda: load(config)))
 
 
 @app.command()
@@ -191,6 +197,118 @@ def backtest(
     settings = load(config) if config is not None else None
     code = run_backtest(
         paths=paths, settings=settings, out=out, report=report, json_output=json_output, format=format_, no_fit=no_fit, shared=shared
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def evaluate(
+    set_: Annotated[str, typer.Argument(metavar="SET", help="nab, smd, asd, jumpstarter, kpi; or folder: any labelled CSV and npz.")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Where the set lies: its folder, or the one above.")],
+    detector: Annotated[str, typer.Option(metavar="NAME", help="anomalyd, or a baseline; a wrong name lists them.")] = "anomalyd",
+    compare: Annotated[
+        str, typer.Option(metavar="NAME,NAME", help="Others on the same streams, with differences stream by stream; all: every baseline.")
+    ] = "",
+    config: ConfigOption = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write scores (one npz for each stream) and alerts.jsonl here.")] = None,
+    report: ReportOption = None,
+    json_output: JsonOption = False,
+    no_fit: Annotated[bool, typer.Option("--no-fit", help="Streams with train and test: fit nothing on train.")] = False,
+    shared: Annotated[bool, typer.Option("--shared", help="Streams with train and test: one joint model for the set.")] = False,
+    seed: Annotated[int, typer.Option(help="Of what is trained or drawn.")] = 0,
+    half: Annotated[str | None, typer.Option(metavar="choose|hold", help="One half of the streams, by a hash of their names.")] = None,
+    cold_start: Annotated[bool, typer.Option("--cold-start", help="Also begin fresh in front of each labelled segment.")] = False,
+) -> None:
+    """Measure detection on a labelled set: each row is scored before it is learned, no row is seen twice.
+
+    Rankings (auc_pr, best_f1, vus_pr) say how well anomalous rows stand out at any threshold; event_recall, median_delay_s
+    and false_episodes_per_series_day say what people would have got at the threshold that alerts.budget sets. Scores are
+    never adjusted by the labels. For nab, its own score in three profiles.
+
+    \b
+    Examples:
+      anomalyd evaluate nab --data NAB
+      anomalyd evaluate kpi --data sets --compare robust-z,seasonal-z --report kpi.html
+      anomalyd evaluate smd --data sets --seed 1 --json | tail -1
+    """
+    if half not in (None, "choose", "hold"):
+        raise typer.BadParameter("valid are choose, hold", param_hint="--half")
+    _log_warnings()
+    from anomalyd.evaluation.evaluate import run as run_evaluate
+    from anomalyd.settings import load
+
+    code = run_evaluate(
+        set_,
+        data,
+        load(config) if config is not None else None,
+        detector=detector,
+        compare=tuple(name for name in compare.split(",") if name),
+        out=out,
+        report=report,
+        json_output=json_output,
+        no_fit=no_fit,
+        shared=shared,
+        seed=seed,
+        half=cast("Half | None", half),
+        cold_start=cold_start,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def explain(
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="History: CSV, CSV.gz, npz, or JSON lines with --format.")] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="The newest sample of FILE up to this time: ISO 8601 or epoch.  [default: the strangest]"),
+    ] = None,
+    row: Annotated[int | None, typer.Option(min=0, help="The sample in this row of FILE, counted as source.offset of alerts.")] = None,
+    series: Annotated[str | None, typer.Option(metavar="KEY", help="As alerts say it in series.key.  [default: the only one]")] = None,
+    config: ConfigOption = None,
+    topic: TopicOption = None,
+    partition: PartitionOption = None,
+    report: ReportOption = None,
+    json_output: JsonOption = False,
+    format_: Annotated[
+        str | None, typer.Option("--format", metavar="FORMAT", help="FILE is JSON lines or line protocol in this stream format.")
+    ] = None,
+    no_fit: Annotated[bool, typer.Option("--no-fit", help="FILE with train and test: do not fit on train first.")] = False,
+) -> None:
+    """Why was it strange? What the model saw, what each channel says, what the network remembers.
+
+    With a FILE the production engine runs over it, and one sample is explained: by the evidence of each channel against the threshold, the
+    window that the network saw with its reconstruction, its gates, how long its cells remember, and which of them are in a state that is
+    unusual for this series. An alert's series.key, source.offset (--row) and event_time (--at) say which sample it was about.
+
+    Without a FILE the newest state of a series is read from the changelogs, while the daemon runs or not: what it has learned, what it
+    expects next, what its cells hold against other series. Only reads.
+
+    \b
+    Examples:
+      anomalyd explain cpu.csv
+      anomalyd explain cpu.csv --at 2026-01-01T12:00:00Z --report why.html
+      anomalyd explain dump.jsonl --format plain-json --series 'queue_depth{host="web-01"}' --row 700 --json
+      anomalyd explain -c config.yaml --series 'cpu.usage{host="web-01"}'
+    """
+    from anomalyd.settings import load
+
+    settings = load(config) if config is not None else None
+    _log_warnings()
+
+    from anomalyd.evaluation.explain.command import run as run_explain
+
+    code = run_explain(
+        path=file,
+        settings=settings,
+        series=series,
+        at=at,
+        row=row,
+        topic=topic,
+        partition=partition,
+        report=report,
+        json_output=json_output,
+        format=format_,
+        no_fit=no_fit,
     )
     raise typer.Exit(code)
 

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import msgspec
@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 
 from anomalyd.alerts.episodes import Policy
 from anomalyd.alerts.messages import load_schema
+from anomalyd.alerts.mutes import Mute
+from anomalyd.alerts.timeline import read, written
 from anomalyd.batch import ARMED, LATE, REPEATED, WARMUP, SampleBatch, Source, Verdicts
 from anomalyd.detector import Detector, Pages
 from anomalyd.detector.detector import ModelInfo
 from anomalyd.formats import make_decoder
 from anomalyd.shard import Outcome, Shard, StreamPlan
 from anomalyd.state.codec import Episode, Forgotten, Page, decode, episode_key, forgotten_key
+from anomalyd.state.ledger import needed
 from anomalyd.state.ports import Restored
 
 TTL_MS = 3_600_000
@@ -105,6 +108,8 @@ class Log:
     pages: dict[bytes, bytes] = field(default_factory=dict)
     episodes: dict[str, Episode] = field(default_factory=dict)
     forgotten: dict[bytes, Forgotten] = field(default_factory=dict)
+    policies: list[tuple[int, str]] = field(default_factory=list)
+    """All that were ever in force."""
     told: list[Any] = field(default_factory=list)
     divergences: int = 0
 
@@ -112,6 +117,7 @@ class Log:
         for outcome in outcomes:
             self.told += told(outcome)
             self.divergences += outcome.divergences
+            self.policies += outcome.policies
             for key, page in outcome.pages.items():
                 if page is None:
                     self.pages.pop(key, None)
@@ -141,7 +147,8 @@ class Log:
         for gone in self.forgotten.values():
             for series in gone.keys:
                 forgotten[series] = max(gone.offset, forgotten.get(series, -1))
-        return Restored(self.position, self.replay_from, self.stream_time_ms, dict(self.episodes), forgotten)
+        policies = needed(tuple(self.policies), self.replay_from)
+        return Restored(self.position, self.replay_from, self.stream_time_ms, dict(self.episodes), forgotten, policies=policies)
 
     def into(self, fresh: Shard) -> Shard:
         for page in self.read_pages():
@@ -191,9 +198,27 @@ class Act(NamedTuple):
     snapshots: int
     then: str
     """go on, commit or crash."""
+    policy: Policy | None = None
+    """Adopted before that."""
 
 
-ACTS = st.builds(Act, st.integers(1, 12), st.sampled_from([0, 1, 2, 20]), st.sampled_from(["go on", "go on", "commit", "commit", "crash"]))
+POLICIES = (
+    POLICY,
+    replace(POLICY, min_duration_ms=15_000, min_deviation=0.5, direction="above"),
+    replace(POLICY, reopen_after_ms=120_000, resolve_after_samples=1),
+    replace(
+        POLICY,
+        critical_score=1.5,
+        mutes=(Mute(('{h=~"[0-3]"}',), from_min=0, to_min=30), Mute(start_ms=START_MS, end_ms=START_MS + 40_000)),
+    ),
+)
+ACTS = st.builds(
+    Act,
+    st.integers(1, 12),
+    st.sampled_from([0, 1, 2, 20]),
+    st.sampled_from(["go on", "go on", "commit", "commit", "crash"]),
+    st.sampled_from([None, None, *POLICIES]),
+)
 
 
 def live_through(make: Callable[[], Shard], records: list[Record], acts: Sequence[Act]) -> tuple[Log, Shard]:
@@ -201,11 +226,15 @@ def live_through(make: Callable[[], Shard], records: list[Record], acts: Sequenc
     log, current, pending = Log(), make(), list[Outcome]()
     current.begin(Restored())
     position = 0
-    plan = iter(acts)
+    plan, adopted = iter(acts), current.stream
     while True:
         act = next(plan, Act(5, 1, "commit"))
+        if act.policy is not None:
+            adopted = StreamPlan("hosts", act.policy)
+            current.adopt(adopted)
         if act.then == "crash":
             current, pending = log.into(make()), []
+            current.adopt(adopted)
             position = log.replay_from if log.position is not None else 0
             continue
         part = [record for record in records if record.offset >= position][: act.records]
@@ -227,10 +256,20 @@ def live_through(make: Callable[[], Shard], records: list[Record], acts: Sequenc
     return log, current
 
 
+def live_on(shard: Shard, records: list[Record], policies: Sequence[tuple[int, str]]) -> Outcome:
+    """Records through one shard that never stops and adopts each policy at its offset."""
+    whole = Outcome()
+    for (start, text), end in zip(policies, [*(offset for offset, _ in policies[1:]), records[-1].offset + 1], strict=True):
+        shard.adopt(StreamPlan("hosts", read(text)))
+        whole.add(shard.process([record for record in records if start <= record.offset < end], end))
+    assert whole.policies == list(policies)
+    return whole
+
+
 def assert_equal_lives(make: Callable[[], Shard], records: list[Record], acts: Sequence[Act]) -> None:
-    golden = make()
-    whole = golden.process(records)
     log, survivor = live_through(make, records, acts)
+    golden = make()
+    whole = live_on(golden, records, log.policies)
 
     assert split(log.told) == split(told(whole))
     assert survivor.digest() == golden.digest()
@@ -251,6 +290,34 @@ def test_crashes_snapshots_and_batches_change_nothing(plain: Plain, entries: lis
 
 
 # --- one thing at a time
+
+
+def test_a_replay_judges_by_the_policy_that_was_in_force(plain: Plain) -> None:
+    """A crash between a change of policy and the next page: what a mute of before had withheld is not told, what came after it is."""
+    muted, open_minded = replace(POLICY, mutes=(Mute(start_ms=START_MS, end_ms=START_MS + 3_600_000),)), POLICY
+    values = [*([0.0] * 4), *([9.0] * 3), *([0.0] * 40), *([9.0] * 3), *([0.0] * 40)]
+    records = [Record(line("a", START_MS + 1000 * i, value).encode(), i) for i, value in enumerate(values)]
+
+    def born() -> Shard:
+        return shard(plain, policy=open_minded)
+
+    for crash_after in range(50, len(records), 10):
+        acts = [Act(2, 20, "commit", muted), Act(18, 0, "commit"), Act(crash_after - 20, 0, "commit", open_minded), Act(0, 0, "crash")]
+        log, _ = live_through(born, records, acts)
+        assert log.policies == [(0, written(muted)), (20, written(open_minded))]
+        assert [alert.source.offset for alert, _ in log.told if alert.status == "firing"] == [47]
+        assert_equal_lives(born, records, acts)
+
+
+def test_state_of_a_release_without_policies_is_replayed_under_the_present_one(plain: Plain) -> None:
+    log = Log()
+    log.commit([shard(plain).process(churn(60, 3))])
+    log.policies.clear()
+
+    outcome = log.into(shard(plain, policy=POLICIES[1])).process(churn(70, 3))
+
+    assert (outcome.replayed, outcome.records) == (60, 10)
+    assert outcome.policies == [(60, written(POLICIES[1]))]
 
 
 def churn(n: int, series: int, seed: int = 1, first: int = 0) -> list[Record]:
@@ -519,9 +586,11 @@ def test_what_was_told_wins_over_what_a_replay_finds(plain: Plain) -> None:
     records = [Record(line("a", START_MS + 1000 * i, value).encode(), i) for i, value in enumerate(values)]
     log = Log()
     log.commit([shard(plain).process(records[:4])])
-    deaf = shard(plain, policy=Policy(resolve_after_samples=2, direction="below"))
+    # Another processor is not to be had here; a replay that judges otherwise is.
+    deaf = Policy(resolve_after_samples=2, direction="below")
+    log.policies = [(0, written(deaf))]
 
-    outcome = log.into(deaf).process(records)
+    outcome = log.into(shard(plain, policy=deaf)).process(records)
 
     assert outcome.divergences == 1
     assert outcome.replayed == 4
@@ -529,6 +598,7 @@ def test_what_was_told_wins_over_what_a_replay_finds(plain: Plain) -> None:
 
     quiet = Log()
     quiet.commit([shard(plain, policy=Policy(direction="below")).process(records[:4])])
+    quiet.policies.clear()
     heard = quiet.into(shard(plain)).process(records)
     assert heard.divergences == 1
     assert heard.alerts == []
@@ -555,7 +625,8 @@ def test_a_series_that_was_forgotten_does_not_come_back_from_an_older_page(plain
     older = one.process([Record(line(f"s{i}", START_MS, i).encode(), i) for i in range(5)], snapshots=3).pages
     newer = two.process([Record(line("s4", START_MS + 60_000, 1).encode(), 11)], snapshots=1).pages
     key = forgotten_key(15, 0)
-    log = Log(20, 12, START_MS, older | newer, forgotten={key: Forgotten(15, ['m.v{h="s4"}'])})
+    pages = {page: value for page, value in (older | newer).items() if value is not None}
+    log = Log(20, 12, START_MS, pages, forgotten={key: Forgotten(15, ['m.v{h="s4"}'])})
 
     after = log.into(shard(plain, 8))
     log.commit([after.process([Record(line("z", START_MS, 1).encode(), 20 + i)], snapshots=i) for i in range(2)])

@@ -77,7 +77,7 @@ def run(
     engine = Engine(settings or settings_for(stream), stream, Models(files, fit=not no_fit, shared=shared))
     results = []
     with ExitStack() as stack:
-        writer = stack.enter_context(_Writer(out)) if out is not None else None
+        writer = stack.enter_context(Writer(out)) if out is not None else None
         gallery = Gallery() if report is not None else None
         bar = stack.enter_context(Bar(len(files)))
         for file in files:
@@ -93,7 +93,7 @@ def run(
                 gallery.hang(replay, table)
     took_s = engine.busy_s
     if report is not None and gallery is not None:
-        _write_text(report, gallery.page([asdict(result) for result in results], took_s))
+        write_text(report, gallery.page([asdict(result) for result in results], took_s))
     if not any(result.samples for result in results):
         raise InputFileError("no sample could be used: nothing was scored")
     _print(results, took_s, json_output=json_output)
@@ -178,7 +178,7 @@ class Engine:
 # --- what comes out -----------------------------------------------------------------------------------------------
 
 
-class _Writer:
+class Writer:
     """Writes scores and alerts into a folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -223,7 +223,8 @@ def columns(trace: Trace, *, lines: bool = False) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Writes a report. Raises ConfigError."""
     try:
         path.write_text(text, "utf-8")
     except OSError as error:

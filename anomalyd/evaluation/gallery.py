@@ -38,7 +38,7 @@ class Gallery:
             if len(self._charts) == self._size and rank < self._charts[0][:2]:
                 break
             key = trace.keys[series]
-            chart = _chart(trace, series, tuple(episodes(alerts.get(key, ()))), _truth(table))
+            chart = chart_of(trace, np.flatnonzero(trace.series == series), tuple(episodes(alerts.get(key, ()))), table)
             push = heapq.heappushpop if len(self._charts) == self._size else heapq.heappush
             push(self._charts, (*rank, chart))
 
@@ -79,23 +79,32 @@ def epoch_ms(moment: str) -> int:
     return round(datetime.fromisoformat(moment).timestamp() * 1000)
 
 
-def _chart(trace: Trace, series: int, found: tuple[Episode, ...], windows: tuple[Window, ...]) -> Chart:
-    own = np.flatnonzero(trace.series == series)
+def chart_of(trace: Trace, rows: NDArray[np.intp], found: tuple[Episode, ...], table: Table | None, *, caption: str = "") -> Chart:
+    """A chart of some rows of one series.
+
+    Args:
+        trace: what was scored.
+        rows: of the trace, shape (k,).
+        found: episodes; what lies outside of these rows is not drawn.
+        table: for the truth, if it is known.
+        caption: below the drawing.
+    """
     # Times may step back in files; a drawing needs them in order.
-    own = own[np.argsort(trace.time_ms[own], kind="stable")]
+    own = rows[np.argsort(trace.time_ms[rows], kind="stable")]
     verdicts = trace.verdicts
-    feature, caption = _feature(verdicts.share[own], verdicts.score[own])
+    feature, blamed = _feature(verdicts.share[own], verdicts.score[own])
+    first, last = (int(trace.time_ms[own[0]]), int(trace.time_ms[own[-1]])) if len(own) else (0, 0)
     return Chart(
-        series=trace.keys[series],
+        series=trace.keys[int(trace.series[own[0]])] if len(own) else "",
         times_ms=trace.time_ms[own],
         value=verdicts.observed[own, feature],
         low=verdicts.low[own, feature],
         high=verdicts.high[own, feature],
         expected=verdicts.expected[own, feature],
         score=verdicts.score[own],
-        episodes=found,
-        windows=windows,
-        caption=caption,
+        episodes=tuple(one for one in found if one.start_ms <= last and (one.end_ms is None or one.end_ms >= first)),
+        windows=tuple(one for one in _truth(table) if one.start_ms <= last and one.end_ms >= first),
+        caption="; ".join(part for part in (caption, blamed) if part),
     )
 
 

@@ -24,10 +24,12 @@ class Models:
         files: all inputs.
         fit: fit joint models; otherwise the shipped network looks at each value by itself.
         shared: fit one model for all files with equally many values instead of one for each.
+        seed: of the training.
     """
 
-    def __init__(self, files: Sequence[InputFile], *, fit: bool, shared: bool) -> None:
+    def __init__(self, files: Sequence[InputFile], *, fit: bool, shared: bool, seed: int = 0) -> None:
         self._files = files
+        self._seed = seed
         self._fit, self._shared = fit, shared
         self._fitted: dict[int, Artifact] = {}  # by number of values
 
@@ -48,9 +50,9 @@ class Models:
         if not self._fit or table.train is None:
             return self.pretrained.for_features(features)
         if not self._shared:
-            return _fitted([_long_enough(file, table.train)])
+            return _fitted([_long_enough(file, table.train)], self._seed)
         if features not in self._fitted:
-            self._fitted[features] = _fitted(self._histories(features))
+            self._fitted[features] = _fitted(self._histories(features), self._seed)
         return self._fitted[features]
 
     def _histories(self, features: int) -> list[NDArray[np.float64]]:
@@ -64,7 +66,7 @@ def _long_enough(file: InputFile, train: NDArray[np.float64]) -> NDArray[np.floa
     return train
 
 
-def _fitted(histories: list[NDArray[np.float64]]) -> Artifact:
+def _fitted(histories: list[NDArray[np.float64]], seed: int) -> Artifact:
     from anomalyd.training.joint import fit_joint  # noqa: PLC0415  torch takes seconds to import and most files need no training
 
-    return fit_joint(histories)
+    return fit_joint(histories, seed)

@@ -1,0 +1,151 @@
+"""`anomalyd evaluate` on small sets that are made here, in each publisher's layout."""
+
+import gzip
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from anomalyd.errors import InputFileError
+from anomalyd.evaluation import evaluate
+from anomalyd.evaluation.sets import LabelledSet, halves
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+ROWS = 900
+SPIKE = slice(600, 606)
+
+
+def course(seed: int, features: int = 1, rows: int = ROWS) -> NDArray[np.float64]:
+    """A daily shape with noise, and something that nobody can miss."""
+    rng = np.random.default_rng(seed)
+    value: NDArray[np.float64] = 10 + np.sin(np.arange(rows) / 46)[:, None] + 0.1 * rng.standard_normal((rows, features))
+    value[SPIKE, : max(1, features // 2)] += 9
+    return value
+
+
+def label(rows: int = ROWS) -> NDArray[np.uint8]:
+    truth = np.zeros(rows, np.uint8)
+    truth[SPIKE] = 1
+    return truth
+
+
+@pytest.fixture
+def nab(tmp_path: Path) -> Path:
+    """Two categories, one stream with a window and one without."""
+    times = [START + timedelta(minutes=5 * i) for i in range(ROWS)]
+    windows = {}
+    for name, seed in (("real/a", 1), ("made/b", 2)):
+        path = tmp_path / "nab" / "data" / f"{name}.csv.gz"
+        path.parent.mkdir(parents=True)
+        value = course(seed)[:, 0]
+        if name == "made/b":
+            value[SPIKE] -= 9
+        rows = "".join(f"{moment:%Y-%m-%d %H:%M:%S},{x}\n" for moment, x in zip(times, value.tolist(), strict=True))
+        path.write_bytes(gzip.compress(f"timestamp,value\n{rows}".encode()))
+        windows[f"{name}.csv"] = [[f"{times[590]:%Y-%m-%d %H:%M:%S.000000}", f"{times[620]:%Y-%m-%d %H:%M:%S.000000}"]] * (name == "real/a")
+    (tmp_path / "nab" / "windows.json").write_text(json.dumps(windows))
+    return tmp_path
+
+
+@pytest.fixture
+def entities(tmp_path: Path) -> Path:
+    """Two entities of six values with train, test and causes."""
+    folder = tmp_path / "asd"
+    folder.mkdir()
+    for i in range(2):
+        np.savez(folder / f"omi-{i}.npz", train=course(i, 6)[:300], test=course(9 + i, 6), label=label())
+    causes = {"note": "made", "entities": {f"omi-{i}": [{"start": 600, "end": 605, "dims": [1, 2, 3]}] for i in range(2)}}
+    (folder / "interpretation.json").write_text(json.dumps(causes))
+    return folder
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return found
+
+
+def test_windows_are_rows_and_the_corpus_gets_its_score(nab: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out, report = tmp_path / "out", tmp_path / "report.html"
+
+    assert evaluate.run("nab", nab, None, out=out, report=report, json_output=True) == 0
+
+    found = told(capsys)
+    assert (found["set"], found["detector"], found["streams"], found["samples"]) == ("nab", "anomalyd", 2, 2 * ROWS)
+    assert found["measures"]["nab_standard"] > 40
+    assert found["measures"]["event_recall"] == 1.0
+    per_stream = {one["stream"]: one for one in found["per_stream"]}
+    assert (per_stream["real/a"]["anomalous_rows"], per_stream["made/b"]["anomalous_rows"]) == (31, 0)
+    assert per_stream["made/b"]["vus_pr"] is None
+    with np.load(out / "real" / "a.npz") as scores:
+        assert scores["row"].tolist() == list(range(ROWS))
+        assert 590 <= int(scores["evidence"].argmax()) <= 620
+    assert (out / "alerts.jsonl").read_text().count('"firing"') == found["per_stream"][0]["episodes"] + found["per_stream"][1]["episodes"]
+    assert "real/a" in report.read_text()
+
+
+def test_entities_without_a_fit_are_measured_on_test_alone(entities: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate.run("asd", entities, None, json_output=True, no_fit=True)
+
+    found = told(capsys)
+    assert found["samples"] == 2 * ROWS
+    assert found["measures"]["auc_pr"] > 0.3
+    assert found["measures"]["hit_rate_150"] > 0.6
+    assert found["per_stream"][0]["quiet_days"] == pytest.approx((ROWS - 16 - 1) * 300 / 86_400, abs=0.02)
+
+
+def test_steps_and_ends_of_causes_are_those_of_the_set(entities: Path) -> None:
+    labelled_set = LabelledSet("asd", entities)
+    labelled = labelled_set.read(labelled_set.files[0])
+
+    assert np.diff(labelled.table.time_ms).tolist() == [300_000] * (ROWS - 1)
+    assert labelled.windows == ((600, 605),)
+    assert [(cause.start, cause.end, cause.dims) for cause in labelled.causes] == [(600, 606, (0, 1, 2))]
+
+
+def test_a_cold_start_is_compared_with_the_same_rows(nab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate.run("nab", nab, None, json_output=True, cold_start=True)
+
+    assert 0.3 < told(capsys)["measures"]["cold_start"] < 3
+
+
+def test_halves_are_every_stream_once() -> None:
+    names = [f"stream-{i}" for i in range(11)]
+    found = halves(names)
+
+    assert found["choose"] | found["hold"] == set(names)
+    assert not found["choose"] & found["hold"]
+    assert len(found["choose"]) == 6
+    assert halves(names[::-1]) == found
+
+
+def unlabelled(folder: Path) -> None:
+    np.savez(folder / "a.npz", timestamp=np.arange(2), value=np.ones(2))
+
+
+def broken_causes(folder: Path) -> None:
+    (folder / "interpretation.json").write_text("{")
+    unlabelled(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "said"),
+    [
+        ("nabb", unlabelled, "valid are nab"),
+        ("kpi", Path.rmdir, "no such directory"),
+        ("nab", unlabelled, "windows.json: no such file"),
+        ("kpi", unlabelled, "holds no label"),
+        ("smd", broken_causes, "interpretation.json"),
+    ],
+)
+def test_what_cannot_be_used_is_said(tmp_path: Path, name: str, make: Callable[[Path], None], said: str) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    make(folder)
+
+    with pytest.raises(InputFileError, match=said):
+        evaluate.run(name, folder, None)

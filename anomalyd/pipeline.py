@@ -177,7 +177,7 @@ class Pipeline(Owner):
             AnomalydError: going on would not help.
         """
         try:
-            async with self._in_background(self._commit_in_turn(), self._look_after()):
+            async with self._in_background(self._commit_in_turn(), self._look_after(), self._probe_in_turn(), self._publish_in_turn()):
                 while not self._stopping.is_set():
                     polled = await self._consumer.poll()
                     self._raise_failure()
@@ -539,7 +539,6 @@ class Pipeline(Owner):
         return {"partitions_replaying": len(replaying), "records_to_replay": sum(p.to_replay for p in replaying.values())}
 
     async def _look_after(self) -> None:
-        published_s = _now()
         while True:
             asked = _now()
             await asyncio.sleep(_TICK_S)
@@ -547,10 +546,18 @@ class Pipeline(Owner):
             for partition in self._partitions.values():
                 partition.allow(_TICK_S / self._turn_s)
             self._lookout.look(self._partitions.values(), len(self._recovering | self._waiting.keys()), self._consumer.ends())
+
+    async def _probe_in_turn(self) -> None:
+        """By itself: brokers that are gone leave it waiting, and everything else that is looked after must not wait with it."""
+        while True:
+            await asyncio.sleep(_TICK_S)
             await self._consumer.probe()
-            if asked - published_s > _PUBLISH_EVERY_S:
-                published_s = asked
-                await self._publish()
+
+    async def _publish_in_turn(self) -> None:
+        """Likewise."""
+        while True:
+            await asyncio.sleep(_PUBLISH_EVERY_S)
+            await self._publish()
 
     # --- failures ---------------------------------------------------------------------------------------------------
 

@@ -356,6 +356,32 @@ async def test_rejected_records_are_told_once_and_not_one_by_one() -> None:
     assert told == [{"event": "records_rejected", "log_level": "warning", "stream": "hosts", "records": 400, "reasons": {"empty": 400}}]
 
 
+@pytest.mark.parametrize("silent", ["probe", "publish"])
+async def test_brokers_that_do_not_answer_hold_up_nothing_that_looks_after_us(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither question waits for the other one's answer, and pages come due all the same."""
+    monkeypatch.setattr(pipeline_module, "_TICK_S", 0.005)
+    monkeypatch.setattr(pipeline_module, "_PUBLISH_EVERY_S", 0.005)
+    called: list[str] = []
+
+    async def call(name: str) -> bool:
+        called.append(name)
+        if name == silent:
+            await asyncio.get_running_loop().create_future()
+        return True
+
+    monkeypatch.setattr(Records, "probe", lambda _: call("probe"))
+    monkeypatch.setattr(Records, "publish", lambda *_: call("publish"))
+    async with rig(take={ZERO: 0}, turn_s=0.05) as it:
+        await until(lambda: silent in called, "the question without an answer")
+        before = len(called)
+        it.records.put((ZERO, 0, 10))
+        await until(lambda: it.durable.positions.get(ZERO) == 10, "the records")
+        it.shards[ZERO][0].dirty = [0]
+        await until(lambda: any(work.pages for _, work in it.durable.written), "the page")
+        await until(lambda: len(called) > before, "the other question")
+        monkeypatch.undo()
+
+
 async def test_what_waiting_cannot_mend_ends_the_loop() -> None:
     async with rig() as it:
         it.durable.failures.append(KafkaRefusedError("not authorised"))

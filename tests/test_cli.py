@@ -24,6 +24,7 @@ COMMANDS = [
     ["run"],
     ["demo"],
     ["backtest"],
+    ["explain"],
     ["pretrain"],
     ["config", "check"],
     ["config", "show"],
@@ -223,7 +224,8 @@ def test_run_hands_settings_to_the_daemon_and_returns_its_code(command: Command,
     seen = handed("anomalyd.app", "run", code)
 
     assert command("run", "-c", good).code == code
-    assert seen["positional"] == (load(good),)
+    settings, read_again = seen["positional"]
+    assert settings == read_again() == load(good)
 
 
 def test_demo_hands_over_its_options(command: Command, handed: Handed) -> None:
@@ -252,6 +254,30 @@ def test_backtest_hands_over_its_options(command: Command, good: Path, handed: H
     }
     assert command("backtest", "a.csv").code == 0
     assert seen["settings"] is None
+
+
+def test_explain_hands_over_its_options(command: Command, good: Path, handed: Handed) -> None:
+    seen = handed("anomalyd.evaluation.explain.command", "run", 0)
+    where = ["--series", "k", "--topic", "metrics", "--partition", 3]
+    options = ["--at", "2026-01-01", "--row", 7, *where, "--report", "r.html", "--json", "--format", "influx", "--no-fit"]
+
+    assert command("explain", "a.csv", "-c", good, *options).code == 0
+    assert seen == {
+        "positional": (),
+        "path": Path("a.csv"),
+        "settings": load(good),
+        "series": "k",
+        "at": "2026-01-01",
+        "row": 7,
+        "topic": "metrics",
+        "partition": 3,
+        "report": Path("r.html"),
+        "json_output": True,
+        "format": "influx",
+        "no_fit": True,
+    }
+    assert command("explain", "a.csv").code == 0
+    assert (seen["settings"], seen["series"], seen["at"], seen["row"]) == (None, None, None, None)
 
 
 def test_pretrain_hands_over_its_options(command: Command, handed: Handed) -> None:

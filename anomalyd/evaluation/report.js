@@ -2,8 +2,9 @@
 // Reads values off a chart: the pointer, or the arrow keys once the chart has the focus.
 for (const figure of document.querySelectorAll("figure")) {
   const svg = figure.querySelector("svg");
-  if (!svg) continue;
-  const points = JSON.parse(figure.querySelector("script").textContent);
+  const data = figure.querySelector("script");
+  if (!svg || !data) continue;
+  const points = JSON.parse(data.textContent);
   const cursor = svg.querySelector(".cursor");
   const output = figure.querySelector("output");
   const last = points.x.length - 1;

@@ -13,6 +13,7 @@ from typing import Final
 from anomalyd.alerts.messages import iso
 from anomalyd.alerts.text import duration, number
 from anomalyd.evaluation.chart import Chart, Episode, Window, draw, severity_class
+from anomalyd.evaluation.sketch import Sketch
 
 __all__ = ["MAX_CHARTS", "Chart", "Episode", "Figure", "Report", "Section", "Table", "Window", "render"]
 
@@ -56,6 +57,7 @@ class Section:
     charts: Sequence[Chart] = ()
     text: str = ""
     table: Table | None = None
+    sketches: Sequence[Sketch] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ def _section(section: Section, shown: Sequence[Chart], name: str) -> str:
     missing = len(section.charts) - len(shown)
     note = f'<p class="quiet">{missing} more {"chart is" if missing == 1 else "charts are"} left out.</p>' if missing else ""
     table = _table(section.table) if section.table else ""
-    charts = "\n".join(_chart(chart, f"{name}c{i}") for i, chart in enumerate(shown))
+    charts = "\n".join([*(_chart(chart, f"{name}c{i}") for i, chart in enumerate(shown)), *map(_sketch, section.sketches)])
     return f'<section id="{name}">\n<h2>{escape(section.title)}</h2>{_paragraph(section.text)}{table}\n{charts}{note}\n</section>'
 
 
@@ -143,6 +145,10 @@ def _chart(chart: Chart, name: str) -> str:
         f'<figure id="{name}">{caption}{drawing.svg}<output></output>{_episodes(chart)}'
         f'<script type="application/json">{points}</script></figure>'
     )
+
+
+def _sketch(sketch: Sketch) -> str:
+    return f"<figure><figcaption>{escape(sketch.title)}</figcaption>{sketch.svg}</figure>"
 
 
 def _episodes(chart: Chart) -> str:

@@ -69,6 +69,8 @@ class Partition:
     """An alert waits."""
     trial: Trial | None = None
     """Records are tried a few at a time, because one of them may end the process."""
+    missing: bool = False
+    """Nothing is known of it, though there was something."""
     allowance: float = 0.0
     """Pages that may be written now."""
 
@@ -103,6 +105,7 @@ class Partition:
         restored = await self.ledger.claim(partitions, load)
         await loop.run_in_executor(worker, self.shard.begin, restored, self.ledger.records)
         if restored.position is None:
+            self.missing = restored.missing
             return None
         self.read_from = self.position = restored.replay_from
         # The oldest is due at once: part of a turn had gone by when the last owner died, and owners that live for less than a turn, one

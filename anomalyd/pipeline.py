@@ -449,12 +449,14 @@ class Pipeline(Owner):
         self._waiting[source] = partition
         return recovered
 
-    def take(self, positions: Mapping[Source, int]) -> None:
+    def take(self, positions: Mapping[Source, int], *, begun: bool = False) -> None:
         """See `Owner`."""
         running = self._partitions.keys() - self._waiting.keys()
         for source, position in positions.items():
             partition = self._waiting.pop(source, None) or self._partitions.pop(source)
             expected = partition.position if partition.read_from is None else max(partition.read_from, partition.position)
+            if expected < 0 and (begun or partition.missing) and not self._goes_on_with_nothing(partition, position):
+                continue
             if 0 <= position < expected and source in running:
                 self._let_go(partition)
                 self._consumer.reclaim(source)
@@ -473,6 +475,19 @@ class Pipeline(Owner):
             self._partitions[source] = partition
             if position != partition.position:
                 self._hand_over([Polled(source, (), position)])
+
+    def _goes_on_with_nothing(self, partition: Partition, position: int) -> bool:
+        """Its changelog has lost its records. What was told of series, and which alerts are open, nobody knows any more."""
+        source = partition.source
+        _log.error("state_missing", topic=source.topic, partition=source.partition, position=position)
+        if self._stop_at_gaps:
+            self._let_go(partition)
+            why = (
+                f"its state is gone: there was a position, and the changelog holds none; state.on_gap is stop, with continue it begins "
+                f"with empty state at input offset {position}"
+            )
+            self._consumer.stop_partition(source, why)
+        return not self._stop_at_gaps
 
     def _begin_anew(self, partition: Partition, position: int) -> Partition:
         """The input topic was made anew: its offsets mean other records now, and what was learned is about others."""

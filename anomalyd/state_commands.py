@@ -119,7 +119,7 @@ def _told(facts: Facts) -> Iterator[str]:
     """The same for people."""
     yield f"{facts['topic']}/{facts['partition']}  in {facts['changelog']}, offsets {facts['log_start']:,} to {facts['log_end']:,}"
     if facts["position"] is None:
-        yield "  position   none: nothing was ever committed"
+        yield f"  position   none: {'records were deleted' if facts['log_start'] else 'nothing was ever committed'}"
     else:
         when = f", event time {facts['event_time']}" if facts["event_time"] else ""
         yield f"  position   {facts['position']:,} (number {facts['sequence']:,}){when}, owner {facts['owner'][:8]}"

@@ -232,6 +232,7 @@ async def rig(
     workers: int = 1,
     turn_s: float = 60.0,
     durable: Durable | None = None,
+    stop_at_gaps: bool = False,
 ) -> AsyncIterator[Rig]:
     records, durable, metrics, shards = Records(), durable or Durable(), Metrics(), dict[Source, list[FakeShard]]()
 
@@ -252,6 +253,7 @@ async def rig(
             dead_letter_topic="dead",
             interval_s=interval_s,
             turn_s=turn_s,
+            stop_at_gaps=stop_at_gaps,
         )
         await assign(pipeline, {ZERO: 0, ONE: 0} if take is None else take)
         running = asyncio.create_task(pipeline.run())
@@ -683,6 +685,27 @@ async def test_input_that_a_replay_needs_and_that_is_gone_is_told() -> None:
         assert it.value("anomalyd_replay_gap_records_total") == 4
         it.records.put((ZERO, 8, 4))
         await until(lambda: durable.positions == {ZERO: 12}, "what is there")
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("stop", [False, True])
+async def test_state_that_is_gone_is_told_and_stops_the_partition_where_that_is_wanted(*, begun: bool, missing: bool, stop: bool) -> None:
+    durable = Durable(restored={ZERO: Restored(missing=missing)})
+    with structlog.testing.capture_logs() as logged:
+        async with rig(take={}, durable=durable, stop_at_gaps=stop) as it:
+            it.pipeline.assigned([ZERO])
+            await it.pipeline.recover(ZERO, 2)
+            it.pipeline.take({ZERO: 8}, begun=begun)
+            if not it.records.stopped:
+                it.records.put((ZERO, 8, 4))
+                await until(lambda: durable.positions == {ZERO: 12}, "what is there")
+                it.pipeline.take({ZERO: 12}, begun=begun)  # located again: nothing new about the state
+
+    told = [(entry["log_level"], entry["position"]) for entry in logged if entry["event"] == "state_missing"]
+    assert told == ([("error", 8)] if begun or missing else [])
+    assert list(it.records.stopped) == ([ZERO] if told and stop else [])
+    assert all("state.on_gap" in why for why in it.records.stopped.values())
 
 
 async def test_an_input_topic_made_anew_begins_anew() -> None:

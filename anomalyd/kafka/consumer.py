@@ -24,7 +24,7 @@ from anomalyd.batch import Record, Source
 from anomalyd.errors import KafkaRefusedError, LostError, StateError
 from anomalyd.kafka import client
 from anomalyd.kafka.assignor import sticky
-from anomalyd.kafka.positions import Located, StartFrom, locate
+from anomalyd.kafka.positions import BEGUN, Located, StartFrom, locate
 from anomalyd.kafka.salvage import UNREADABLE, first_readable
 from anomalyd.kafka.unwrapped import fetch_ended, unwrap, verify
 from anomalyd.settings import KafkaSettings
@@ -95,10 +95,14 @@ class Owner(Protocol):
             KafkaRefusedError: waiting would not help.
         """
 
-    def take(self, positions: Mapping[Source, int]) -> None:
+    def take(self, positions: Mapping[Source, int], *, begun: bool = False) -> None:
         """These partitions were recovered and will be read from these positions on.
 
         Called again without `recover` in between for a partition whose next records are gone.
+
+        Args:
+            positions: of partitions.
+            begun: nothing is known of them, and yet the group's offsets say that something was committed.
         """
 
 
@@ -384,7 +388,7 @@ class Consumer:
         return {source: end for source, end in self._end.items() if source in self._position}
 
     async def publish(self, positions: Mapping[Source, int]) -> bool:
-        """Commits positions for the group, for whoever watches its lag; they decide nothing.
+        """Commits positions, which our state has, for the group and whoever watches its lag; they decide nothing while that state is there.
 
         Returns whether the coordinator took them, which it does of a member of the present generation and of nobody else.
         """
@@ -392,7 +396,7 @@ class Consumer:
 
     async def _publish(self, positions: Mapping[Source, int]) -> bool | None:
         """Returns None where the coordinator has not answered."""
-        ours = {TopicPartition(*source): position for source, position in positions.items() if source in (self._assigned or ())}
+        ours = {TopicPartition(*source): (position, BEGUN) for source, position in positions.items() if source in (self._assigned or ())}
         if not ours or self._client is None:
             return False
         coordinator = self._client._coordinator  # noqa: SLF001  there is no public way
@@ -603,7 +607,7 @@ class Consumer:
         if not self._held:
             self._connected.resume(tp)
         self._last_record_s = self._clock()
-        self._owned.take({source: located.position})
+        self._owned.take({source: located.position}, begun=located.begun)
 
     @contextlib.contextmanager
     def failing_loudly(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """Where to begin reading a partition, decided explicitly."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import structlog
 from aiokafka import TopicPartition
@@ -9,6 +9,9 @@ from aiokafka import TopicPartition
 from anomalyd.batch import Source
 
 StartFrom = Literal["earliest", "latest"]
+
+BEGUN: Final = "anomalyd"
+"""Metadata of the offsets that are committed once our state has a position: without one later on, state was lost."""
 
 _log = structlog.get_logger(__name__)
 
@@ -22,6 +25,8 @@ class Located:
     """The log's oldest record, at the time of asking."""
     end: int
     """Of the log, at the time of asking."""
+    begun: bool = False
+    """No position was wanted, though we had committed one: the group's offset says so."""
 
 
 async def locate(client: Any, source: Source, wanted: int | None, start_from: StartFrom) -> Located:  # noqa: ANN401  the client ships no types
@@ -37,8 +42,12 @@ async def locate(client: Any, source: Source, wanted: int | None, start_from: St
         KafkaError: of the client; CommitFailedError and IllegalStateError when the group rebalances meanwhile.
     """
     tp = TopicPartition(*source)
+    begun = False
     if wanted is None:
-        wanted = await client.committed(tp)
+        # The public committed() keeps the metadata to itself.
+        committed = (await client._coordinator.fetch_committed_offsets([tp])).get(tp)  # noqa: SLF001
+        if committed is not None and committed.offset >= 0:
+            wanted, begun = committed.offset, committed.metadata == BEGUN
     first = (await client.beginning_offsets([tp]))[tp]
     end = (await client.end_offsets([tp]))[tp]
     where = {"topic": source.topic, "partition": source.partition}
@@ -49,5 +58,5 @@ async def locate(client: Any, source: Source, wanted: int | None, start_from: St
         return Located(position, first, end)
     if not first <= wanted <= end:
         _log.error("position_out_of_range", **where, position=wanted, first=first, end=end)
-        return Located(first, first, end)
-    return Located(wanted, first, end)
+        return Located(first, first, end, begun)
+    return Located(wanted, first, end, begun)

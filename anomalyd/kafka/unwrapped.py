@@ -19,6 +19,7 @@ from anomalyd.errors import AnomalydError
 
 NEEDED: Final = (
     "_client.cluster.unauthorized_topics",
+    "_coordinator.fetch_committed_offsets",
     "_coordinator.generation",
     "_subscription.subscription",
     "_subscription._fetch_count",

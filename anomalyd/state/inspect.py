@@ -20,6 +20,10 @@ _DAMAGED: Final = (
 _FOREIGN: Final = (
     "find out who else writes to this topic: another group with the same state.prefix, or a tool; then anomalyd state restart --help"
 )
+_GONE: Final = (
+    "find out who deletes from this topic, its cleanup.policy has to be compact; with state.on_gap: continue the daemon begins with empty "
+    "state"
+)
 _OURS: Final = "a fault of anomalyd: report it with this output; anomalyd state restart --help begins the partition anew"
 
 
@@ -125,13 +129,15 @@ class Contents:
                 self.damaged.add(record.key)
                 self._find(record.offset, str(error), _FOREIGN if "not anomalyd's" in str(error) else _DAMAGED, record.key)
 
-    def finish(self) -> None:
-        """The end of the log: looks at what is left as a whole."""
+    def finish(self, first: int = 0) -> None:
+        """The end of the log, which began at `first`: looks at what is left as a whole."""
         self._settle_deleted()
         if self._pending and self.transactional:
             offset, key, _ = self._pending[0]
             self._find(offset, f"record {_show(key)} has no position behind it: it was written outside of a transaction", _FOREIGN, key)
         if self.position is None:
+            if first > 0:
+                self._find(first, f"the log begins at {first} and holds no position: its records were deleted", _GONE)
             if self.live:
                 offset, key = min((offset, key) for key, (offset, _, _) in self.live.items())
                 self._find(offset, "there is state and no position that vouches for it", _DAMAGED, key)
@@ -335,7 +341,7 @@ async def whole(log: CommittedLog, *, transactional: bool, progress: Callable[[i
     async for records in log.read(first, end):
         contents.add(records)
         progress(first, records[-1].offset, end)
-    contents.finish()
+    contents.finish(first)
     return contents, (first, end)
 
 

@@ -148,12 +148,13 @@ class Ledger:
     async def _restore(self, fence: int, load: Callable[[list[Page]], Awaitable[None]]) -> Restored:
         reader = self._open_reader()
         try:
-            last, claims = await self._last_position(reader, fence)
+            first = await reader.first()
+            last, claims = await self._last_position(reader, first, fence)
             self._live.clear()
             self._until.clear()
             self._last, self._known = last, fence
             if last is None:
-                return Restored(claims=claims)
+                return Restored(claims=claims, missing=first > 0)  # compaction leaves the beginning where it is
             if last.partitions != self.partitions:
                 before, self.partitions = self.partitions, last.partitions
                 raise StateError(self.repartitioned(before))
@@ -164,10 +165,10 @@ class Ledger:
         finally:
             await reader.close()
 
-    async def _last_position(self, reader: LogReader, fence: int) -> tuple[Position | None, int]:
+    async def _last_position(self, reader: LogReader, first: int, fence: int) -> tuple[Position | None, int]:
         """The last position in front of our fence, and how many claims there were since it last moved, ours counted."""
         owners: set[bytes] = set()
-        for start in probes(await reader.first(), fence):
+        for start in probes(first, fence):
             last: Position | None = None
             damage: StateError | None = None
             owners.clear()

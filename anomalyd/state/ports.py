@@ -74,6 +74,8 @@ class Restored:
     """Records that were tried when the last owner died."""
     claims: int = 1
     """Processes that claimed it since the position last moved or its owner let go alive, ours counted: so many ended without a goodbye."""
+    missing: bool = False
+    """There is no position, and the log does not begin at its beginning: what was there is gone."""
 
 
 @dataclass(slots=True)

@@ -106,6 +106,12 @@ EVENTS: Final[Mapping[str, Event]] = {
         "Input that a restored partition needs is no longer retained; series that lack it go on from what is there.",
         "raise the input topic's retention above `state.turn_s` plus the longest outage",
     ),
+    "state_missing": Event(
+        "error",
+        "A partition had state and its changelog holds none: the topic was deleted, or its records were. With `state.on_gap: continue` it "
+        "goes on with empty state where the group's offset is; alerts that were open are never resolved.",
+        "find out who deletes from the state topics; their `cleanup.policy` has to be compact and nothing else",
+    ),
     "state_discarded": Event(
         "error",
         "The input topic ends in front of the position: it was made anew. What was learned of this partition is void; it begins anew.",

@@ -18,11 +18,13 @@ from aiokafka.errors import (
     OffsetOutOfRangeError,
     RecordTooLargeError,
 )
+from aiokafka.structs import OffsetAndMetadata
 
 import anomalyd.kafka.consumer as consumer_module
 from anomalyd.batch import Source
 from anomalyd.errors import AnomalydError, KafkaRefusedError, LostError, StateError
 from anomalyd.kafka.consumer import STALL_S, Consumer, Recovered
+from anomalyd.kafka.positions import BEGUN
 from anomalyd.settings import KafkaSettings
 from tests.support.poll import until
 
@@ -50,6 +52,8 @@ class FakeClient:
 
     made: list["FakeClient"]
     committed_at: dict[TopicPartition, int]
+    notes: dict[TopicPartition, str]
+    """Metadata of what is committed."""
     away = False
 
     def __init__(self, **options: object) -> None:
@@ -67,7 +71,7 @@ class FakeClient:
         self.states: dict[TopicPartition, State] = {}
         self.on_stop: Callable[[], Any] | None = None
         self._fetcher = SimpleNamespace(_records={})
-        self._coordinator = self.coordinator = SimpleNamespace(generation=1)
+        self._coordinator = self.coordinator = SimpleNamespace(generation=1, fetch_committed_offsets=self.committed)
         self._client = SimpleNamespace(cluster=SimpleNamespace(unauthorized_topics=set()))
         self._subscription = SimpleNamespace(
             subscription=SimpleNamespace(assignment=SimpleNamespace(state_value=self.states.get)), _fetch_count=0, _last_fetch_ended=0.0
@@ -109,8 +113,9 @@ class FakeClient:
     async def position(self, tp: TopicPartition) -> int:
         return self.states[tp].position
 
-    async def committed(self, tp: TopicPartition) -> int | None:
-        return self.committed_at.get(tp)
+    async def committed(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
+        found = {tp: self.committed_at[tp] for tp in partitions if tp in self.committed_at}
+        return {tp: OffsetAndMetadata(offset, self.notes.get(tp, "")) for tp, offset in found.items()}
 
     async def beginning_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         return dict.fromkeys(partitions, self.first)
@@ -118,11 +123,13 @@ class FakeClient:
     async def end_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         return dict.fromkeys(partitions, self.end)
 
-    async def commit(self, positions: dict[TopicPartition, int]) -> None:
+    async def commit(self, positions: dict[TopicPartition, int | tuple[int, str]]) -> None:
         self.commits_tried += 1
         if self.commit_error is not None:
             raise self.commit_error
-        self.commits.append(positions)
+        pairs = {tp: position if isinstance(position, tuple) else (position, "") for tp, position in positions.items()}
+        self.commits.append({tp: offset for tp, (offset, _) in pairs.items()})
+        self.notes |= {tp: note for tp, (_, note) in pairs.items()}
         self.on_commit()
 
     async def getmany(self, *, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[Record]]:
@@ -151,6 +158,7 @@ class Holder:
         self.cancelled: list[Source] = []
         self.given: list[set[Source]] = []
         self.taken: list[dict[Source, int]] = []
+        self.begun: list[Source] = []
         self.on_take: Callable[[Source], None] | None = None
         self.releases = 0
         self.on_release: Callable[[], Any] | None = None
@@ -180,8 +188,9 @@ class Holder:
         if self.on_release is not None:
             await self.on_release()
 
-    def take(self, positions: dict[Source, int]) -> None:
+    def take(self, positions: dict[Source, int], *, begun: bool = False) -> None:
         self.taken.append(dict(positions))
+        self.begun += positions if begun else ()
         if self.on_take is not None:
             for source in positions:
                 self.on_take(source)
@@ -220,7 +229,7 @@ class Rig:
 
 @pytest.fixture
 async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
-    FakeClient.made, FakeClient.committed_at = [], {TP[ZERO]: 10, TP[ONE]: 20}
+    FakeClient.made, FakeClient.committed_at, FakeClient.notes = [], {TP[ZERO]: 10, TP[ONE]: 20}, {}
     monkeypatch.setattr(consumer_module, "AIOKafkaConsumer", FakeClient)
     monkeypatch.setattr(consumer_module, "_READ_AGAIN_S", 0.0)
     made = Rig()
@@ -256,6 +265,28 @@ async def test_a_partition_without_state_goes_on_where_the_group_was(rig: Rig) -
     await rig.given(ZERO)
 
     assert (rig.client.states[TP[ZERO]].position, rig.holder.taken) == (33, [{ZERO: 33}])
+
+
+async def test_a_partition_without_state_of_which_we_had_published_a_position_is_handed_over_as_one_that_has_lost_it(rig: Rig) -> None:
+    rig.holder.known = {ZERO: None, ONE: Recovered(20, 20)}
+    await rig.given(ZERO, ONE)
+    assert rig.holder.begun == []
+    assert await rig.consumer.publish({ZERO: 33})
+    assert rig.client.notes == {TP[ZERO]: BEGUN}
+    await rig.client.revoke()
+
+    await rig.given(ZERO, ONE)
+
+    assert rig.holder.begun == [ZERO]
+
+
+async def test_where_a_new_partition_begins_is_no_sign_of_state(rig: Rig) -> None:
+    """It is committed before there is any; an owner that ends then has lost nothing."""
+    rig.holder.known, FakeClient.committed_at = {ZERO: None}, {}
+    await rig.given(ZERO)
+
+    assert rig.client.commits == [{TP[ZERO]: 0}]
+    assert rig.client.notes == {TP[ZERO]: ""}
 
 
 async def test_what_a_replay_needs_is_read_again_and_what_is_gone_of_it_is_no_loss(rig: Rig) -> None:

@@ -4,9 +4,10 @@ from collections.abc import Iterable
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.structs import OffsetAndMetadata
 
 from anomalyd.batch import Source
-from anomalyd.kafka.positions import Located, StartFrom, locate
+from anomalyd.kafka.positions import BEGUN, Located, StartFrom, locate
 
 SOURCE = Source("metrics", 0)
 POLICIES: tuple[StartFrom, ...] = ("earliest", "latest")
@@ -15,12 +16,14 @@ POLICIES: tuple[StartFrom, ...] = ("earliest", "latest")
 class Client:
     """A partition that holds offsets 100 to 199."""
 
-    def __init__(self, committed: int | None) -> None:
+    def __init__(self, committed: int | None, note: str | None = "") -> None:
         self.position = committed
+        self.note = note
         self.commits: list[dict[TopicPartition, int]] = []
+        self._coordinator = self
 
-    async def committed(self, _: TopicPartition) -> int | None:
-        return self.position
+    async def fetch_committed_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
+        return {} if self.position is None else dict.fromkeys(partitions, OffsetAndMetadata(self.position, self.note))
 
     async def beginning_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         return dict.fromkeys(partitions, 100)
@@ -39,6 +42,13 @@ async def test_the_groups_position_counts_where_we_have_no_state_whatever_start_
 
     assert await locate(client, SOURCE, None, start_from) == Located(150, 100, 200)
     assert client.commits == []
+
+
+@pytest.mark.parametrize(("note", "begun"), [(BEGUN, True), ("", False), (None, False), ("of another program", False)])
+async def test_an_offset_of_ours_tells_that_there_was_state(note: str | None, *, begun: bool) -> None:
+    assert await locate(Client(150, note), SOURCE, None, "latest") == Located(150, 100, 200, begun)
+    assert await locate(Client(50, note), SOURCE, None, "latest") == Located(100, 100, 200, begun)
+    assert await locate(Client(150, note), SOURCE, 120, "latest") == Located(120, 100, 200, begun=False)
 
 
 @pytest.mark.parametrize(("start_from", "position"), [("earliest", 100), ("latest", 200)])

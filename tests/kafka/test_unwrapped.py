@@ -55,7 +55,7 @@ async def test_a_fetch_that_was_cut_short_is_over() -> None:
 def test_a_client_that_lacks_something_is_named(name: str) -> None:
     client = SimpleNamespace(
         _client=SimpleNamespace(cluster=SimpleNamespace(unauthorized_topics=())),
-        _coordinator=SimpleNamespace(generation=-1),
+        _coordinator=SimpleNamespace(generation=-1, fetch_committed_offsets=None),
         _subscription=SimpleNamespace(subscription=None, _fetch_count=0, _last_fetch_ended=0.0),
     )
     verify(client)

@@ -77,6 +77,8 @@ class Group:
         self.members: dict[str, Member] = {}
         self.leader: str | None = None
         self.offsets: dict[TopicPartition, int] = {}
+        self.notes: dict[TopicPartition, str] = {}
+        """Metadata of the offsets."""
         self.round = 0
         self.rebalances = 0
 
@@ -324,14 +326,15 @@ class Broker:
             raise UnknownMemberIdError
         self._drop(group, group.members[member_id])
 
-    def commit_offsets(self, group: Group, member_id: str, generation: int, offsets: Mapping[TopicPartition, int]) -> None:
+    def commit_offsets(self, group: Group, member_id: str, generation: int, offsets: Mapping[TopicPartition, tuple[int, str]]) -> None:
         self.coordinator()
         if not (generation < 0 and not group.members):
             member = self._member(group, member_id, generation)
             if group.state == "completing":
                 raise RebalanceInProgressError
             member.seen_s = self.loop.time()
-        group.offsets.update(offsets)
+        group.offsets.update({tp: offset for tp, (offset, _) in offsets.items()})
+        group.notes.update({tp: note for tp, (_, note) in offsets.items()})
 
     def rebalance(self, group: Group) -> None:
         """All have to join anew."""

@@ -461,7 +461,9 @@ def _leave(broker: Broker, request: Any) -> Any:
 
 
 def _commit_offsets(broker: Broker, request: Any) -> Any:
-    offsets = {TopicPartition(topic, partition): offset for topic, partitions in request._topics for partition, offset, _ in partitions}
+    offsets = {
+        TopicPartition(topic, partition): (offset, note) for topic, partitions in request._topics for partition, offset, note in partitions
+    }
     group = broker.group(request._consumer_group)
     code = _code(lambda: broker.commit_offsets(group, request._consumer_id, request._consumer_group_generation_id, offsets))
     return SimpleNamespace(topics=_by_topic([(tp, (code,)) for tp in offsets]))
@@ -470,7 +472,9 @@ def _commit_offsets(broker: Broker, request: Any) -> Any:
 def _fetch_offsets(broker: Broker, request: Any) -> Any:
     group = broker.group(request._consumer_group)
     code = _code(broker.coordinator)
-    return SimpleNamespace(topics=_by_topic([(tp, (group.offsets.get(tp, -1), "", code)) for tp in _tps(request._partitions)]))
+    return SimpleNamespace(
+        topics=_by_topic([(tp, (group.offsets.get(tp, -1), group.notes.get(tp, ""), code)) for tp in _tps(request._partitions)])
+    )
 
 
 ANSWERS: Final[dict[str, Callable[[Broker, Any], Any]]] = {

@@ -592,6 +592,8 @@ class Simulation:
         what = event.pop("event", "")
         event.pop("exc_info", None)
         self.tell(f"{process.name if process else '-':4} {name} {what} " + " ".join(f"{key}={value}" for key, value in event.items()))
+        if what == "state_missing":
+            self.break_off(BrokenError("nothing is missing", str(event)))
         raise structlog.DropEvent
 
     def _executed(self, process: Process | None, name: str, request: Any) -> None:

@@ -194,6 +194,15 @@ def test_state_without_any_position_is_found() -> None:
     assert "no position that vouches" in found.findings[-1].text
 
 
+def test_a_log_whose_records_were_deleted_is_found() -> None:
+    log = sound()
+    log.records = []
+    log.first = log.end
+    (found,) = log.write(fence()).whole().findings
+    assert "holds no position" in found.text
+    assert "state.on_gap" in found.action
+
+
 def test_without_transactions_pages_may_be_ahead_and_owners_overlap() -> None:
     log = sound().write(page(0, 50, {"a": b"a" * ROW}), place(4, 40, 35)).write(place(4, 41, 35, owner=OTHER)).write(episode("a", 42))
     assert log.whole(transactional=False).findings == []

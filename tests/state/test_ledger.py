@@ -332,6 +332,19 @@ async def test_a_zombie_that_is_no_member_any_more_fences_nobody(rig: Rig) -> No
     assert rig.metrics.fences == ["claim", "claim"]
 
 
+async def test_a_log_without_its_beginning_and_without_a_position_has_lost_something(rig: Rig) -> None:
+    owner, _ = await rig.claim()
+    await owner.commit(work(10))
+    del rig.log.records[:-1]
+    _, restored = await rig.claim()
+    assert (restored.position, restored.missing) == (10, False)
+    del rig.log.records[:-1]  # all but the fence
+
+    _, restored = await rig.claim()
+
+    assert (restored.position, restored.missing) == (None, True)
+
+
 async def test_claims_without_progress_are_counted(rig: Rig) -> None:
     owner, _ = await rig.claim()
     await owner.commit(work(10))

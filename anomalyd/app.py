@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -71,15 +72,26 @@ class App:
         observer: sees every batch with its verdicts and alerts, one at a time: large ones in a worker thread, small ones in the event
             loop's own, which it must not hold up.
         on_assembled: called once everything is made and before anything is read.
+        read_again: the configuration as it is now, for `reload`.
     """
 
-    def __init__(self, settings: Settings, *, observer: Observer | None = None, on_assembled: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        observer: Observer | None = None,
+        on_assembled: Callable[[], None] = lambda: None,
+        read_again: Callable[[], Settings] | None = None,
+    ) -> None:
         self.settings = settings
         self.metrics = Metrics(reasons=(*REASONS, INTERNAL_ERROR, DEADLY))
+        self.metrics.configured(time.time())
         self.port: int | None = None
         """Of the HTTP server, once it listens."""
         self._observer = observer
         self._on_assembled = on_assembled
+        self._read_again = read_again
+        self._reload_asked = False
         # One worker where somebody looks on: an observer need not know of threads.
         self._worker_count = max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0)))) if observer is None else 1
         self._consumer: Consumer | None = None
@@ -145,6 +157,8 @@ class App:
         await consumer.start(pipeline)
         self._on_assembled()
         self._pipeline = pipeline
+        if self._reload_asked:
+            self.reload()
         return pipeline
 
     def stop(self) -> None:
@@ -156,6 +170,17 @@ class App:
                 self._consumer.interrupt()
         elif self._running is not None:
             self._running.cancel()
+
+    def reload(self) -> None:
+        """Reads the configuration again and takes over its alert policies.
+
+        What else has changed is named in the log; it needs a restart. A configuration that is not valid changes nothing.
+        """
+        self._reload_asked = True
+        if self._read_again is not None and self._pipeline is not None:
+            plans = read_plans(self.settings, self._read_again, self.metrics)
+            if plans is not None:
+                self._pipeline.adopt(plans)
 
     # --- inside another program -------------------------------------------------------------------------------------
 
@@ -274,6 +299,30 @@ def stream_plan(stream: StreamSettings, policy: AlertPolicy) -> StreamPlan:
     )
 
 
+def read_plans(running: Settings, read_again: Callable[[], Settings], metrics: Metrics) -> dict[str, StreamPlan] | None:
+    """The plans of an instance by input topic, their policies out of the configuration as it is now; None if that is not valid.
+
+    Args:
+        running: what the instance was started with.
+        read_again: reads the configuration.
+        metrics: where it is told.
+    """
+    try:
+        fresh = read_again()
+        policies = {stream.name: fresh.policy(stream) for stream in fresh.streams}
+        streams = [stream for stream in running.streams if stream.name in policies]
+        plans = {topic: stream_plan(stream, policies[stream.name]) for stream in streams for topic in stream.topics}
+    except AnomalydError as error:
+        metrics.misconfigured()
+        _log.error("config_reload_failed", reason=str(error))
+        return None
+    metrics.configured(time.time())
+    _log.info("config_reloaded", streams=[stream.name for stream in streams])
+    if keys := running.needs_restart(fresh):
+        _log.warning("config_needs_restart", keys=keys)
+    return plans
+
+
 def _mute(mute: MuteSettings) -> Mute:
     if mute.start_ms is not None:
         return Mute(mute.series, start_ms=mute.start_ms, end_ms=mute.end_ms)
@@ -326,14 +375,18 @@ async def _verify_topics(settings: Settings) -> None:
 # --- the process ----------------------------------------------------------------------------------------------------
 
 
-def run(settings: Settings) -> int:
-    """Runs the daemon until SIGTERM or SIGINT; the second one does not wait. Returns the exit code.
+def run(settings: Settings, read_again: Callable[[], Settings]) -> int:
+    """Runs the daemon until SIGTERM or SIGINT; the second one does not wait. SIGHUP: see `App.reload`. Returns the exit code.
+
+    Args:
+        settings: the configuration.
+        read_again: reads it as it is then.
 
     Raises:
         AnomalydError: what the operator has to change.
     """
     try:
-        asyncio.run(_until_signal(settings))
+        asyncio.run(_until_signal(settings, read_again))
     except AnomalydError:
         raise
     except Exception:  # noqa: BLE001  the last one who can say what happened
@@ -342,9 +395,10 @@ def run(settings: Settings) -> int:
     return 0
 
 
-async def _until_signal(settings: Settings) -> None:
-    app = App(settings, on_assembled=_tune_process)
+async def _until_signal(settings: Settings, read_again: Callable[[], Settings]) -> None:
+    app = App(settings, on_assembled=_tune_process, read_again=read_again)
     loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, app.reload)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, partial(_stop, app, number))
     await app.run()

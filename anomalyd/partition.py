@@ -153,6 +153,7 @@ class Partition:
         work.pages |= outcome.pages
         work.episodes |= outcome.episodes
         work.forgotten |= outcome.forgotten
+        work.policies += outcome.policies
         if not self.to_replay:
             # Not what the shard says now: it may be in the middle of the next batch.
             work.position, work.replay_from, work.stream_time_ms = self.position, outcome.replay_from, outcome.stream_time_ms

@@ -22,7 +22,7 @@ from anomalyd.errors import LostError, StateError
 from anomalyd.kafka.consumer import Owner, Polled, Recovered
 from anomalyd.lookout import Lookout
 from anomalyd.partition import Partition
-from anomalyd.shard import DeadLetter, Outcome, Shard
+from anomalyd.shard import DeadLetter, Outcome, Shard, StreamPlan
 from anomalyd.state.ledger import Ledger
 from anomalyd.telemetry.metrics import Metrics
 from anomalyd.unless import unless
@@ -152,6 +152,7 @@ class Pipeline(Owner):
         self._interval_s = interval_s
         self._turn_s = turn_s
         self._stop_at_gaps = stop_at_gaps
+        self._plans: dict[str, StreamPlan] = {}  # that were adopted since, by input topic
         self._partitions: dict[Source, Partition] = {}
         self._recovering: set[Source] = set()
         self._waiting: dict[Source, Partition] = {}  # not read yet
@@ -196,6 +197,21 @@ class Pipeline(Owner):
     def stop(self) -> None:
         """Asks `run` to come to an end."""
         self._stopping.set()
+
+    def adopt(self, plans: Mapping[str, StreamPlan]) -> None:
+        """Alert policies, labels and annotations of these plans hold from now on.
+
+        Args:
+            plans: by input topic.
+        """
+        self._plans = dict(plans)
+        for partition in [*self._partitions.values(), *self._waiting.values(), *self._parked.values()]:
+            self._renew(partition)
+
+    def _renew(self, partition: Partition) -> None:
+        """The shard was made with the plan that held at the start."""
+        if (plan := self._plans.get(partition.source.topic)) is not None:
+            partition.shard.adopt(plan)
 
     def _hand_over(self, polled: Sequence[Polled]) -> None:
         """Gives records to the workers; what is small, while they have nothing, is done at once."""
@@ -446,6 +462,7 @@ class Pipeline(Owner):
             raise
         finally:
             self._recovering.discard(source)
+        self._renew(partition)
         self._waiting[source] = partition
         return recovered
 
@@ -494,11 +511,12 @@ class Pipeline(Owner):
         source = partition.source
         _log.error("state_discarded", topic=source.topic, partition=source.partition, position=partition.position, now=position)
         fresh = Partition(source, self._make_shard(source), partition.ledger, read_from=position)
+        self._renew(fresh)
         fresh.parcel.work.pages = dict.fromkeys(partition.ledger.records)
         fresh.parcel.work.anew = True
         # What was told of the old one ends; nothing will ever be heard of it again.
         for outcome in (partition.shard.process([], partition.shard.live_from), partition.shard.forget_all()):
-            outcome.pages, outcome.episodes, outcome.forgotten = {}, {}, {}
+            outcome.pages, outcome.episodes, outcome.forgotten, outcome.policies = {}, {}, {}, []
             fresh.take_in(outcome, self._alerts_topic, self._dead_letter_topic)
         fresh.position = fresh.parcel.work.position = -1  # which is where the new topic begins; told in a moment
         return fresh

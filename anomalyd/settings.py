@@ -341,10 +341,10 @@ class AlertPolicy(_Section):
 
     budget: float = Field(default=0.1, gt=0, le=1_000)
     """False alarms that you accept per series and day of event time. Less: fewer alerts, only the strangest; more: more sensitive."""
-    min_deviation: float = Field(default=0.0, ge=0)
+    min_deviation: float = Field(default=0.0, ge=0, le=1e18)
     """Least distance from the expected value that can alert, in the units of the series (per second for counters); 0: any. Such as 5 for
     a percentage, of which nobody wants to hear that 0.3 is unusual. Of several features the one with the largest share counts."""
-    min_deviation_ratio: float = Field(default=0.0, ge=0)
+    min_deviation_ratio: float = Field(default=0.0, ge=0, le=1e18)
     """The same as a part of the expected value: 0.2 lets values alert that lie a fifth or more away from it; 0: any. With both, both must
     be reached."""
     min_duration_s: float = Field(default=0.0, ge=0, le=7 * 86_400)
@@ -554,6 +554,23 @@ class Settings(BaseSettings):
             shown["alerts"] = self.policy(stream).model_dump(mode="json", by_alias=True)
         return data
 
+    def needs_restart(self, fresh: "Settings") -> list[str]:
+        """Keys in which fresh settings differ from these and which a running instance does not take over: all but alert policies."""
+        before, after = self._fixed(), fresh._fixed()  # noqa: SLF001  of another one of the same class
+        keys = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+        for name in {stream.name for stream in self.streams} ^ {stream.name for stream in fresh.streams}:
+            keys = {key for key in keys if not key.startswith(f"streams.{name}.")} | {f"streams.{name}"}
+        return sorted(keys)
+
+    def _fixed(self) -> dict[str, Any]:
+        """What holds for the life of an instance, by dotted key; streams go by their names."""
+        data = self.model_dump(exclude={"streams", "alerts"})
+        data["alerts"] = {"topic": self.alerts.topic}
+        data["streams"] = {}
+        for stream in self.streams:
+            data["streams"][stream.name] = stream.model_dump(exclude={"name", "alerts"}) | {"alerts.budget": self.policy(stream).budget}
+        return dict(_flat(data))
+
     def summary(self) -> list[str]:
         """What is configured, in a few lines for people."""
         kafka = self.kafka
@@ -747,6 +764,15 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         below = merged.get(key)
         merged[key] = _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
     return merged
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested mappings by dotted path."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _minutes(time_of_day: str) -> int:

@@ -20,6 +20,7 @@ from anomalyd.alerts.episodes import Episodes, Policy, Transitions
 from anomalyd.alerts.messages import Message, MessageBuilder, Model
 from anomalyd.alerts.mutes import Mutes
 from anomalyd.alerts.rarity import Rarity
+from anomalyd.alerts.timeline import Entry, Timeline
 from anomalyd.batch import LATE, REPEATED, Record, SampleBatch, Source, Verdicts
 from anomalyd.detector import Detector, Pages
 from anomalyd.formats import Decoded, Decoder
@@ -87,6 +88,8 @@ class Outcome:
     """By series: the record of its episode as it is behind these records, where something was told about it."""
     forgotten: dict[bytes, bytes] = field(default_factory=dict)
     """Records of series that were forgotten, by key."""
+    policies: list[Entry] = field(default_factory=list)
+    """Alert policies that came into force, each with its input offset; a replay from in front of it needs to know."""
     replay_from: int = 0
     """Input offset from which on records would have to be replayed if all these records, and all before, were written down."""
     stream_time_ms: int | None = None
@@ -128,6 +131,7 @@ class Outcome:
         self.pages |= later.pages
         self.episodes |= later.episodes
         self.forgotten |= later.forgotten
+        self.policies += later.policies
         self.next_offset, self.replay_from, self.stream_time_ms = later.next_offset, later.replay_from, later.stream_time_ms
         for name in _SUMMED:
             setattr(self, name, getattr(self, name) + getattr(later, name))
@@ -198,6 +202,8 @@ class Shard:
         self._decoder = decoder
         self._episodes = Episodes(stream.policy, self.pages.episodes)
         self._mutes = Mutes(stream.policy.mutes)
+        self._timeline = Timeline(stream.policy)
+        self._settled: StreamPlan | None = None  # the plan that holds for what is news; None: there was none yet
         self._state = ShardState(self.index, self.pages, self._episodes, detector, reading)
         calibration = detector.artifact.calibration
         self._messages = MessageBuilder(
@@ -263,6 +269,10 @@ class Shard:
         """A number that is the same for the same series in the same state."""
         return self._state.digest()
 
+    def adopt(self, plan: StreamPlan) -> None:
+        """Policy, labels and annotations of this plan hold from the next records on that are news. Any thread may say so."""
+        self.stream = plan
+
     # --- from one instance to the next ------------------------------------------------------------------------------
 
     def load(self, page: Page) -> None:
@@ -275,8 +285,13 @@ class Shard:
         Args:
             restored: what is known besides pages.
             live: keys of the records that are still there, if some may have been tombstoned after they had been loaded; None: all are.
+
+        Raises:
+            StateError: a policy that was in force cannot be understood.
         """
         self.stream_time_ms = restored.stream_time_ms
+        self._timeline.begin(restored.policies, restored.replay_from)
+        self._enforce()
         dropped = self._state.begin(restored, live)
         if dropped:
             self._carried.evicted += len(dropped)
@@ -314,6 +329,7 @@ class Shard:
             outcome.add(self._carried)
             self._carried = Outcome()
             outcome.records = len(records)
+            self._settle(outcome)
             self._run(records, outcome)
         state.position = outcome.next_offset = behind
         if not state.replaying:
@@ -322,6 +338,20 @@ class Shard:
             outcome.pages = state.snapshot(snapshots)
         outcome.replay_from, outcome.stream_time_ms = state.replay_from, self.stream_time_ms
         return outcome
+
+    def _settle(self, outcome: Outcome) -> None:
+        """What is news is judged by the plan that was adopted last."""
+        plan = self.stream
+        if plan is not self._settled:
+            self._settled = plan
+            outcome.policies += self._timeline.settle(plan.policy, max(self._state.position, self._state.live_from))
+            self._enforce()
+            self._messages.mark(plan.labels, plan.annotations)
+
+    def _enforce(self) -> None:
+        policy = self._timeline.policy
+        self._episodes.policy = policy
+        self._mutes = Mutes(policy.mutes)
 
     def _replay(self, records: Sequence[Record], next_offset: int) -> int:
         """Learns the records in front of the position silently; returns how many there were."""
@@ -337,8 +367,10 @@ class Shard:
         start, size, most = 0, _MANY, _MANY
         while start < len(records):
             self._state.reach(records[start].offset)
+            if self._timeline.reach(records[start].offset):
+                self._enforce()
             part = _Part(records[start : start + size])
-            boundary = self._state.boundary
+            boundary = min(self._state.boundary, self._timeline.boundary)
             if part.records[-1].offset >= boundary:
                 part = _Part([record for record in part.records if record.offset < boundary])
             decoding = time.perf_counter()

@@ -18,7 +18,7 @@ from anomalyd.batch import Source
 from anomalyd.errors import KafkaRefusedError, LostError, StateError
 from anomalyd.kafka.consumer import Polled, Recovered
 from anomalyd.pipeline import DEADLY, SMALL_RECORDS, Pipeline
-from anomalyd.shard import DeadLetter, Outcome, OutgoingAlert
+from anomalyd.shard import DeadLetter, Outcome, OutgoingAlert, StreamPlan
 from anomalyd.state.codec import Page
 from anomalyd.state.ports import Restored, Work
 from anomalyd.state.trial import Trial
@@ -150,13 +150,17 @@ class FakeShard:
         self.live_from = self.position = 0
         self.dirty: list[int] = []
         self.pages_in_use = 1
+        self.policies: list[tuple[int, str]] = []
         self._alert_every = alert_every
         self._gate = gate
 
         class _Plan:
             name = "hosts"
 
-        self.stream = _Plan()
+        self.stream: Any = _Plan()
+
+    def adopt(self, plan: Any) -> None:  # noqa: ANN401  a plan, or what stands for one
+        self.stream = plan
 
     @property
     def replay_from(self) -> int:
@@ -194,6 +198,7 @@ class FakeShard:
             return Outcome(next_offset=next_offset, replayed=len(records))
         outcome = Outcome(next_offset=next_offset, records=len(records), samples=len(records), pages=self.snapshot(snapshots))
         outcome.replay_from = self.replay_from
+        outcome.policies, self.policies = self.policies, []
         for record in records:
             if self._alert_every and record.offset % self._alert_every == 0:
                 outcome.alerts.append(OutgoingAlert(FIRING, record.timestamp))
@@ -549,6 +554,37 @@ async def test_state_survives_a_rebalance_that_brings_the_partition_back() -> No
         await assign(it.pipeline, {ZERO: 0, ONE: 0})
 
     assert [len(made) for made in it.shards.values()] == [1, 2]
+
+
+async def test_a_plan_that_was_adopted_reaches_every_partition_whatever_it_is_at() -> None:
+    """Running ones, one that is put aside, one that is being recovered, and those that come later; other topics are left alone."""
+    other, two = Source("logs", 0), Source("metrics", 2)
+    async with rig(take={ZERO: 0, other: 0}) as it:
+        await it.pipeline.release()  # both are put aside
+        it.pipeline.assigned([ZERO, ONE, two, other])
+        recovering = asyncio.create_task(it.pipeline.recover(ONE, 2))
+        await asyncio.sleep(0)
+        plan: Any = StreamPlan("new")
+        it.pipeline.adopt({"metrics": plan})
+        await recovering
+        for source in (ZERO, two, other):
+            await it.pipeline.recover(source, 2)
+        it.pipeline.take({ZERO: 0, ONE: 0, two: 0, other: 0})
+
+        assert {source: made[-1].stream.name for source, made in it.shards.items()} == {ZERO: "new", ONE: "new", two: "new", other: "hosts"}
+
+
+async def test_policies_that_came_into_force_are_committed_with_the_position() -> None:
+    async with rig() as it:
+        shard = it.shards[ZERO][0]
+        it.records.put((ZERO, 0, 10))
+        await until(lambda: it.durable.positions == {ZERO: 10}, "the records")
+        shard.policies = [(10, "{}")]
+        it.records.put((ZERO, 10, 10))
+        await until(lambda: it.durable.positions == {ZERO: 20}, "the rest")
+
+    found = [(work.position, work.policies) for source, work in it.durable.written if source == ZERO and work.policies]
+    assert found == [(20, [(10, "{}")])]
 
 
 async def test_a_batch_that_a_rebalance_did_not_wait_for_leaves_no_trace() -> None:

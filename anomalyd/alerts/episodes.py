@@ -123,7 +123,8 @@ class Episodes:
     """
 
     def __init__(self, policy: Policy, storage: NDArray[np.uint8]) -> None:
-        self._policy = policy
+        self.policy = policy
+        """May be replaced between batches: episodes that are under way go on under the new one."""
         self._storage = storage
         self._episode = storage.view(EPISODE)[:, 0]
         # The states once more, dense: one byte a series says whether a quiet sample needs a look at its state row.
@@ -153,7 +154,7 @@ class Episodes:
         """
         if len(self._scratch) < 2 * len(batch):
             self._scratch = np.empty(2 * len(batch), TRANSITION)
-        policy = self._policy
+        policy = self.policy
         count, opened, muted_count, flapping_count = run(
             self._episode,
             self._active,

@@ -145,6 +145,10 @@ class MessageBuilder:
         self._rarity = rarity
         self._encoder = msgspec.json.Encoder(order="deterministic")
 
+    def mark(self, labels: Mapping[str, str], annotations: Mapping[str, str]) -> None:
+        """From now on messages carry these labels and annotations instead."""
+        self._labels, self._annotations = dict(labels), dict(annotations)
+
     def build(
         self, transitions: Transitions, k: int, *, key: str, name: str, labels: Mapping[str, str], offset: int, detected_at_ms: int
     ) -> Message:

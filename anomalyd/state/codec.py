@@ -60,6 +60,8 @@ class Position(msgspec.Struct, frozen=True, array_like=True):
     """The owner let go of the partition alive; if it goes on, the next position says so."""
     anew: bool = False
     """Nothing from before counts: the input topic was made anew, or an operator decided so. The position may go back."""
+    policies: tuple[tuple[int, str], ...] = ()
+    """Which alert policy is in force from which input offset on, oldest first; the policy itself, as JSON."""
 
 
 class Fence(msgspec.Struct, frozen=True, array_like=True):

@@ -211,7 +211,7 @@ class Ledger:
             )
 
     async def _read(self, reader: LogReader, last: Position, fence: int, load: Callable[[list[Page]], Awaitable[None]]) -> Restored:
-        restored = Restored(last.position, last.replay_from, last.stream_time_ms, trial=last.trial)
+        restored = Restored(last.position, last.replay_from, last.stream_time_ms, policies=last.policies, trial=last.trial)
         episodes: dict[bytes, Episode] = {}
         forgotten: dict[bytes, Forgotten] = {}
         async for records in reader.read(max(last.restore_from, 0), fence):
@@ -302,8 +302,7 @@ class Ledger:
         timeline = () if earlier is None else earlier.timeline
         if not timeline or timeline[-1][1] != self._model:
             timeline = (*timeline, (work.position if earlier is None else earlier.position, self._model))
-        while len(timeline) > 1 and timeline[1][0] <= work.replay_from:
-            timeline = timeline[1:]
+        policies = (*(() if earlier is None else earlier.policies), *work.policies)
         return Position(
             sequence=0 if last is None else last.sequence + 1,
             previous=-1 if last is None else last.position,
@@ -313,10 +312,11 @@ class Ledger:
             partitions=self.partitions,
             owner=self._owner,
             stream_time_ms=work.stream_time_ms,
-            timeline=timeline,
+            timeline=needed(timeline, work.replay_from),
             trial=work.trial,
             clean=work.clean,
             anew=work.anew,
+            policies=needed(policies, work.replay_from),
         )
 
     async def _surely(self, messages: Sequence[Any], entries: Sequence[Entry], position: Position) -> list[int]:
@@ -390,3 +390,10 @@ class Ledger:
             if isinstance(found, Position) and found.sequence == position.sequence:
                 ours = record.offset
         return ours
+
+
+def needed(timeline: tuple[tuple[int, str], ...], replay_from: int) -> tuple[tuple[int, str], ...]:
+    """What of a timeline, oldest first, a replay from an input offset meets."""
+    while len(timeline) > 1 and timeline[1][0] <= replay_from:
+        timeline = timeline[1:]
+    return timeline

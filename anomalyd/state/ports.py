@@ -74,6 +74,8 @@ class Restored:
     """Records that were tried when the last owner died."""
     claims: int = 1
     """Processes that claimed it since the position last moved or its owner let go alive, ours counted: so many ended without a goodbye."""
+    policies: tuple[tuple[int, str], ...] = ()
+    """Alert policies by the input offset from which on they were in force, oldest first; the first one covers `replay_from`."""
     missing: bool = False
     """There is no position, and the log does not begin at its beginning: what was there is gone."""
 
@@ -95,6 +97,8 @@ class Work:
     """Episode records by series."""
     forgotten: dict[bytes, bytes] = field(default_factory=dict)
     """Records of forgotten series by key."""
+    policies: list[tuple[int, str]] = field(default_factory=list)
+    """Alert policies that came into force, by input offset, ascending."""
     trial: Trial | None = None
     """Set before records are processed that may end the process."""
     clean: bool = False

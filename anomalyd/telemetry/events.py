@@ -22,6 +22,17 @@ EVENTS: Final[Mapping[str, Event]] = {
     "starting": Event("info", "The daemon begins: version, group and streams."),
     "http_listening": Event("info", "Metrics and probes are served from here on."),
     "model_loaded": Event("info", "The model that scores and the device that it runs on."),
+    "config_reloaded": Event("info", "The configuration was read again (SIGHUP); its alert policies hold for these streams from now on."),
+    "config_needs_restart": Event(
+        "warning",
+        "Keys have changed in the configuration that was read again, and hold after a restart only.",
+        "restart when it suits, or undo the change",
+    ),
+    "config_reload_failed": Event(
+        "error",
+        "The configuration was to be read again (SIGHUP) and is not valid; everything stays as it was.",
+        "correct what `reason` names (`anomalyd config check`), then send SIGHUP again; a restart would fail",
+    ),
     "stopping": Event("info", "A signal asked the daemon to end; it finishes its batch and commits."),
     "stopped": Event("info", "The daemon ended in order."),
     "stopped_uncommitted": Event(

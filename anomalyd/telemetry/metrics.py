@@ -127,6 +127,8 @@ class Metrics:
         self._lost = _Children(lost, LOSSES)
         self._reconnects = counter("kafka_reconnects", "Times the Kafka clients were built anew after a failure.")
         # what runs
+        self._configured = gauge("config_reload_success", "Whether the configuration was valid when it was read last: 1, or 0; act.")
+        self._configured_at = gauge("config_reload_success_timestamp_seconds", "When the configuration was read last and was valid.")
         build = self._info("build", "Which anomalyd on which Python; always 1.", ("version", "python"))
         build.info({"version": __version__, "python": platform.python_version()})
         self._model = self._info("model", "Which model scores; always 1.", ("name", "version", "hash"))
@@ -300,6 +302,15 @@ class Metrics:
     def reconnected(self) -> None:
         """The Kafka clients were built anew after a failure."""
         self._reconnects.inc()
+
+    def configured(self, at_s: float) -> None:
+        """The configuration was read, and was valid, at this time in seconds since the epoch."""
+        self._configured.set(1)
+        self._configured_at.set(at_s)
+
+    def misconfigured(self) -> None:
+        """The configuration was read again and is not valid; what was read before holds."""
+        self._configured.set(0)
 
     def model(self, name: str, version: str, hash_: str) -> None:
         """The model that scores from now on."""

@@ -101,6 +101,11 @@ class Daemon:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout_s)
 
+    def reconfigure(self, **sections: object) -> None:
+        """Replaces sections of the configuration file and sends SIGHUP."""
+        self._config.write_text(json.dumps(json.loads(self._config.read_text()) | sections))
+        self.process.send_signal(signal.SIGHUP)
+
     def kill(self) -> None:
         """SIGKILL, also of a process that has ended."""
         if self._process is not None:

@@ -76,6 +76,41 @@ class TestMainJob:
             "anomalyd-offset": b"1",
         }
 
+    def test_policies_are_taken_over_on_sighup_and_survive_a_crash(self, kafka: str, tmp_path: Path) -> None:
+        """What the first policy mutes stays untold, though a crash has it replayed under another one; an invalid file changes nothing."""
+        mute = {"start": "1970-01-01", "end": "2099-01-01", "reason": "test"}
+        with Daemon(kafka, tmp_path, settings={"state": {"turn_s": 3_600}}) as daemon:
+            daemon.until_ready()
+            daemon.reconfigure(alerts={"topic": daemon.alerts, "mutes": [mute]})
+            poll_until(lambda: daemon.events("config_reloaded"), "the first policy")
+            produce(kafka, daemon.source, incident("web-1"))
+            daemon.until_read(600)
+            assert daemon.metric("anomalyd_alerts_muted_total") == 1
+
+            daemon.reconfigure(alerts={"topic": daemon.alerts, "labels": {"team": "a"}}, max_series=500)
+            poll_until(lambda: len(daemon.events("config_reloaded")) == 2, "the second policy")
+            assert [event["keys"] for event in daemon.events("config_needs_restart")] == [["max_series"]]
+            produce(kafka, daemon.source, incident("web-2"))
+            read_until(kafka, daemon.alerts, lambda found: len(found) >= 2, "an episode", 60)
+
+            daemon.reconfigure(alerts={"budget": -1})
+            poll_until(lambda: daemon.events("config_reload_failed"), "a refusal")
+            assert daemon.metric("anomalyd_config_reload_success") == 0
+            daemon.kill()
+            daemon.start()  # the file is not valid
+            assert daemon.process.wait(60) == 2
+            daemon.reconfigure(alerts={"topic": daemon.alerts, "labels": {"team": "a"}})
+            daemon.start()
+            produce(kafka, daemon.source, incident("web-3"))
+            records = read_until(kafka, daemon.alerts, lambda found: len(found) >= 4, "another episode", 60)
+            assert daemon.metric("anomalyd_replay_divergences_total") == 0
+
+        alerts = [json.loads(record.value or b"") for record in records]
+        assert [(alert["series"]["labels"]["host"], alert["labels"]) for alert in alerts if alert["status"] == "firing"] == [
+            ("web-2", {"team": "a"}),
+            ("web-3", {"team": "a"}),
+        ]
+
 
 def every_poison(found: Sequence[Any], count: int) -> bool:
     return {record.value for record in found} >= {poison(n) for n in range(count)}

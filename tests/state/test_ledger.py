@@ -426,6 +426,29 @@ async def test_positions_say_which_model_scores_from_where_on(rig: Rig) -> None:
     assert [p.timeline for p in rig.log.positions()] == [((10, "old"),), ((10, "old"), (10, "new")), ((10, "new"),)]
 
 
+async def test_positions_say_which_policy_is_in_force_from_where_on(rig: Rig) -> None:
+    """As long as a replay could meet it; whoever claims the partition is told."""
+    owner, _ = await rig.claim()
+    await owner.commit(work(10, 5, policies=[(0, "a")]))
+    await owner.commit(work(20, 5, policies=[(12, "b"), (18, "c")]))
+    await owner.commit(work(30, 15))
+    _, restored = await rig.claim()
+    assert restored.policies == ((12, "b"), (18, "c"))
+    owner, _ = await rig.claim()
+    await owner.commit(work(40, 40))
+
+    entries = [((0, "a"),), ((0, "a"), (12, "b"), (18, "c")), ((12, "b"), (18, "c")), ((18, "c"),)]
+    assert [p.policies for p in rig.log.positions()] == entries
+
+
+async def test_policies_of_an_input_that_was_made_anew_are_gone(rig: Rig) -> None:
+    owner, _ = await rig.claim()
+    await owner.commit(work(10, policies=[(0, "a")]))
+    await owner.commit(work(2, policies=[(0, "b")], anew=True))
+
+    assert [p.policies for p in rig.log.positions()] == [((0, "a"),), ((0, "b"),)]
+
+
 async def test_fences_carry_a_name_for_people(rig: Rig) -> None:
     await rig.claim()
 

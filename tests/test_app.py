@@ -1,0 +1,144 @@
+"""What of a configuration becomes of a running daemon, and what of another one it takes over."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+import yaml
+
+from anomalyd.alerts.episodes import Policy
+from anomalyd.alerts.mutes import Mute
+from anomalyd.app import read_plans, stream_plan
+from anomalyd.settings import Settings, environment_overrides, load
+from anomalyd.telemetry.metrics import Metrics
+
+HOSTS = {"name": "hosts", "topics": ["metrics", "more"], "format": "influx"}
+PODS = {"name": "pods", "topics": ["pods"], "format": "influx"}
+SECRET = "not-for-logs"
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in environment_overrides():
+        monkeypatch.delenv(name)
+
+
+class File:
+    """A configuration file that changes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.sections: dict[str, Any] = {"kafka": {"bootstrap_servers": "a:1"}, "streams": [HOSTS, PODS]}
+
+    def write(self, **sections: object) -> None:
+        self.sections |= sections
+        self.path.write_text(yaml.safe_dump(self.sections), "utf-8")
+
+    def read(self) -> Settings:
+        return load(self.path)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> File:
+    made = File(tmp_path / "config.yaml")
+    made.write()
+    return made
+
+
+def value(metrics: Metrics, name: str) -> float:
+    return metrics.registry.get_sample_value(name) or 0.0
+
+
+def test_the_policy_of_a_stream_is_what_its_settings_say(file: File) -> None:
+    weekly = {"series": ["cpu.*"], "days": ["sun", "mon"], "from": "22:00", "to": "06:00", "timezone": "Europe/Berlin", "reason": "backups"}
+    span = {"start": "2026-03-01T08:00:00+01:00", "end": "2026-03-01T07:30:00Z"}
+    own = {"min_deviation": 5, "min_deviation_ratio": 0.2, "min_duration_s": 60, "direction": "above", "resolve_after_samples": 4}
+    file.write(
+        alerts={"critical_score": 2, "reopen_after_s": 1.5, "mutes": [weekly]}, streams=[HOSTS | {"alerts": own | {"mutes": [span]}}]
+    )
+    settings = file.read()
+
+    assert stream_plan(settings.streams[0], settings.policy(settings.streams[0])).policy == Policy(
+        min_deviation=5,
+        min_deviation_ratio=0.2,
+        min_duration_ms=60_000,
+        reopen_after_ms=1_500,
+        resolve_after_samples=4,
+        critical_score=2,
+        direction="above",
+        mutes=(
+            Mute(("cpu.*",), (6, 0), 22 * 60, 6 * 60, "Europe/Berlin"),
+            Mute(start_ms=1_772_348_400_000, end_ms=1_772_350_200_000),
+        ),
+    )
+
+
+def test_policies_labels_and_annotations_are_taken_over(file: File) -> None:
+    running, metrics = file.read(), Metrics()
+    file.write(alerts={"min_deviation": 3, "labels": {"team": "a"}}, streams=[HOSTS | {"alerts": {"direction": "above"}}, PODS])
+
+    with structlog.testing.capture_logs() as logs:
+        plans = read_plans(running, file.read, metrics)
+
+    assert plans is not None
+    assert {topic: (plan.name, plan.policy.direction) for topic, plan in plans.items()} == {
+        "metrics": ("hosts", "above"),
+        "more": ("hosts", "above"),
+        "pods": ("pods", "both"),
+    }
+    assert {(plan.policy.min_deviation, plan.labels["team"]) for plan in plans.values()} == {(3, "a")}
+    assert [entry["event"] for entry in logs] == ["config_reloaded"]
+    assert value(metrics, "anomalyd_config_reload_success") == 1
+    assert value(metrics, "anomalyd_config_reload_success_timestamp_seconds") > 1e9
+
+
+def test_what_needs_a_restart_is_named_and_not_taken_over(file: File) -> None:
+    running, metrics = file.read(), Metrics()
+    file.write(
+        kafka={"bootstrap_servers": "a:1", "sasl_password": SECRET, "security_protocol": "SASL_PLAINTEXT"}
+        | {"sasl_mechanism": "PLAIN", "sasl_username": "me", "session_timeout_ms": 9_000},
+        alerts={"budget": 0.2, "topic": "other"},
+        streams=[
+            HOSTS | {"topics": ["metrics"], "include": ["cpu.*"], "alerts": {"budget": 0.3, "direction": "below"}},
+            PODS | {"name": "new"},
+        ],
+        max_series=5,
+    )
+
+    with structlog.testing.capture_logs() as logs:
+        plans = read_plans(running, file.read, metrics)
+
+    assert plans is not None
+    assert {topic: plan.policy.direction for topic, plan in plans.items()} == {"metrics": "below", "more": "below"}
+    told = next(entry for entry in logs if entry["event"] == "config_needs_restart")
+    assert told["keys"] == [
+        "alerts.topic",
+        *(f"kafka.{key}" for key in ("sasl_mechanism", "sasl_password", "sasl_username", "security_protocol", "session_timeout_ms")),
+        "max_series",
+        *(f"streams.{key}" for key in ("hosts.alerts.budget", "hosts.include", "hosts.topics", "new", "pods")),
+    ]
+    assert SECRET not in str(logs)
+
+
+@pytest.mark.parametrize("text", ["alerts: [", "alerts: {min_deviation: -1}", None])
+def test_a_configuration_that_is_not_valid_changes_nothing_until_it_is_corrected(file: File, text: str | None) -> None:
+    running, metrics = file.read(), Metrics()
+    metrics.configured(5.0)
+    if text is None:
+        file.path.unlink()
+    else:
+        file.path.write_text(text, "utf-8")
+
+    with structlog.testing.capture_logs() as logs:
+        assert read_plans(running, file.read, metrics) is None
+
+    assert [(entry["event"], entry["log_level"], str(file.path) in entry["reason"]) for entry in logs] == [
+        ("config_reload_failed", "error", True)
+    ]
+    assert value(metrics, "anomalyd_config_reload_success") == 0
+    assert value(metrics, "anomalyd_config_reload_success_timestamp_seconds") == 5
+
+    file.write()
+    assert read_plans(running, file.read, metrics) is not None
+    assert value(metrics, "anomalyd_config_reload_success") == 1

@@ -165,6 +165,8 @@ class Partition:
 
     def take_parcel(self) -> Parcel:
         """What is to be committed now; what comes next goes into another one."""
+        # Until records are trusted again, the next owner has to go on trying them, however this one ends.
+        self.parcel.work.trial = self.parcel.work.trial or self.trial
         parcel, self.parcel, self.urgent = self.parcel, Parcel(), False
         return parcel
 

@@ -186,7 +186,7 @@ class Pipeline(Owner):
                     # At once: what lay about while something else is waited for would be passed over as if it had been control records.
                     self._hand_over([part for part in polled if part not in careful])
                     await self._try_carefully(careful)
-                    await self._until(lambda: max(self._in_flight) < IN_FLIGHT)
+                    await self._until(lambda: self._stopping.is_set() or max(self._in_flight) < IN_FLIGHT)
                     self._hold_or_resume()
             await self._finish()
         finally:
@@ -197,6 +197,7 @@ class Pipeline(Owner):
     def stop(self) -> None:
         """Asks `run` to come to an end."""
         self._stopping.set()
+        self._landed.set()  # from here on a worker that hangs is waited for within the deadline only
 
     def adopt(self, plans: Mapping[str, StreamPlan]) -> None:
         """Alert policies, labels and annotations of these plans hold from now on.
@@ -301,16 +302,26 @@ class Pipeline(Owner):
 
     def _needs_care(self, polled: Polled) -> bool:
         partition = self._partitions.get(polled.source)
-        return partition is not None and partition.trial is not None and not partition.to_replay
+        # Owners have survived what is replayed; what lies behind it may come with the same poll.
+        return partition is not None and partition.trial is not None and polled.next_offset > partition.shard.live_from
 
     async def _try_carefully(self, polled: Sequence[Polled]) -> None:
         """Takes a few records at a time where owners have died again and again, and says so before."""
-        releases = self._releases
+        releases, owned = self._releases, dict(self._partitions)
+
+        async def drained(partition: Partition) -> bool:
+            """Whether it still is the partition of which this was read: one that was recovered meanwhile reads it again."""
+            await self._until(lambda: self._stopping.is_set() or not any(self._in_flight))
+            return not self._stopping.is_set() and releases == self._releases and self._partitions.get(partition.source) is partition
+
         for part in polled:
-            await self._drained()
-            partition = self._partitions.get(part.source)
-            if partition is not None and releases == self._releases:
-                await self._try(partition, part)
+            partition, live_from = owned[part.source], owned[part.source].shard.live_from
+            alive = await drained(partition)
+            if alive and partition.to_replay:
+                self._hand_over([Polled(part.source, [record for record in part.records if record.offset < live_from], live_from)])
+                alive = await drained(partition)
+            if alive:
+                await self._try(partition, part._replace(records=[record for record in part.records if record.offset >= live_from]))
 
     async def _try(self, partition: Partition, polled: Polled) -> None:
         """Those that need no care any more go the usual way. After a release they are read again, even if the partition stays."""
@@ -410,6 +421,8 @@ class Pipeline(Owner):
         while partition.shard.dirty_pages and not partition.to_replay and self._partitions.get(partition.source) is partition:
             worker = self._workers[self._worker_of[partition.source]]
             pages = await loop.run_in_executor(worker, partition.shard.snapshot, PAGES_AT_ONCE)
+            if not pages:
+                return  # those that are left cannot be written yet
             partition.parcel.work.pages |= pages
             partition.account()
             reached("flush")

@@ -6,8 +6,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
+from anomalyd.alerts.episodes import Policy
 from anomalyd.alerts.machine import EPISODE, OPEN
 from anomalyd.alerts.messages import iso
+from anomalyd.alerts.timeline import written
 from anomalyd.batch import Source
 from anomalyd.errors import ConfigError, StateError, TopicError
 from anomalyd.kafka import topics
@@ -103,6 +105,7 @@ def _facts(place: Place, contents: Contents, bounds: tuple[int, int]) -> Facts:
             "oldest_page": oldest,
             "oldest_page_behind": position.position - oldest if oldest is not None else None,
             "timeline": [{"from": offset, "model": model} for offset, model in position.timeline],
+            "policies": [{"from": offset, "policy": json.loads(policy)} for offset, policy in position.policies],
             "trial": None if position.trial is None else {"size": position.trial.size, "tries": position.trial.tries},
         }
     return facts
@@ -135,10 +138,19 @@ def _told(facts: Facts) -> Iterator[str]:
     yield f"  claims     {_claims(facts)}"
     for entry in facts.get("timeline", []):
         yield f"  model      {entry['model'][:12]} from {entry['from']:,}"
+    for entry in facts.get("policies", []):
+        yield f"  policy     {_differing(entry['policy'])} from {entry['from']:,}"
     if trial := facts.get("trial"):
         yield f"  trial      the next {trial['size']:,} records may have ended the process; tries of a single one: {trial['tries']}"
     if facts["unreadable"]:
         yield f"  damage     {facts['unreadable']} records can't be used: anomalyd state verify says which"
+
+
+def _differing(policy: dict[str, Any]) -> str:
+    """What of a policy is not the default, in a few words."""
+    plain = json.loads(written(Policy()))
+    parts = [f"{len(value)} {name}" if name == "mutes" else f"{name} {value}" for name, value in policy.items() if value != plain.get(name)]
+    return ", ".join(parts) or "the defaults"
 
 
 def _claims(facts: Facts) -> str:

@@ -7,6 +7,9 @@ import re
 import pytest
 
 from anomalyd import state_commands
+from anomalyd.alerts.episodes import Policy
+from anomalyd.alerts.mutes import Mute
+from anomalyd.alerts.timeline import written
 from anomalyd.batch import Entry
 from anomalyd.errors import ConfigError, KafkaUnavailableError, TopicError
 from anomalyd.state import codec
@@ -25,7 +28,9 @@ def rig(kafka: str, capsys: pytest.CaptureFixture[str]) -> Rig:
 
 def test_inspect_tells_what_a_restart_would_find(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = {"a": row(1.0, **FIRING), "b": row(2.0)}, {"c": row(3.0)}
-    pages = [page(0, 100, first), position(0, 100, -1, replay_from=80)], [page(1, 140, second), position(1, 150, 100, replay_from=110)]
+    policies = ((0, written(Policy())), (120, written(Policy(min_deviation=2.5, mutes=(Mute(to_min=60),)))))
+    last = position(1, 150, 100, replay_from=110, policies=policies)
+    pages = [page(0, 100, first), position(0, 100, -1, replay_from=80)], [page(1, 140, second), last]
     asyncio.run(rig.write([FENCE], *pages, [FENCE], cut=True))
 
     assert state_commands.inspect(rig.settings, topic=None, partition=None, json_output=True) == 0
@@ -40,6 +45,7 @@ def test_inspect_tells_what_a_restart_would_find(rig: Rig, capsys: pytest.Captur
     }
     assert (one["pages"], one["series"], one["open_episodes"], one["claims"], one["claimed_by"]) == (2, 3, 1, 1, "host-a")
     assert one["timeline"] == [{"from": 0, "model": "m" * 32}]
+    assert [(entry["from"], entry["policy"]["min_deviation"]) for entry in one["policies"]] == [(0, 0.0), (120, 2.5)]
     assert one["log_end"] > one["log_start"] == 0
     assert one["restore_bytes"] > one["page_bytes"] > 3 * ROW_BYTES
     assert (two["partition"], two["position"], two["pages"]) == (1, None, 0)
@@ -49,6 +55,7 @@ def test_inspect_tells_what_a_restart_would_find(rig: Rig, capsys: pytest.Captur
     assert re.search(r"position +150 \(number 1\), event time 2025-10-09T08:54:20.000Z", told)
     assert "replays 40 records at most, from 110" in told
     assert "1 process has claimed it since the position last moved, the last of them host-a" in told
+    assert re.search(r"policy +the defaults from 0\n +policy +min_deviation 2.5, 1 mutes from 120\n", told)
     assert f"{rig.source}/1" not in told
 
     assert state_commands.inspect(rig.settings, topic=rig.source, partition=1, json_output=False) == 0

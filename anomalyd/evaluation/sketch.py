@@ -102,7 +102,9 @@ def places(title: str, values: Sequence[float], low: Sequence[float], high: Sequ
 
 
 def _widened(low: float, high: float) -> tuple[float, float]:
-    margin = 0.06 * (high - low) if high - low > _FLAT else 0.5
+    """A scale for what lies between the two; what is equal but for rounding lies in its middle."""
+    size = max(abs(low), abs(high))
+    margin = 0.06 * (high - low) if high - low > _FLAT * size else 0.5 * size or 1.0
     return low - margin, high + margin
 
 

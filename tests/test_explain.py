@@ -17,6 +17,7 @@ from anomalyd.detector.explain import channels, fields, half_life, memory, run
 from anomalyd.detector.network import Autoencoder
 from anomalyd.errors import AnomalydError, ConfigError, InputFileError, StateError
 from anomalyd.evaluation.explain import command
+from anomalyd.evaluation.explain.facts import state_facts
 from anomalyd.evaluation.explain.told import told
 from anomalyd.evaluation.explain.witness import Witness
 from anomalyd.formats import make_decoder
@@ -384,6 +385,22 @@ def test_a_snapshot_tells_what_was_learned_what_is_expected_and_what_cells_hold(
     assert "metrics/3" in text
     assert "27 other series" in text
     json.dumps(explained, allow_nan=False)
+
+
+def test_the_state_of_several_features_tells_of_the_one_that_the_network_gives_back_worst(shipped: Artifact) -> None:
+    several = shipped.for_features(2)
+    witness = Witness(several, "cpu", Options(), np.arange(299, 300))
+    course = np.random.default_rng(2).standard_normal((300, 2))
+    course[-1, 1] += 20
+    witness.step(witness.new_pages(1), batch_of(0, every(300), course))
+
+    found = state_facts(witness, witness.rows[-1], witness.rows[:0])
+
+    assert (found["window"]["feature"], found["learned"]["feature"]) == ("feature_1", "feature_1")
+    assert found["state"]["observed"] == pytest.approx(course[-1, 1], rel=1e-5)
+    assert found["window"]["steps"][-1]["value"] == pytest.approx(course[-1, 1], rel=0.3)
+    assert found["network"]["usual_of"] is None
+    assert "too little to say" in told({"series": "a", "source": {"topic": "m", "partition": 0, "learned_up_to": 1}, **found})
 
 
 def test_state_of_another_model_is_shown_as_a_restart_would_take_it_over(kept: Contents) -> None:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from anomalyd.alerts.messages import iso
 from anomalyd.alerts.text import number
 from anomalyd.detector import Detector, Options
+from anomalyd.detector import artifact as artifacts
+from anomalyd.detector.detector import shipped
 from anomalyd.detector.migrate import migrated
 from anomalyd.detector.recipe import WARMUP_SAMPLES
 from anomalyd.errors import ConfigError, InputFileError, StateError
@@ -369,7 +371,9 @@ def explained(settings: Settings, kept: Kept) -> Explanation:
         kept: the row.
     """
     stream = next(stream for stream in settings.streams if kept.place.source.topic in stream.topics)
-    detector = Detector.load(device="cpu", options=Options(settings.policy(stream).budget, stream.kind))
+    features = next((count for name, _, _, count in kept.row.layout if name == "last"), 1)
+    artifact = artifacts.load(shipped()).for_features(features)
+    detector = Detector(artifact, "cpu", Options(settings.policy(stream).budget, stream.kind))
     same_model = kept.model == detector.model.hash
 
     def ours(rows: Sequence[Row]) -> NDArray[np.uint8]:

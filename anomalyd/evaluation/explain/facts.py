@@ -91,7 +91,7 @@ def sample_facts(detector: Detector, trace: Trace, own: NDArray[np.int64], rows:
 
 
 def state_facts(detector: Detector, row_bytes: Rows, others: Rows) -> Facts:
-    """Facts about a series by its state row alone.
+    """Facts about a series by its state row alone; of several features about the one that the network fails most to give back.
 
     Args:
         detector: whose row it is.
@@ -100,38 +100,43 @@ def state_facts(detector: Detector, row_bytes: Rows, others: Rows) -> Facts:
     """
     row = fields(row_bytes, detector.layout)
     found = memory(detector.artifact, detector.layout, row_bytes[None, :])
+    joint, f = detector.artifact.shape.joint, 0
+    if found is not None and detector.features > 1:
+        newest = found.inputs[-1, 0] if joint else found.inputs[-1, :, 0]
+        f = int(np.abs(newest - found.course.newest[-1]).argmax())
+    name = f"feature_{f}" if detector.features > 1 else None
     u = row["forecast"].astype(np.float64)
     band = BAND_ERRORS * row["error"]
-    expected, low, high = (float(unscaled(v, row)[0]) for v in (u, u - band, u + band))
+    expected, low, high = (float(unscaled(v, row)[f]) for v in (u, u - band, u + band))
     cells = [carried(fields(other, detector.layout), detector.layout, "c") for other in others]
     episode = row["episode"].view(EPISODE)[0]
     window: Facts | None = None
     if found is not None:
-        values = unscaled(found.inputs[:, 0, :1], row)[:, 0]
-        course = unscaled(found.course.newest[:, :1], row)[:, 0]
+        values = unscaled(found.inputs[:, 0] if joint else found.inputs[:, :, 0], row)[:, f]
+        course = unscaled(found.course.newest, row)[:, f]
         window = {
             "about": BEGINNINGS[found.beginning],
             "values": "inputs, brought back into units by the scale of today",
-            "feature": None,
+            "feature": name,
             "steps": [
-                _step(found, t, 0) | {"value": _short(float(values[t])), "reconstructed_value": _short(float(course[t]))}
+                _step(found, t, f, joint=joint) | {"value": _short(float(values[t])), "reconstructed_value": _short(float(course[t]))}
                 for t in range(len(values))
             ],
         }
     return {
         "state": {
             "time": iso(int(row["time"][0])),
-            "observed": _short(float(row["seen"][0])),
+            "observed": _short(float(row["seen"][f])),
             "next": {"expected": _short(expected), "low": _short(low), "high": _short(high)},
             "threshold": _short(threshold_of(detector, row)),
             "alert_since": iso(int(episode["starts_ms"])) if episode["state"] == OPEN else None,
             "peak_score": _short(float(episode["peak"])) if episode["state"] == OPEN else None,
         },
-        "learned": learned(detector, row, 0),
+        "learned": learned(detector, row, f) | {"feature": name},
         "window": window,
         "network": None
         if found is None
-        else network(detector, found, 0, cells, f"{len(cells)} other series of the partition, as they are now"),
+        else network(detector, found, f, cells, f"{len(cells)} other series of the partition, as they are now"),
     }
 
 
@@ -237,10 +242,7 @@ def _window(detector: Detector, found: Memory, trace: Trace, own: NDArray[np.int
     steps = []
     for t, place in enumerate(learned_from.tolist()):
         k, behind = int(own[place]), place - len(own) + len(rows)
-        step = _step(found, t, 0 if detector.artifact.shape.joint else feature)
-        if detector.artifact.shape.joint:
-            step |= {"input": [_short(float(found.inputs[t, 0, feature]))]}
-        step |= {"reconstructed": _short(float(found.course.newest[t, feature])), "time": iso(int(trace.time_ms[k]))}
+        step = _step(found, t, feature, joint=detector.artifact.shape.joint) | {"time": iso(int(trace.time_ms[k]))}
         step |= {"value": _short(float(verdicts.observed[k, feature])), "expected": _short(float(verdicts.expected[k, feature]))}
         if behind > 0:  # by the scale of the moment, which is that in front of the sample
             value = unscaled(found.course.newest[t], fields(rows[behind - 1], detector.layout))[feature]
@@ -249,12 +251,12 @@ def _window(detector: Detector, found: Memory, trace: Trace, own: NDArray[np.int
     return {"about": BEGINNINGS[found.beginning], "values": "as they were judged", "steps": steps}
 
 
-def _step(found: Memory, t: int, n: int) -> Facts:
+def _step(found: Memory, t: int, feature: int, *, joint: bool) -> Facts:
     return {
         "step": t - len(found.inputs) + 1,
-        "input": _list(found.inputs[t, n]),
-        "reconstructed": _short(float(found.course.newest[t, n])),
-        "code": _list(found.course.code[t, min(n, found.course.code.shape[1] - 1)]),
+        "input": _list(found.inputs[t, 0, feature : feature + 1] if joint else found.inputs[t, feature]),
+        "reconstructed": _short(float(found.course.newest[t, feature])),
+        "code": _list(found.course.code[t, 0 if joint else feature]),
     }
 
 

@@ -351,7 +351,10 @@ class ShardState:
         for key in self._moved:
             number = self._own_number(key)
             if number is not None:
-                self._dirty[number] = min(int(self._dirty[number]), restored.position)
+                # As it was written it also holds series that were forgotten: what says so has to outlive it.
+                self._dirty[number] = min(int(self._dirty[number]), self._moved[key].since)
+                # Rows that moved within it go with its own writing.
+                self._moved[key].pages.discard(number)
         rows = np.fromiter(placement.rows.values(), np.int32, len(placement.rows))
         self._index.restore(list(placement.rows), rows, placement.last_use[rows], placement.spellings[rows])
         self._episodes.restored(rows)

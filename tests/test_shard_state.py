@@ -634,6 +634,31 @@ def test_a_series_that_was_forgotten_does_not_come_back_from_an_older_page(plain
     assert kept(log.into(shard(plain, 8))) == {"s2", "s3", "z"}
 
 
+def test_a_series_that_was_forgotten_does_not_come_back_from_a_page_that_is_cut(plain: Plain) -> None:
+    """Fewer series are kept than before, and the page at the new end is written later than others."""
+    pages = shard(plain, 8).process([Record(line(f"s{i}", START_MS, i).encode(), i) for i in range(4)], snapshots=3).pages
+    log = Log(20, 12, START_MS, {key: page for key, page in pages.items() if page is not None})
+    log.forgotten[forgotten_key(15, 0)] = Forgotten(15, ['m.v{h="s3"}'])
+
+    after = log.into(shard(plain, 3))
+    log.commit([after.process([Record(line("s0", START_MS, 1).encode(), 20 + i)], snapshots=i) for i in range(2)])
+
+    assert kept(log.into(shard(plain, 8))) == {"s0", "s1", "s2"}
+
+
+def test_a_page_whose_rows_move_within_it_is_written(plain: Plain) -> None:
+    """Fewer series are kept than before, and there is room in front of the new end."""
+    pages = shard(plain, 8).process([Record(line(f"s{i}", START_MS, i).encode(), i) for i in range(4)], snapshots=3).pages
+    log = Log(5, 4, START_MS, {key: page for key, page in pages.items() if page is not None})
+    log.forgotten[forgotten_key(4, 0)] = Forgotten(4, ['m.v{h="s2"}'])
+
+    after = log.into(shard(plain, 3))
+    log.commit([after.process([], 5, snapshots=3)])
+
+    assert (after.dirty_pages, log.replay_from) == (0, 5)
+    assert kept(log.into(shard(plain, 3))) == {"s0", "s1", "s3"}
+
+
 def test_an_open_alert_survives_the_loss_of_everything_else(plain: Plain) -> None:
     """Input that is no longer there cannot be replayed; the series' next samples resolve what was told."""
     values = [0.0, 0.0, 0.0, 5.0]

@@ -157,6 +157,7 @@ class Pipeline(Owner):
         self._recovering: set[Source] = set()
         self._waiting: dict[Source, Partition] = {}  # not read yet
         self._parked: dict[Source, Partition] = {}  # put aside while the group decides
+        self._begun: set[Source] = set()  # of which the group has said that something was committed
         self._worker_of: dict[Source, int] = {}
         self._in_flight = [0] * len(workers)
         self._releases = 0  # what was read in front of one is read again
@@ -458,12 +459,12 @@ class Pipeline(Owner):
 
     async def recover(self, source: Source, partitions: int) -> Recovered | None:
         """See `Owner`. What was put aside goes on from memory: if somebody had it meanwhile, its next commit will be refused."""
-        if (kept := self._parked.get(source)) is not None:
+        if (kept := self._parked.get(source)) is not None and kept.position < 0:
+            self._let_go(self._parked.pop(source))  # it knows nothing, which need not be true any more
+        elif kept is not None:
             if kept.ledger.partitions != partitions:
                 raise StateError(kept.ledger.repartitioned(partitions))
             self._waiting[source] = self._parked.pop(source)
-            if kept.position < 0:
-                return None
             kept.read_from = kept.position
             return Recovered(kept.position, kept.ledger.position or kept.position)
         partition = Partition(source, self._make_shard(source), self._make_ledger(source))
@@ -485,6 +486,12 @@ class Pipeline(Owner):
         for source, position in positions.items():
             partition = self._waiting.pop(source, None) or self._partitions.pop(source)
             expected = partition.position if partition.read_from is None else max(partition.read_from, partition.position)
+            if expected < 0 and begun and source not in self._begun:
+                # Somebody may have begun it after we had looked. A claim that finds nothing from now on is proof.
+                self._begun.add(source)
+                self._let_go(partition)
+                self._consumer.reclaim(source)
+                continue
             if expected < 0 and (begun or partition.missing) and not self._goes_on_with_nothing(partition, position):
                 continue
             if 0 <= position < expected and source in running:

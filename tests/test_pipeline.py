@@ -723,6 +723,28 @@ async def test_input_that_a_replay_needs_and_that_is_gone_is_told() -> None:
         await until(lambda: durable.positions == {ZERO: 12}, "what is there")
 
 
+async def test_nothing_is_missing_of_a_partition_that_another_one_has_begun_since() -> None:
+    """Ours was put aside before it had read anything; and of the one that is claimed next the group says so."""
+    durable = Durable()
+    with structlog.testing.capture_logs() as logged:
+        async with rig(take={}, durable=durable, stop_at_gaps=True) as it:
+            for _ in range(2):
+                it.pipeline.assigned([ZERO])
+                await it.pipeline.recover(ZERO, 2)
+                await it.pipeline.release()
+            it.pipeline.assigned([ZERO])
+            await it.pipeline.recover(ZERO, 2)
+            durable.restored[ZERO] = Restored(10, 10)
+            it.pipeline.take({ZERO: 8}, begun=True)
+            await it.pipeline.recover(ZERO, 2)
+            it.pipeline.take({ZERO: 10})
+            it.records.put((ZERO, 10, 4))
+            await until(lambda: durable.positions == {ZERO: 14}, "what is there")
+
+    assert [entry for entry in logged if entry["event"] in {"state_missing", "partition_stopped"}] == []
+    assert len(it.shards[ZERO]) == 4
+
+
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("stop", [False, True])
@@ -733,6 +755,10 @@ async def test_state_that_is_gone_is_told_and_stops_the_partition_where_that_is_
             it.pipeline.assigned([ZERO])
             await it.pipeline.recover(ZERO, 2)
             it.pipeline.take({ZERO: 8}, begun=begun)
+            assert it.records.reclaimed == [ZERO] * begun  # what was read before the group had been asked is no proof
+            if begun:
+                await it.pipeline.recover(ZERO, 2)
+                it.pipeline.take({ZERO: 8}, begun=begun)
             if not it.records.stopped:
                 it.records.put((ZERO, 8, 4))
                 await until(lambda: durable.positions == {ZERO: 12}, "what is there")

@@ -257,12 +257,12 @@ def evaluate(
 
 @app.command()
 def explain(
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="History: CSV, CSV.gz, npz, or JSON lines with --format.")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="History: CSV, CSV.gz, npz, or JSON lines with --format.")] = None,
     at: Annotated[
         str | None,
         typer.Option(metavar="TIME", help="The newest sample of FILE up to this time: ISO 8601 or epoch.  [default: the strangest]"),
     ] = None,
-    row: Annotated[int | None, typer.Option(min=0, help="The sample in this row of FILE, counted as source.offset of alerts.")] = None,
+    row: Annotated[int | None, typer.Option(min=0, help="The sample in this row or line of FILE, counted from 0.")] = None,
     series: Annotated[str | None, typer.Option(metavar="KEY", help="As alerts say it in series.key.  [default: the only one]")] = None,
     config: ConfigOption = None,
     topic: TopicOption = None,
@@ -278,7 +278,8 @@ def explain(
 
     With a FILE the production engine runs over it, and one sample is explained: by the evidence of each channel against the threshold, the
     window that the network saw with its reconstruction, its gates, how long its cells remember, and which of them are in a state that is
-    unusual for this series. An alert's series.key, source.offset (--row) and event_time (--at) say which sample it was about.
+    unusual for this series. An alert's series.key and event_time (--at) say which sample it was about; for an alert of backtest its
+    source.offset (--row) does, too.
 
     Without a FILE the newest state of a series is read from the changelogs, while the daemon runs or not: what it has learned, what it
     expects next, what its cells hold against other series. Only reads.

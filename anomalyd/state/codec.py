@@ -62,6 +62,8 @@ class Position(msgspec.Struct, frozen=True, array_like=True):
     """Nothing from before counts: the input topic was made anew, or an operator decided so. The position may go back."""
     policies: tuple[tuple[int, str], ...] = ()
     """Which alert policy is in force from which input offset on, oldest first; the policy itself, as JSON."""
+    plain: bool = False
+    """Written without transactions, or while records that were know more than the position: the chain may fork, pages may be ahead."""
 
 
 class Fence(msgspec.Struct, frozen=True, array_like=True):

@@ -10,7 +10,7 @@ import numpy as np
 from anomalyd.batch import LogRecord
 from anomalyd.errors import StateError
 from anomalyd.state import codec
-from anomalyd.state.chain import PROCESS_BYTES, moved_on, probes
+from anomalyd.state.chain import PROCESS_BYTES, breach, moved_on, probes
 from anomalyd.state.codec import Episode, Fence, Forgotten, Page, Position
 from anomalyd.state.digest import Digest
 
@@ -132,7 +132,7 @@ class Contents:
     def finish(self, first: int = 0) -> None:
         """The end of the log, which began at `first`: looks at what is left as a whole."""
         self._settle_deleted()
-        if self._pending and self.transactional:
+        if self._pending and self.transactional and not (self.position is not None and self.position.plain):
             offset, key, _ = self._pending[0]
             self._find(offset, f"record {_show(key)} has no position behind it: it was written outside of a transaction", _FOREIGN, key)
         if self.position is None:
@@ -172,7 +172,7 @@ class Contents:
             self._deleted.clear()
             self._anew_from = found.restore_from
         self._settle_deleted()
-        if self.transactional:
+        if self.transactional and not found.plain:
             self._vouch(offset, found)
         name = f"position {found.sequence}"
         if found.replay_from > found.position:
@@ -191,13 +191,10 @@ class Contents:
     def _vouch(self, offset: int, found: Position) -> None:
         """What transactions promise of a position."""
         name = f"position {found.sequence}"
-        if (before := self.position) is not None:
+        if (before := self.position) is not None and not before.plain:
             missing = found.sequence - before.sequence - 1
-            if missing < 0:
-                self._find(offset, f"{name} follows position {before.sequence}: the chain has forked", _FOREIGN)
-            elif missing == 0 and found.previous != before.position:
-                text = f"{name} goes on from input offset {found.previous}, the one before ended at {before.position}"
-                self._find(offset, text, _FOREIGN)
+            if why := breach(before, found):
+                self._find(offset, why, _FOREIGN)
             elif 2 * missing > offset - self.position_offset - 2:
                 # Compaction takes records and leaves their offsets: those of the positions and of the ends of their transactions.
                 text = f"{name} follows position {before.sequence}, with no room for the {missing} in between"

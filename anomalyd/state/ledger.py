@@ -22,7 +22,7 @@ from anomalyd.batch import Entry, LogRecord, Source
 from anomalyd.crashpoints import reached
 from anomalyd.errors import DeliveryError, LostError, StateError, TooLargeError
 from anomalyd.state import codec
-from anomalyd.state.chain import PROCESS_BYTES, moved_on, probes
+from anomalyd.state.chain import PROCESS_BYTES, breach, moved_on, probes
 from anomalyd.state.codec import FENCE_KEY, POSITION_KEY, Episode, Fence, Forgotten, Page, Position
 from anomalyd.state.ports import LogReader, Restored, Work, Writer
 
@@ -82,6 +82,7 @@ class Ledger:
         self._last: Position | None = None
         self._known = -1  # changelog offset of the newest record of ours that we know to be committed
         self._live: dict[bytes, int] = {}  # changelog offset of every record that a restore needs, but P
+        self._plain_until = -1  # input offset up to which records that were written without transactions know
         self._until: dict[bytes, int] = {}  # of episodes and forgotten series: input offset from which on pages know better
 
     def repartitioned(self, partitions: int) -> str:
@@ -152,7 +153,7 @@ class Ledger:
             last, claims = await self._last_position(reader, first, fence)
             self._live.clear()
             self._until.clear()
-            self._last, self._known = last, fence
+            self._last, self._known, self._plain_until = last, fence, -1
             if last is None:
                 return Restored(claims=claims, missing=first > 0)  # compaction leaves the beginning where it is
             if last.partitions != self.partitions:
@@ -200,14 +201,10 @@ class Ledger:
 
     def _check_link(self, before: Position | None, found: Position, record: LogRecord) -> None:
         """A position that follows another one in the log has to know of it."""
-        if not self._transactional or before is None:
-            return
-        # Compaction may have taken positions in between, so only neighbours must know each other.
-        forked = found.sequence <= before.sequence
-        if forked or (found.sequence == before.sequence + 1 and found.previous != before.position):
+        if self._transactional and (why := breach(before, found)):
             raise StateError(
-                f"{self._place(record)}: the chain of positions is broken: {found.sequence} after {before.sequence}, from "
-                f"{found.previous} instead of {before.position}; did two groups share a changelog? See `anomalyd state verify --help`"
+                f"{self._place(record)}: the chain of positions is broken: {why}; did two groups share a changelog? See `anomalyd state "
+                f"verify --help`"
             )
 
     async def _read(self, reader: LogReader, last: Position, fence: int, load: Callable[[list[Page]], Awaitable[None]]) -> Restored:
@@ -229,8 +226,9 @@ class Ledger:
                 found = self._decoded(record)
                 self._live[record.key] = record.offset
                 if isinstance(found, Page):
-                    if self._transactional and found.position > last.position:
+                    if self._transactional and found.position > last.position and not last.plain:
                         raise StateError(f"{self._place(record)}: page of offset {found.position} is ahead of the position {last.position}")
+                    self._plain_until = max(self._plain_until, found.position)
                     pages.append(found)
                 elif isinstance(found, Episode):
                     episodes[record.key] = found
@@ -316,6 +314,7 @@ class Ledger:
             trial=work.trial,
             clean=work.clean,
             anew=work.anew,
+            plain=not self._transactional or work.position < self._plain_until,
             policies=needed(policies, work.replay_from),
         )
 

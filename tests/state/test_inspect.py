@@ -210,6 +210,15 @@ def test_without_transactions_pages_may_be_ahead_and_owners_overlap() -> None:
     assert log.whole().findings != []
 
 
+def test_what_was_written_without_transactions_is_no_fault_where_they_are_used_now() -> None:
+    log = sound().write(page(0, 50, {"a": b"a" * ROW}), place(4, 40, 35, plain=True)).write(place(4, 38, 35, owner=OTHER, plain=True))
+    log.write(fence()).write(page(1, 52, {"d": b"d" * ROW}))
+    assert log.whole().findings == []
+    log.write(fence(OTHER)).write(place(5, 45, 38, owner=OTHER, plain=True)).write(place(6, 55, 45, owner=OTHER))
+    assert log.whole().findings == []
+    assert log.write(page(1, 62, {"d": b"d" * ROW}), place(6, 60, 55, owner=OTHER)).whole().findings != []
+
+
 def test_nothing_is_a_sound_log() -> None:
     found = Log().whole()
     assert (found.findings, found.position, list(found.rows())) == ([], None, [])

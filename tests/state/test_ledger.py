@@ -117,7 +117,7 @@ class Rig:
     pages: list[Page] = field(default_factory=list)
     metrics: Count = field(default_factory=Count)
 
-    def ledger(self, model: str = "model") -> Ledger:
+    def ledger(self, model: str = "model", *, transactional: bool = True) -> Ledger:
         async def is_member() -> bool:
             member = self.member()
             await self.before_membership()
@@ -137,15 +137,16 @@ class Rig:
             owner=name.encode(),
             name=name,
             metrics=self.metrics,
+            transactional=transactional,
         )
 
-    async def claim(self, model: str = "model", partitions: int = 8) -> tuple[Ledger, Restored]:
+    async def claim(self, model: str = "model", partitions: int = 8, *, transactional: bool = True) -> tuple[Ledger, Restored]:
         self.pages.clear()
 
         async def load(pages: list[Page]) -> None:
             self.pages += pages
 
-        made = self.ledger(model)
+        made = self.ledger(model, transactional=transactional)
         return made, await made.claim(partitions, load)
 
 
@@ -413,6 +414,27 @@ async def test_a_chain_that_is_broken_stops_the_claim(rig: Rig) -> None:
     rig.log.put(codec.POSITION_KEY, codec.encode(codec.POSITION_KEY, other))
 
     with pytest.raises(StateError, match="chain of positions is broken"):
+        await rig.claim()
+
+
+async def test_what_was_written_without_transactions_is_no_breach_for_those_who_use_them(rig: Rig) -> None:
+    """Two owners overlapped, and the one that died had written a page and not its position."""
+    first, _ = await rig.claim(transactional=False)
+    await first.commit(work(10))
+    await first.commit(work(20))
+    fork = Position(1, 10, 25, 25, 0, 8, b"other", plain=True)
+    rig.log.put(codec.POSITION_KEY, codec.encode(codec.POSITION_KEY, fork))
+    rig.log.put(*page(0, 30))
+
+    for position in (27, 29, 30, 31):
+        owner, _ = await rig.claim()
+        await owner.commit(work(position, 25))
+    _, restored = await rig.claim()
+
+    assert restored.position == 31
+    assert [found.plain for found in rig.log.positions()] == [True, True, True, True, True, False, False]
+    rig.log.put(*page(1, 32))
+    with pytest.raises(StateError, match="ahead of the position"):
         await rig.claim()
 
 

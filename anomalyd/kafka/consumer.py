@@ -526,7 +526,8 @@ class Consumer:
 
     def reclaim(self, source: Source) -> None:
         """The owner has lost what it knew of a partition: it is recovered again, if it still is ours."""
-        if self._assigned is not None and source in self._assigned:
+        # Who is being put out of the group must not fence whoever comes next; who stays is asked again with the next assignment.
+        if self._assigned is not None and source in self._assigned and not self._giving_back.locked():
             self._leave_alone(source)
             self._locate(source)
 

@@ -399,6 +399,22 @@ class TestRecovering:
         assert rig.consumer.status()["partitions_stopped"] == {}
         assert rig.consumer.ready
 
+    async def test_what_is_lost_while_it_is_handed_over_is_not_claimed_again(self, rig: Rig) -> None:
+        """Somebody has it already, and would be fenced by one who lets go of it in a moment."""
+        await rig.given(ZERO)
+
+        async def lose() -> None:
+            rig.consumer.reclaim(ZERO)
+            for _ in range(10):
+                await asyncio.sleep(0)
+
+        rig.holder.on_release = lose
+        await rig.client.revoke()
+
+        assert rig.holder.asked == [(ZERO, 2)]
+        await rig.given(ZERO)
+        assert rig.holder.asked == [(ZERO, 2), (ZERO, 2)]
+
     async def test_a_refusal_ends_the_daemon(self, rig: Rig) -> None:
         rig.holder.obstacles[ZERO] = [KafkaRefusedError("not authorised for transactions")]
         rig.client.assign(ZERO)

@@ -565,8 +565,17 @@ class Consumer:
         """What the owner knows of a partition."""
         backoff = client.Backoff()
         while True:
+            partitions = len(self._connected.partitions_for_topic(source.topic) or ())
+            if partitions <= source.partition:
+                # Metadata comes on its own way: not yet, or from a broker that has just started and knows nothing of the topic.
+                delay_s = backoff.next_s()
+                _log.warning(
+                    "partitions_unknown", topic=source.topic, partition=source.partition, known=partitions, wait_s=round(delay_s, 2)
+                )
+                await asyncio.sleep(delay_s)
+                continue
             try:
-                return await self._owned.recover(source, len(self._connected.partitions_for_topic(source.topic) or ()))
+                return await self._owned.recover(source, partitions)
             except LostError:
                 # The group decides: while it gives the partition to us, somebody who thought it his has fenced us, and will not again.
                 delay_s = backoff.next_s()

@@ -82,6 +82,11 @@ EVENTS: Final[Mapping[str, Event]] = {
         "raise `kafka.rebalance_timeout_ms` if it keeps coming",
     ),
     "positions_unknown": Event("warning", "Committed positions can't be asked for; attempts go on.", "look at `reason`"),
+    "partitions_unknown": Event(
+        "warning",
+        "The group gave us a partition that the topic does not have as far as we have heard; we wait until we hear of it.",
+        "see whether brokers are well if it keeps coming",
+    ),
     "positions_not_published": Event(
         "info", "The group's positions, which are for lag monitoring only, were not taken; they come with the next attempt."
     ),

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+import structlog
 from aiokafka import ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import (
     CommitFailedError,
@@ -398,6 +399,23 @@ class TestRecovering:
         assert rig.holder.taken == [{ZERO: 10}, {ONE: 20}]
         assert rig.consumer.status()["partitions_stopped"] == {}
         assert rig.consumer.ready
+
+    async def test_it_waits_for_metadata_that_comes_later_than_the_assignment(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without them a topic has no partitions, and state that was written for some would be refused."""
+        heard: list[set[int] | None] = [None, {0}, {0, 1}]
+        monkeypatch.setattr(FakeClient, "partitions_for_topic", lambda *_: heard[0])
+        monkeypatch.setattr(consumer_module.client.Backoff, "next_s", lambda _: 0.001)
+        rig.client.assign(ONE)
+        with structlog.testing.capture_logs() as logged:
+            while len(heard) > 1:
+                before = len(logged)
+                await until(lambda: len(logged) > before, "a line that says so")  # noqa: B023  called at once
+                assert rig.holder.asked == []
+                heard.pop(0)
+            await until(lambda: rig.holder.taken, "the partition")
+
+        assert rig.holder.asked == [(ONE, 2)]
+        assert {entry["event"] for entry in logged if entry["log_level"] == "warning"} == {"partitions_unknown"}
 
     async def test_what_is_lost_while_it_is_handed_over_is_not_claimed_again(self, rig: Rig) -> None:
         """Somebody has it already, and would be fenced by one who lets go of it in a moment."""

@@ -7,6 +7,7 @@ evidence are recomputed with the functions of `step_torch` on a copy of the row 
 Letters: T steps, N networks of a row, L layers, H units, I inputs, Z latent, F features; an axis of 2 is encoder and decoder.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
@@ -214,9 +215,26 @@ def channels(
     if int(new["age"][0]) != int(old["age"][0]) + 1:
         return []
     found = _single(artifact, layout, before, new) if layout.shape.features == 1 else _joint(layout, before, old, new)
-    rest = evidence - sum(channel.evidence for channel in found)
+    fresh = min(evidence, _fresh(old, new, observed)) if layout.shape.features == 1 else evidence
+    rest = fresh - sum(channel.evidence for channel in found)
     # Where the step found a range left or a line flat is not kept, but what it adds is what the channels lack.
-    return [*found, Channel("guards", None, rest if rest > _ROUNDING else 0.0, _guarded(old, new, observed) if rest > _ROUNDING else "")]
+    found.append(Channel("guards", None, rest if rest > _ROUNDING else 0.0, _guarded(old, new, observed) if rest > _ROUNDING else ""))
+    if evidence - fresh > _ROUNDING:
+        about = "it has been strange for some samples, or far from what is usual in the long run"
+        found.append(Channel("sustained", float(new["sustained"][0]), evidence - fresh, about))
+    return found
+
+
+def _fresh(old: Row, new: Row, observed: Floats) -> float:
+    """One feature: evidence on the sample alone, from how the smoothed one moved."""
+    if int(new["born"][0]) <= 1:
+        far = 0.0
+    else:
+        mean, sd = float(old["long_mean"][0]), math.sqrt(float(old["long_variance"][0]))
+        far = abs(math.asinh((float(observed[0]) - mean) / max(sd, R.RELATIVE_FLOOR * abs(mean), R.ABSOLUTE_FLOOR)))
+        far = min(far, R.INPUT_LIMIT)
+    was, now = float(old["sustained"][0]), float(new["sustained"][0])
+    return was + (now - was) * (R.SUSTAINED_SAMPLES + 1.0) / 2.0 - R.LONG_WEIGHT * far
 
 
 def _single(artifact: Artifact, layout: Layout, before: NDArray[np.uint8], new: Row) -> list[Channel]:

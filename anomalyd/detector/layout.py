@@ -79,6 +79,8 @@ def _table(shape: Shape) -> list[tuple[str, str, int]]:
         ("mean", "f8", f),
         ("variance", "f8", f),
         ("step_size", "f8", f),  # mean |difference|, the scale of d
+        ("long_mean", "f8", 1 if single else 0),  # the same two over a longer memory
+        ("long_variance", "f8", 1 if single else 0),
         ("low", "f8", f),  # guard: decaying minimum
         ("high", "f8", f),
         ("age", "i4", 1),  # samples learned since the row (re)started
@@ -92,6 +94,7 @@ def _table(shape: Shape) -> list[tuple[str, str, int]]:
         ("step_ms", "f4", 1),  # usual distance of samples
         ("envelope", "f4", 1),  # refractory
         ("smooth", "f4", 1),  # level of u (F = 1) or of the joint error (F > 1), smoothed
+        ("sustained", "f4", 1 if single else 0),  # evidence, smoothed
         ("unchanged", "f4", f),  # share of samples equal to the one before
         ("forecast", "f4", f),  # of the next input u
         ("error", "f4", f),  # mean |u - forecast|

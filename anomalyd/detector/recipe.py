@@ -89,6 +89,14 @@ TRIAL_MS: Final = 60_000.0
 """Samples closer together than a minute are no independent tries: the alert budget is shared out over minutes at the finest."""
 LEVEL_SAMPLES: Final = 16.0
 """Smoothing of u that gives the second novelty channel its context."""
+LONG_SAMPLES: Final = 10_000.0
+"""Memory of the normaliser that knows what is usual in the long run: a shift of hours is still far from it,"""
+LONG_WEIGHT: Final = 2.0
+"""and so much evidence is a value for each unit of asinh that it is far."""
+SUSTAINED_SAMPLES: Final = 10.0
+"""Exponentially weighted span over which evidence, with that, is smoothed: what goes on is as strange as what begins."""
+SUSTAINED_SHARE: Final = 0.8
+"""Part of it that counts beside the evidence of a single sample: more, and slow drifts alarm."""
 JOINT_SAMPLES: Final = 10.0
 """Exponentially weighted span over which the joint error of F > 1 is smoothed: "still abnormal", not "new just now"."""
 JOINT_SCALER_SAMPLES: Final = 10_000.0

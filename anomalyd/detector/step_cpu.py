@@ -318,6 +318,7 @@ def build_step(layout: Layout) -> Callable[..., None]:
     RUN, LONGEST, UNCHANGED = layout["run"].first, layout["longest"].first, layout["unchanged"].first
     RISES, FALLS, KIND = layout["rises"].first, layout["falls"].first, layout["kind"].first
     STEP_MS, ENVELOPE, SMOOTH = layout["step_ms"].first, layout["envelope"].first, layout["smooth"].first
+    LONG_MEAN, LONG_VARIANCE, SUSTAINED = layout["long_mean"].first, layout["long_variance"].first, layout["sustained"].first
     FORECAST, ERROR = layout["forecast"].first, layout["error"].first
     ERROR_MEAN, ERROR_VARIANCE = layout["error_mean"].first, layout["error_variance"].first
     A_MEAN, A_VARIANCE = layout["a_mean"].first, layout["a_variance"].first
@@ -652,23 +653,50 @@ def build_step(layout: Layout) -> Callable[..., None]:
         return flag, guard
 
     @njit
-    def conclude(i, lane, at, flag, total, u1, i8, f4, i4, times, budget, backup, score, raw, flags):
+    def sustain(y, total, at, f8, f4, i4):
+        """F = 1: evidence smoothed, a value far from what is usual in the long run counted in; then learns both."""
+        a8, a4 = at // 8, at // 4
+        n = i4[a4 + BORN] - 1
+        far = _ZERO
+        if n <= 0:
+            f8[a8 + LONG_MEAN] = y
+            f8[a8 + LONG_VARIANCE] = 0.0
+        else:
+            mean, variance = f8[a8 + LONG_MEAN], f8[a8 + LONG_VARIANCE]
+            sd = floored_sd(variance, mean)
+            far = abs(scaled(y, mean, sd))
+            delta = y - mean
+            if n >= 10:
+                limit = max(R.CLIP_SD * sd, min(R.CLIP_SHARE * abs(delta), R.CLIP_FAR * sd))
+                delta = min(max(delta, -limit), limit)
+            share = 1.0 / min(n + 1.0, R.LONG_SAMPLES)
+            f8[a8 + LONG_MEAN] = mean + share * delta
+            f8[a8 + LONG_VARIANCE] = (1.0 - share) * (variance + share * delta * delta)
+        now = total + F4(R.LONG_WEIGHT) * far
+        smoothed = f4[a4 + SUSTAINED] + (now - f4[a4 + SUSTAINED]) * F4(2.0 / (R.SUSTAINED_SAMPLES + 1.0))
+        f4[a4 + SUSTAINED] = smoothed
+        return F4(R.SUSTAINED_SHARE) * smoothed
+
+    @njit
+    def conclude(i, lane, at, flag, total, u1, f8, i8, f4, i4, times, budget, backup, observed, score, raw, flags):
         """What comes after the evidence: threshold, refractory envelope, flags; a sample that must not be learned is undone."""
         a8, a4 = at // 8, at // 4
         age = i4[a4 + AGE]
         log10_rate = budget[0] + F4(math.log(max(f4[a4 + STEP_MS], F4(R.TRIAL_MS)))) * _LOG10
         threshold = max((budget[1] - log10_rate) / budget[2], budget[3])
+        strength = max(total, sustain(observed[i, 0], total, at, f8, f4, i4)) if SINGLE else total
         result = 0.0
         if age < R.WARMUP_SAMPLES:
             flag |= WARMUP
         else:
-            result = total / threshold
-            envelope = f4[a4 + ENVELOPE]
-            if result > envelope:
+            result = strength / threshold
+            # What begins arms, not what goes on.
+            fresh, envelope = total / threshold, f4[a4 + ENVELOPE]
+            if fresh > envelope:
                 flag |= ARMED
-            f4[a4 + ENVELOPE] = max(F4(result), envelope * F4(_DECAY))
+            f4[a4 + ENVELOPE] = max(F4(fresh), envelope * F4(_DECAY))
         score[i] = result
-        raw[i] = total
+        raw[i] = strength
         flags[i] = flag
         i4[a4 + AGE] = age + 1
         i8[a8 + TIME] = times[i]
@@ -725,7 +753,7 @@ def build_step(layout: Layout) -> Callable[..., None]:
                     total = guards[lane] + single_evidence(inputs, newest, z, lane, at, f4, i2, age, v, distances)
                 else:
                     total = joint_evidence(inputs, newest, lane, at, f4, i2, age, share, i)
-                conclude(i, lane, at, lane_flags[lane], total, u1, i8, f4, i4, times, budget, backup, score, raw, flags)
+                conclude(i, lane, at, lane_flags[lane], total, u1, f8, i8, f4, i4, times, budget, backup, observed, score, raw, flags)
             begin += count
 
     return step

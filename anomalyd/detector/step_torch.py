@@ -273,6 +273,25 @@ def single_evidence(s: Rows, u: Tensor, d: Tensor, newest: Tensor, code: Tensor)
     return evidence(s, 0, a) + evidence(s, 1, u[:, 0].abs()) + evidence(s, 2, d[:, 0].abs()) + evidence(s, 3, b)
 
 
+def sustain(s: Rows, y: Tensor, evidence_: Tensor) -> Tensor:
+    """F = 1: evidence (B,) smoothed, a value y (B,) far from what is usual in the long run counted in; then learns both."""
+    n = s["born"][:, 0] - 1
+    first = n <= 0
+    mean, variance = s["long_mean"][:, 0], s["long_variance"][:, 0]
+    sd = floored(variance.sqrt(), mean)
+    far = torch.where(first, 0.0, scaled(y, mean, sd).abs())
+    delta = y - mean
+    limit = torch.maximum(R.CLIP_SD * sd, torch.minimum(R.CLIP_SHARE * delta.abs(), R.CLIP_FAR * sd))
+    delta = torch.where(n >= 10, torch.clamp(delta, -limit, limit), delta)
+    share = 1.0 / (n + 1.0).double().clamp(min=1.0, max=R.LONG_SAMPLES)
+    s["long_mean"] = torch.where(first, y, mean + share * delta)[:, None]
+    s["long_variance"] = torch.where(first, 0.0, (1.0 - share) * (variance + share * delta * delta))[:, None]
+    before = s["sustained"][:, 0]
+    now = before + (evidence_.to(_F4) + R.LONG_WEIGHT * far.to(_F4) - before) * (2.0 / (R.SUSTAINED_SAMPLES + 1.0))
+    s["sustained"] = now[:, None]
+    return R.SUSTAINED_SHARE * now
+
+
 def joint_evidence(s: Rows, u: Tensor, newest: Tensor) -> tuple[Tensor, Tensor]:
     """F > 1: summed evidence (B,) of the error, standardised per feature and averaged, now and smoothed; and the shares (B, F)."""
     age = s["age"]
@@ -340,10 +359,11 @@ def step_rows(
     limit = ((intercept - log10_rate) / slope).clamp(min=lowest)
     age = s["age"][:, 0]
     warm = age >= R.WARMUP_SAMPLES
-    score = torch.where(warm, evidence_.to(_F8) / limit, 0.0)
-    envelope = s["envelope"][:, 0]
-    armed = warm & (score > envelope)
-    decayed = torch.maximum(score.to(_F4), envelope * math.exp(-1.0 / R.ENVELOPE_SAMPLES))
+    strength = torch.maximum(evidence_, sustain(s, y[:, 0], evidence_)) if single else evidence_
+    score = torch.where(warm, strength.to(_F8) / limit, 0.0)
+    fresh, envelope = evidence_.to(_F8) / limit, s["envelope"][:, 0]
+    armed = warm & (fresh > envelope)  # what begins arms, not what goes on
+    decayed = torch.maximum(fresh.to(_F4), envelope * math.exp(-1.0 / R.ENVELOPE_SAMPLES))
     s["envelope"] = torch.where(warm, decayed, envelope)[:, None]
     s["age"] = s["age"] + 1
     s["time"] = time[:, None]
@@ -354,7 +374,7 @@ def step_rows(
     s["late_run"] = late_run[:, None].int()
     return {
         "score": score,
-        "evidence": evidence_.to(_F8),
+        "evidence": strength.to(_F8),
         "observed": y,
         "expected": expected,
         "low": low,

@@ -31,7 +31,11 @@ def calibrate(artifact: Artifact, values: NDArray[np.float64], step_ms: NDArray[
     Raises ArtifactError when the detector hardly alarms or alarms all the time, so that no line can be laid.
     """
     neutral = replace(artifact, calibration=Calibration(0.0, 1.0, 1.0))
-    evidence, armed = _run(Detector(neutral, "cpu"), values, step_ms)
+    return line(*_run(Detector(neutral, "cpu"), values, step_ms))
+
+
+def line(evidence: NDArray[np.float64], armed: NDArray[np.bool_]) -> Calibration:
+    """Lays the line through what calm series gave: evidence, and where an episode may open, (T, N). Raises ArtifactError as above."""
     thresholds = np.arange(1.0, 40.0, 0.25)
     typical = max(1, round(TYPICAL * evidence.shape[1]))
     rates = np.array([np.sort(openings(evidence, armed, t)[START:].mean(axis=0))[:typical].mean() for t in thresholds])

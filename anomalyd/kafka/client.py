@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from typing import Any, ClassVar, Final, Protocol, cast
+from typing import Any, ClassVar, Final, Protocol
 
 import aiokafka.errors as kafka_errors
 import structlog
@@ -12,11 +12,15 @@ from aiokafka.errors import BrokerResponseError, KafkaError
 
 from anomalyd.errors import AnomalydError, KafkaRefusedError, KafkaUnavailableError
 from anomalyd.settings import KafkaSettings
+from anomalyd.unless import unasked
 
 METADATA_MAX_AGE_MS: Final = 15_000
 """So soon does a topic that was missing get noticed; the client's own five minutes would look like a hang."""
 
 CLOSE_DEADLINE_S: Final = 3.0
+
+_TASKS: Final = ("_fetch_task", "_coordination_task", "_heartbeat_task", "_commit_refresh_task", "_reset_committed_task")
+"""Of a consumer's parts, that go on for ever."""
 
 _log = structlog.get_logger(__name__)
 
@@ -202,12 +206,38 @@ _stopping: Final[set[asyncio.Task[None]]] = set()
 
 
 async def _stop(client: _Stoppable) -> None:
-    with contextlib.suppress(KafkaError, TimeoutError, OSError):
+    try:
         async with asyncio.timeout(CLOSE_DEADLINE_S):
-            try:
-                await client.stop()
-            except asyncio.CancelledError:
-                if (task := asyncio.current_task()) is not None and task.cancelling():
-                    raise
-                # Nobody cancelled us: the client awaits what it cancels, and lets the answer out before its connections are closed.
-                await cast("Any", client)._client.close()  # noqa: SLF001  the half of stop() that is missing
+            await client.stop()
+    except asyncio.CancelledError as error:
+        # Asked for by nobody, it is the client's own: it awaits what it cancels, and lets the answer out before its connections are closed.
+        await _abandon(client)
+        if unasked(error) is None:
+            raise
+    except (KafkaError, OSError) as error:  # a deadline is an OSError, too
+        if await _abandon(client):
+            _log.info(
+                "client_abandoned", kind=type(client).__name__, reason=reason(error) if str(error) else "its goodbye was not answered"
+            )
+
+
+async def _abandon(client: Any) -> bool:  # noqa: ANN401  the client ships no types
+    """What stop() did not come to: ends the tasks of a consumer and its connections. Returns whether it was one."""
+    network = getattr(client, "_client", None)
+    if network is None:
+        return False  # a producer, of which `watch.discard` ends the rest, or one that only asks
+    fetcher, coordinator = getattr(client, "_fetcher", None), getattr(client, "_coordinator", None)
+    tasks: set[asyncio.Task[Any]] = set(getattr(fetcher, "_pending_tasks", ()))
+    tasks.update(filter(None, (getattr(part, name, None) for part in (fetcher, coordinator) for name in _TASKS)))
+    for task in tasks:
+        task.cancel()
+    for connection in getattr(network, "_conns", {}).values():  # a close() would first send what its buffer holds
+        with contextlib.suppress(AttributeError):
+            connection._writer.transport.abort()  # noqa: SLF001  there is no public way
+    with contextlib.suppress(KafkaError, OSError):
+        async with asyncio.timeout(CLOSE_DEADLINE_S / 2):
+            await asyncio.gather(*tasks, return_exceptions=True)
+    with contextlib.suppress(KafkaError, OSError):
+        async with asyncio.timeout(CLOSE_DEADLINE_S / 2):
+            await network.close()
+    return True

@@ -28,7 +28,7 @@ from anomalyd.kafka.positions import BEGUN, Located, StartFrom, locate
 from anomalyd.kafka.salvage import UNREADABLE, first_readable
 from anomalyd.kafka.unwrapped import fetch_ended, unwrap, verify
 from anomalyd.settings import KafkaSettings
-from anomalyd.unless import unless
+from anomalyd.unless import unasked, unless
 
 COMMIT_DEADLINE_S: Final = 15.0
 """For positions, which the client would go on committing for ever."""
@@ -625,10 +625,9 @@ class Consumer:
         try:
             yield
         except asyncio.CancelledError as error:
-            if (task := asyncio.current_task()) is not None and task.cancelling():
+            if (failure := unasked(error)) is None:
                 raise
-            # Out of the client, not for us; taken for one it would leave a partition unread without a word.
-            self._failure = self._failure or RuntimeError(f"cancelled by nobody: {error!r}")
+            self._failure = self._failure or failure
         except Exception as error:  # noqa: BLE001  whatever it is, it has to end the daemon
             self._failure = self._failure or error
 

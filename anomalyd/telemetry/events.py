@@ -58,6 +58,9 @@ EVENTS: Final[Mapping[str, Event]] = {
         "The Kafka client failed in a way it does not recover from; a new one takes its place and goes on where it was.",
         "look at `reason` if it keeps coming",
     ),
+    "client_abandoned": Event(
+        "info", "A consumer that was closed did not end in time, as while brokers do not answer; its tasks and connections were cut off."
+    ),
     "records_wrapped": Event(
         "warning",
         "This version of the Kafka client (`aiokafka`) has no way to hand out records fast; they are read slower.",

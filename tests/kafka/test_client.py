@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import GroupAuthorizationFailedError, KafkaConnectionError, KafkaError, NodeNotReadyError, for_code
 from structlog.testing import capture_logs
 
@@ -79,3 +82,42 @@ async def test_a_client_that_stumbles_over_what_it_has_cancelled_itself_is_close
     await client.close(stumbling)
 
     assert stumbling.closed == 1
+
+
+class Network:
+    """Connections."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+        self.hangs = False
+
+    async def close(self) -> None:
+        self.closed += 1
+        if self.hangs:
+            await asyncio.get_running_loop().create_future()
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_client_whose_goodbye_nobody_answers_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, hangs: bool) -> None:
+    """It would go on fetching, and as a member of the group, beside the one that replaces it."""
+    monkeypatch.setattr(client, "CLOSE_DEADLINE_S", 0.05)
+    loop = asyncio.get_running_loop()
+
+    class Coordinator:
+        async def close(self) -> None:
+            await loop.create_future()  # the coordinator's answer
+
+    left: Any = AIOKafkaConsumer.__new__(AIOKafkaConsumer)
+    coordinator: Any = Coordinator()
+    tasks = [asyncio.create_task(asyncio.sleep(3_600)) for _ in range(4)]
+    coordinator._coordination_task, coordinator._heartbeat_task = tasks[:2]  # noqa: SLF001  what the real one has
+    left._fetcher = SimpleNamespace(_fetch_task=tasks[2], _pending_tasks={tasks[3]})  # noqa: SLF001  likewise
+    left._closed, left._coordinator, left._client, left._source_traceback = False, coordinator, Network(), None  # noqa: SLF001  likewise
+    left._client.hangs = hangs  # noqa: SLF001  likewise
+
+    with capture_logs() as lines:
+        await asyncio.wait_for(client.close(left), 5)
+
+    assert all(task.cancelled() for task in tasks)
+    assert left._client.closed == 1  # noqa: SLF001  likewise
+    assert [line["event"] for line in lines] == ["client_abandoned"]

@@ -344,6 +344,7 @@ def make_ledger(settings: Settings, source: Source, model: str, consumer: Consum
         model=model,
         owner=_PROCESS + os.urandom(8),
         name=f"{settings.kafka.group_id}/{settings.kafka.group_instance_id or socket.gethostname()}",
+        group=settings.kafka.group_id,
         metrics=metrics,
         transactional=settings.transactional,
     )

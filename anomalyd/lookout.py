@@ -31,6 +31,7 @@ class Lookout:
         self._rejected: dict[str, Counter[str]] = {}  # by stream and reason, since it was last told
         self._rejected_told = -math.inf
         self._late_told = False
+        self._strangers_told: set[str] = set()
 
     def batch(self, shard: Shard, outcome: Outcome) -> None:
         """Counts what came of a batch."""
@@ -54,6 +55,12 @@ class Lookout:
             self._rejected.setdefault(shard.stream.name, Counter()).update(outcome.rejected)
         if outcome.stream_time_ms is not None:
             self._metrics.watermark(shard.stream.name, outcome.stream_time_ms)
+
+    def claimed(self, partition: Partition) -> None:
+        """A partition was taken over."""
+        for name in sorted(partition.strangers - self._strangers_told):
+            self._strangers_told.add(name)
+            _log.warning("state_shared", topic=partition.source.topic, partition=partition.source.partition, by=name)
 
     def commit(self, parcel: Parcel, seconds: float) -> None:
         """Counts what was committed, and how long it took."""

@@ -71,6 +71,8 @@ class Partition:
     """Records are tried a few at a time, because one of them may end the process."""
     missing: bool = False
     """Nothing is known of it, though there was something."""
+    strangers: frozenset[str] = frozenset()
+    """Instances of other groups that have claimed it, too."""
     allowance: float = 0.0
     """Pages that may be written now."""
 
@@ -104,6 +106,7 @@ class Partition:
 
         restored = await self.ledger.claim(partitions, load)
         await loop.run_in_executor(worker, self.shard.begin, restored, self.ledger.records)
+        self.strangers = restored.strangers
         if restored.position is None:
             self.missing = restored.missing
             return None

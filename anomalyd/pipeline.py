@@ -83,8 +83,8 @@ class Intake(Protocol):
     async def publish(self, positions: Mapping[Source, int]) -> bool:
         """For whoever watches the group's lag."""
 
-    def reclaim(self, source: Source) -> None:
-        """A partition has to be recovered again."""
+    def reclaim(self, source: Source, lost: str = "") -> None:
+        """A partition has to be recovered again; `lost` says how it was lost, if it was."""
 
     def stop_partition(self, source: Source, why: str) -> None:
         """A partition cannot go on."""
@@ -405,9 +405,8 @@ class Pipeline(Owner):
         try:
             await partition.ledger.commit(parcel.work)
         except LostError as error:
-            _log.warning("partition_lost", topic=partition.source.topic, partition=partition.source.partition, reason=str(error))
             self._give_up(partition)
-            self._consumer.reclaim(partition.source)
+            self._consumer.reclaim(partition.source, lost=str(error))
         except StateError as error:
             self._give_up(partition)
             self._consumer.stop_partition(partition.source, str(error))
@@ -476,6 +475,7 @@ class Pipeline(Owner):
             raise
         finally:
             self._recovering.discard(source)
+        self._lookout.claimed(partition)
         self._renew(partition)
         self._waiting[source] = partition
         return recovered

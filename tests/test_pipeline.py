@@ -76,7 +76,7 @@ class Records:
         self.published |= positions
         return True
 
-    def reclaim(self, source: Source) -> None:
+    def reclaim(self, source: Source, lost: str = "") -> None:
         self.reclaimed.append(source)
 
     def stop_partition(self, source: Source, why: str) -> None:
@@ -667,6 +667,18 @@ async def test_a_partition_that_was_lost_is_dropped_and_asked_for_again() -> Non
             await asyncio.sleep(0)
 
     assert lost not in it.durable.positions
+
+
+async def test_a_group_that_shares_our_state_is_named_once() -> None:
+    durable = Durable(restored=dict.fromkeys((ZERO, ONE), Restored(10, 10, strangers=frozenset({"other/host"}))))
+    with structlog.testing.capture_logs() as logged:
+        async with rig(durable=durable) as it:
+            it.durable.failures.append(LostError("taken over by other/host"))
+            it.records.put((ZERO, 10, 1))
+            await until(lambda: it.records.reclaimed, "the loss")
+            await it.pipeline.recover(it.records.reclaimed[0], 2)
+
+    assert [(entry["by"], entry["log_level"]) for entry in logged if entry["event"] == "state_shared"] == [("other/host", "warning")]
 
 
 async def test_a_partition_with_damaged_state_is_stopped_and_the_others_go_on() -> None:

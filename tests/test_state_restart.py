@@ -59,6 +59,7 @@ async def claim(rig: Rig, partition: int, partitions: int) -> tuple[Restored, li
         model="m",
         owner=b"n" * 16,
         name="next",
+        group="g",
         metrics=Fences(),
     )
     try:

@@ -5,6 +5,7 @@ The client has habits that lose or repeat data silently, or stop it; each is ans
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, Protocol
@@ -38,6 +39,9 @@ PROBE_EVERY_S: Final = 5.0
 
 STALL_S: Final = 60.0
 """Records are there and none arrives for so long: the client has gone to sleep (aiokafka #625, #1037) and is replaced."""
+
+LOST_EVERY_S: Final = 60.0
+"""Between lines about the loss of one and the same partition, of which two groups that share state have one a second."""
 
 _POLL_MS: Final = 250
 _POLL_DEADLINE_S: Final = 1.0
@@ -154,6 +158,7 @@ class Consumer:
         self._end: dict[Source, int] = {}  # log end as far as seen
         self._locating: dict[Source, asyncio.Task[None]] = {}
         self._stopped: dict[Source, str] = {}  # partitions of ours that cannot go on, and why
+        self._lost: dict[Source, tuple[float, int]] = {}  # when that was last told, and how often it has come since
         self._failure: Exception | None = None
         self._missing: frozenset[str] = frozenset()
         self._held = False
@@ -524,8 +529,15 @@ class Consumer:
         for task in self._locating.values():
             task.cancel()
 
-    def reclaim(self, source: Source) -> None:
-        """The owner has lost what it knew of a partition: it is recovered again, if it still is ours."""
+    def reclaim(self, source: Source, lost: str = "") -> None:
+        """The owner has lost what it knew of a partition: it is recovered again, if it still is ours.
+
+        Args:
+            source: the partition.
+            lost: how, if it was because of somebody else.
+        """
+        if lost:
+            self._tell_lost(source, lost)
         # Who is being put out of the group must not fence whoever comes next; who stays is asked again with the next assignment.
         if self._assigned is not None and source in self._assigned and not self._giving_back.locked():
             self._leave_alone(source)
@@ -576,11 +588,18 @@ class Consumer:
                 continue
             try:
                 return await self._owned.recover(source, partitions)
-            except LostError:
+            except LostError as error:
                 # The group decides: while it gives the partition to us, somebody who thought it his has fenced us, and will not again.
-                delay_s = backoff.next_s()
-                _log.warning("partition_lost", topic=source.topic, partition=source.partition, wait_s=round(delay_s, 2))
-                await asyncio.sleep(delay_s)
+                self._tell_lost(source, str(error) or "the group's coordinator")
+                await asyncio.sleep(backoff.next_s())
+
+    def _tell_lost(self, source: Source, why: str) -> None:
+        told_s, times = self._lost.get(source, (-math.inf, 0))
+        if self._clock() - told_s < LOST_EVERY_S:
+            self._lost[source] = (told_s, times + 1)
+            return
+        self._lost[source] = (self._clock(), 0)
+        _log.warning("partition_lost", topic=source.topic, partition=source.partition, reason=why, times=times + 1)
 
     async def _begin(self, source: Source, known: Recovered | None) -> None:
         """Finds where to read a partition from (None: the owner knows), and begins; in the background, unless the group rebalances."""

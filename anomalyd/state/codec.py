@@ -73,6 +73,8 @@ class Fence(msgspec.Struct, frozen=True, array_like=True):
     """Nonce of a claim: random bytes. Several fences of one claim have the same."""
     name: str
     """Of the instance, for people."""
+    group: str = ""
+    """The consumer group that gave it the partition; empty where it was an operator."""
 
 
 class Page(msgspec.Struct, frozen=True, array_like=True):

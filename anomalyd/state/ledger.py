@@ -50,6 +50,7 @@ class Ledger:
         model: hash of the artifact that scores.
         owner: random bytes that no other claim has; the first PROCESS_BYTES are those of the process.
         name: of the instance, for people.
+        group: the consumer group of the instance.
         metrics: where to count.
         transactional: whether writers are. Without transactions pages can be newer than the position, and the chain may fork.
     """
@@ -64,6 +65,7 @@ class Ledger:
         model: str,
         owner: bytes,
         name: str,
+        group: str,
         metrics: Metrics,
         transactional: bool = True,
     ) -> None:
@@ -72,8 +74,10 @@ class Ledger:
         self._open_reader = open_reader
         self._is_member = is_member
         self._model = model
-        self._fence = Entry(FENCE_KEY, codec.encode(FENCE_KEY, Fence(owner, name)))
+        self._fence = Entry(FENCE_KEY, codec.encode(FENCE_KEY, Fence(owner, name, group)))
         self._owner = owner
+        self._group = group
+        self._strangers: set[str] = set()
         self._metrics = metrics
         self._transactional = transactional
         self.partitions = 0
@@ -155,13 +159,15 @@ class Ledger:
             self._until.clear()
             self._last, self._known, self._plain_until = last, fence, -1
             if last is None:
-                return Restored(claims=claims, missing=first > 0)  # compaction leaves the beginning where it is
+                return Restored(
+                    claims=claims, strangers=frozenset(self._strangers), missing=first > 0
+                )  # compaction leaves the beginning where it is
             if last.partitions != self.partitions:
                 before, self.partitions = self.partitions, last.partitions
                 raise StateError(self.repartitioned(before))
             reached("restore")
             restored = await self._read(reader, last, fence, load)
-            restored.claims = claims
+            restored.claims, restored.strangers = claims, frozenset(self._strangers)
             return restored
         finally:
             await reader.close()
@@ -173,6 +179,7 @@ class Ledger:
             last: Position | None = None
             damage: StateError | None = None
             owners.clear()
+            self._strangers.clear()
             async for records in reader.read(start, fence):
                 for record in records:
                     if record.key not in (POSITION_KEY, FENCE_KEY) or record.value is None:
@@ -181,6 +188,7 @@ class Ledger:
                         found = self._decoded(record)
                         if isinstance(found, Fence):
                             owners |= {found.owner[:PROCESS_BYTES]}
+                            self._strangers |= {found.name} if found.group not in ("", self._group) else set()
                         if not isinstance(found, Position):
                             continue
                         if found.anew:

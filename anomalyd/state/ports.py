@@ -76,6 +76,8 @@ class Restored:
     """Processes that claimed it since the position last moved or its owner let go alive, ours counted: so many ended without a goodbye."""
     policies: tuple[tuple[int, str], ...] = ()
     """Alert policies by the input offset from which on they were in force, oldest first; the first one covers `replay_from`."""
+    strangers: frozenset[str] = frozenset()
+    """Instances of other groups that have claimed it lately, by name."""
     missing: bool = False
     """There is no position, and the log does not begin at its beginning: what was there is gone."""
 

@@ -94,9 +94,16 @@ EVENTS: Final[Mapping[str, Event]] = {
         "info", "The group's positions, which are for lag monitoring only, were not taken; they come with the next attempt."
     ),
     "partition_restored": Event("info", "A partition's state was read from its changelog; `replay` records follow before it goes on."),
+    "state_shared": Event(
+        "warning",
+        "An instance of another group (`by`) has claimed a partition of ours: both have the same `state.prefix`. While both run they take "
+        "the partitions from each other, and each alert is told by one of them, in its alerts topic.",
+        "give each group a `state.prefix` of its own; nothing, if the other group is gone",
+    ),
     "partition_lost": Event(
         "warning",
-        "Somebody else wrote for a partition of ours; nothing of what we computed meanwhile was committed. It is restored anew.",
+        "Somebody else wrote for a partition of ours; nothing of what we computed meanwhile was committed. It is restored anew. Told once "
+        "a minute and partition at most; `times` says how often it came since.",
         "nothing, unless it keeps coming: then two groups use one `state.prefix`",
     ),
     "partition_stopped": Event(

@@ -343,6 +343,18 @@ class TestRecovering:
         assert third - second >= 0.24
         assert rig.holder.taken == [{ZERO: 10}]
 
+    async def test_a_partition_that_is_lost_again_and_again_is_told_of_once_a_minute(self, rig: Rig) -> None:
+        """Two groups that share state take it from each other every second."""
+        await rig.given(ZERO, ONE)
+        with structlog.testing.capture_logs() as logged:
+            for _ in range(181):
+                rig.consumer.reclaim(ZERO, lost="taken over by other/host")
+                rig.consumer.reclaim(ONE)
+                rig.now_s += 1
+
+        told = [(entry["partition"], entry["reason"], entry["times"]) for entry in logged if entry["event"] == "partition_lost"]
+        assert told == [(0, "taken over by other/host", times) for times in (1, 60, 60, 60)]
+
     async def test_what_was_fenced_is_left_to_the_other_when_the_group_takes_it_away(self, rig: Rig) -> None:
         rig.holder.obstacles[ZERO] = [LostError() for _ in range(100)]
         rig.client.assign(ZERO)

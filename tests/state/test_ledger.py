@@ -117,7 +117,7 @@ class Rig:
     pages: list[Page] = field(default_factory=list)
     metrics: Count = field(default_factory=Count)
 
-    def ledger(self, model: str = "model", *, transactional: bool = True) -> Ledger:
+    def ledger(self, model: str = "model", *, transactional: bool = True, group: str = "g") -> Ledger:
         async def is_member() -> bool:
             member = self.member()
             await self.before_membership()
@@ -138,15 +138,18 @@ class Rig:
             name=name,
             metrics=self.metrics,
             transactional=transactional,
+            group=group,
         )
 
-    async def claim(self, model: str = "model", partitions: int = 8, *, transactional: bool = True) -> tuple[Ledger, Restored]:
+    async def claim(
+        self, model: str = "model", partitions: int = 8, *, transactional: bool = True, group: str = "g"
+    ) -> tuple[Ledger, Restored]:
         self.pages.clear()
 
         async def load(pages: list[Page]) -> None:
             self.pages += pages
 
-        made = self.ledger(model, transactional=transactional)
+        made = self.ledger(model, transactional=transactional, group=group)
         return made, await made.claim(partitions, load)
 
 
@@ -475,7 +478,20 @@ async def test_fences_carry_a_name_for_people(rig: Rig) -> None:
     await rig.claim()
 
     fence = codec.decode(codec.FENCE_KEY, rig.log.records[0].value or b"")
-    assert fence == Fence(b"owner-0", "owner-0")
+    assert fence == Fence(b"owner-0", "owner-0", "g")
+
+
+async def test_who_shares_the_state_from_another_group_is_found(rig: Rig) -> None:
+    await rig.claim()
+    _, restored = await rig.claim()
+    assert restored.strangers == frozenset()
+    _, restored = await rig.claim(group="h")
+    assert restored.strangers == {"owner-0", "owner-1"}
+    owner, restored = await rig.claim()
+    await owner.commit(work(10))
+    _, restored = await rig.claim()
+
+    assert (restored.position, restored.strangers) == (10, frozenset({"owner-2"}))
 
 
 async def test_what_was_settled_by_beginning_anew_is_no_damage(rig: Rig) -> None:

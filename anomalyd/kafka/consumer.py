@@ -498,6 +498,9 @@ class Consumer:
     async def on_revoked(self, of: AIOKafkaConsumer) -> None:
         """The group rebalances. The client hands out nothing now and heartbeats go on: this may take time, but the others wait for it."""
         if of is self._client and self._assigned is not None:
+            # A rebalance leaves us our generation; who has none any more was thrown out.
+            if self._settings.group_instance_id is not None and self._connected._coordinator.generation < 0:  # noqa: SLF001  there is no public way
+                _log.warning("membership_lost", group_instance_id=self._settings.group_instance_id)
             _log.info("partitions_revoked", count=len(self._assigned), partitions=_names(self._assigned))
             await self._give_back()
 

@@ -79,6 +79,13 @@ EVENTS: Final[Mapping[str, Event]] = {
     "partitions_assigned": Event("info", "The group gave this instance partitions."),
     "partitions_revoked": Event("info", "The group takes partitions back; what was read is committed first."),
     "partition_begun": Event("info", "A partition without a committed position is read from where `start_from` says."),
+    "membership_lost": Event(
+        "warning",
+        "The group's coordinator does not know this member any more, and it joins anew: it did not answer for "
+        "`kafka.session_timeout_ms`, or another process has the same `kafka.group_instance_id`; two that have it put each other out every "
+        "few seconds.",
+        "if it keeps coming, look for the other process: each instance needs a `kafka.group_instance_id` of its own",
+    ),
     "handover_late": Event(
         "warning",
         "A rebalance did not wait for the last commit; the next owner does again what was not committed.",

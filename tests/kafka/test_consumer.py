@@ -720,6 +720,24 @@ async def test_a_rebalance_hands_over_before_it_lets_go(rig: Rig) -> None:
     assert rig.consumer.positions() == {}
 
 
+@pytest.mark.parametrize("instance", ["pod-0", None])
+async def test_who_was_put_out_by_one_of_the_same_name_says_so(rig: Rig, instance: str | None) -> None:
+    """The coordinator takes turns between them, and each sees nothing but rebalances."""
+    settings = KafkaSettings(bootstrap_servers="127.0.0.1:1", group_id="g", group_instance_id=instance)
+    consumer = Consumer(settings, {"metrics": "earliest"}, rig.holder)
+    await consumer.start(rig.holder)  # type: ignore[arg-type]  # a dict is a mapping
+    told = []
+    for generation in (2, -1):
+        rig.client.assign(ZERO)
+        rig.client.coordinator.generation = generation
+        with structlog.testing.capture_logs() as logged:
+            await rig.client.revoke()
+        told.append([entry["group_instance_id"] for entry in logged if entry["event"] == "membership_lost"])
+    await consumer.stop()
+
+    assert told == [[], [instance] if instance else []]
+
+
 async def test_a_handover_that_takes_too_long_is_given_up(rig: Rig) -> None:
     """The other members of the group wait for us, and would put us out."""
     await rig.given(ZERO)

@@ -38,6 +38,7 @@ from anomalyd.state.chain import PROCESS_BYTES
 from anomalyd.state.ledger import Ledger
 from anomalyd.telemetry.metrics import Metrics
 from anomalyd.telemetry.server import HttpServer
+from anomalyd.unless import unasked
 from anomalyd.warmup import warm_up
 
 _SWITCH_S: Final = 0.0005
@@ -112,7 +113,9 @@ class App:
             async with contextlib.AsyncExitStack() as teardown:
                 pipeline = await self._assemble(teardown)
                 await pipeline.run()
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            if (failure := unasked(error)) is not None:
+                raise failure from error
             # stop() cancels what has not begun to read yet, such as waiting for brokers.
             if not self.stopping or self._running is None or self._running.uncancel():
                 raise

@@ -25,7 +25,7 @@ from anomalyd.partition import Partition
 from anomalyd.shard import DeadLetter, Outcome, Shard, StreamPlan
 from anomalyd.state.ledger import Ledger
 from anomalyd.telemetry.metrics import Metrics
-from anomalyd.unless import unless
+from anomalyd.unless import unasked, unless
 
 IN_FLIGHT: Final = 2
 """Batches handed to a worker: one that it works on and one that is waiting."""
@@ -627,6 +627,10 @@ class Pipeline(Owner):
     async def _kept(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
+        except asyncio.CancelledError as error:
+            if (failure := unasked(error)) is None:
+                raise
+            self._fail(failure)
         except Exception as error:  # noqa: BLE001  whatever it is, it has to end the loop and not just a task
             self._fail(error)
 

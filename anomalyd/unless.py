@@ -8,14 +8,17 @@ from typing import Any
 async def unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
     """Does the work, and leaves off when the event comes first. Raises what the work raises."""
     doing, waiting = asyncio.create_task(work), asyncio.create_task(event.wait())
+    left_off = False
     try:
         await asyncio.wait({doing, waiting}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         waiting.cancel()
-        doing.cancel()
+        left_off = doing.cancel()
         await asyncio.wait({doing})
     if not doing.cancelled():
         doing.result()
+    elif not left_off:
+        raise RuntimeError("cancelled by nobody")
 
 
 def unasked(cancelled: asyncio.CancelledError) -> RuntimeError | None:

@@ -1,5 +1,6 @@
 """What of a configuration becomes of a running daemon, and what of another one it takes over."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import yaml
 
 from anomalyd.alerts.episodes import Policy
 from anomalyd.alerts.mutes import Mute
-from anomalyd.app import read_plans, stream_plan
+from anomalyd.app import App, read_plans, stream_plan
 from anomalyd.settings import Settings, environment_overrides, load
 from anomalyd.telemetry.metrics import Metrics
 
@@ -142,3 +143,35 @@ def test_a_configuration_that_is_not_valid_changes_nothing_until_it_is_corrected
     file.write()
     assert read_plans(running, file.read, metrics) is not None
     assert value(metrics, "anomalyd_config_reload_success") == 1
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+async def test_a_daemon_that_nobody_cancelled_does_not_end_in_silence(file: File, monkeypatch: pytest.MonkeyPatch, stopping: bool) -> None:
+    """The client awaits what it has cancelled itself, and lets that out of its calls."""
+
+    class Ending:
+        async def run(self) -> None:
+            raise asyncio.CancelledError
+
+    async def assemble(*_: object) -> Ending:
+        return Ending()
+
+    monkeypatch.setattr(App, "_assemble", assemble)
+    app = App(file.read())
+    app.stopping = stopping
+
+    with pytest.raises(RuntimeError, match="cancelled by nobody"):
+        await app.run()
+
+
+async def test_a_daemon_that_is_stopped_while_it_waits_for_brokers_ends_well(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def assemble(*_: object) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(App, "_assemble", assemble)
+    app = App(file.read())
+    running = asyncio.create_task(app.run())
+    await asyncio.sleep(0)
+
+    app.stop()
+    await asyncio.wait_for(running, 5)

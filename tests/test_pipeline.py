@@ -23,6 +23,7 @@ from anomalyd.state.codec import Page
 from anomalyd.state.ports import Restored, Work
 from anomalyd.state.trial import TRIAL_OFFSETS, Trial
 from anomalyd.telemetry.metrics import Metrics
+from anomalyd.unless import unless
 from tests.support.poll import until
 from tests.support.sinks import alert_messages
 
@@ -944,3 +945,37 @@ async def test_a_stop_does_not_wait_for_a_worker_that_hangs(monkeypatch: pytest.
             gate.set()
 
     assert durable.positions.get(ZERO) is None
+
+
+async def test_a_commit_that_is_cancelled_by_nobody_ends_the_loop() -> None:
+    """The client awaits what it has cancelled itself, and lets that out. What was to be committed would be lost without a word."""
+    async with rig() as it:
+        it.durable.failures.append(asyncio.CancelledError())  # type: ignore[arg-type]  no Exception, which is the point
+        it.records.put((ZERO, 0, 10))
+
+        with pytest.raises(RuntimeError, match="cancelled by nobody"):
+            await asyncio.wait_for(it.running, 10)
+
+
+@pytest.mark.parametrize("asked", ["probe", "publish", "ends"])
+async def test_what_looks_after_us_does_not_just_go_away(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline_module, "_TICK_S", 0.005)
+    monkeypatch.setattr(pipeline_module, "_PUBLISH_EVERY_S", 0.005)
+
+    def cancelled(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    async with rig() as it:
+        monkeypatch.setattr(Records, asked, cancelled)
+
+        with pytest.raises(RuntimeError, match="cancelled by nobody"):
+            await asyncio.wait_for(it.running, 10)
+        monkeypatch.undo()
+
+
+async def test_work_that_nobody_cancelled_is_not_taken_for_done() -> None:
+    async def work() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(RuntimeError, match="cancelled by nobody"):
+        await unless(asyncio.Event(), work())

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -49,6 +50,12 @@ _COLLECT_EVERY: Final = (100_000, 50, 100)
 aiokafka a quarter of its speed."""
 
 _PROCESS: Final = os.urandom(PROCESS_BYTES)
+
+_WORKER: Final = "worker"
+"""What the names of worker threads begin with."""
+
+_LEAVE_S: Final = 1.0
+"""So long does the end of the process wait for workers: everything that they did for it was committed, or never will be."""
 
 LEAST_SWEEP_RECORDS: Final = 1 << 12
 """Between looks for series that are no more."""
@@ -130,7 +137,7 @@ class App:
         self.port = await server.start()
         _log.info("http_listening", host=settings.http.host, port=self.port)
 
-        workers = [ThreadPoolExecutor(1, f"worker-{number}") for number in range(self._worker_count)]
+        workers = [ThreadPoolExecutor(1, f"{_WORKER}-{number}") for number in range(self._worker_count)]
         for worker in workers:
             teardown.callback(worker.shutdown, wait=False, cancel_futures=True)
         streams = await asyncio.get_running_loop().run_in_executor(workers[0], load_streams, settings)
@@ -389,14 +396,28 @@ def run(settings: Settings, read_again: Callable[[], Settings]) -> int:
     Raises:
         AnomalydError: what the operator has to change.
     """
+    code = 0
     try:
         asyncio.run(_until_signal(settings, read_again))
     except AnomalydError:
         raise
     except Exception:  # noqa: BLE001  the last one who can say what happened
         _log.exception("crashed")
-        return 1
-    return 0
+        code = 1
+    _leave_workers(code)
+    return code
+
+
+def _leave_workers(code: int) -> None:
+    """Ends the process where a worker still is at something, such as compiling: the interpreter would wait for it, for nothing."""
+    until_s = time.monotonic() + _LEAVE_S
+    workers = [thread for thread in threading.enumerate() if thread.name.startswith(_WORKER)]
+    for worker in workers:
+        worker.join(max(0.0, until_s - time.monotonic()))
+    if any(worker.is_alive() for worker in workers):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 async def _until_signal(settings: Settings, read_again: Callable[[], Settings]) -> None:

@@ -1,6 +1,11 @@
 """What of a configuration becomes of a running daemon, and what of another one it takes over."""
 
 import asyncio
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +13,10 @@ import pytest
 import structlog
 import yaml
 
+import anomalyd.app
 from anomalyd.alerts.episodes import Policy
 from anomalyd.alerts.mutes import Mute
-from anomalyd.app import App, read_plans, stream_plan
+from anomalyd.app import App, read_plans, run, stream_plan
 from anomalyd.settings import Settings, environment_overrides, load
 from anomalyd.telemetry.metrics import Metrics
 
@@ -162,6 +168,32 @@ async def test_a_daemon_that_nobody_cancelled_does_not_end_in_silence(file: File
 
     with pytest.raises(RuntimeError, match="cancelled by nobody"):
         await app.run()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_process_that_has_stopped_waits_for_no_worker(file: File, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """It may be compiling, for a minute, and whoever asked the process to end has been told that it has."""
+    left: list[int] = []
+    done = threading.Event()
+    monkeypatch.setattr(anomalyd.app, "_LEAVE_S", 0.01)
+    monkeypatch.setattr(anomalyd.app.os, "_exit", left.append)
+
+    async def assemble(_: App, teardown: AsyncExitStack) -> None:
+        worker = ThreadPoolExecutor(1, "worker-0")
+        teardown.callback(worker.shutdown, wait=False, cancel_futures=True)
+        compiling = asyncio.get_running_loop().run_in_executor(worker, done.wait)
+        if fails:
+            raise ZeroDivisionError
+        os.kill(os.getpid(), signal.SIGTERM)
+        await compiling
+
+    monkeypatch.setattr(App, "_assemble", assemble)
+    try:
+        assert run(file.read(), file.read) == fails
+    finally:
+        done.set()
+
+    assert left == [fails]
 
 
 async def test_a_daemon_that_is_stopped_while_it_waits_for_brokers_ends_well(file: File, monkeypatch: pytest.MonkeyPatch) -> None:

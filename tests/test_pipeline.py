@@ -950,7 +950,7 @@ async def test_a_stop_does_not_wait_for_a_worker_that_hangs(monkeypatch: pytest.
 async def test_a_commit_that_is_cancelled_by_nobody_ends_the_loop() -> None:
     """The client awaits what it has cancelled itself, and lets that out. What was to be committed would be lost without a word."""
     async with rig() as it:
-        it.durable.failures.append(asyncio.CancelledError())  # type: ignore[arg-type]  no Exception, which is the point
+        it.durable.failures.append(asyncio.CancelledError())  # type: ignore[arg-type]  # no Exception, which is the point
         it.records.put((ZERO, 0, 10))
 
         with pytest.raises(RuntimeError, match="cancelled by nobody"):

@@ -24,6 +24,7 @@ from aiokafka.structs import OffsetAndMetadata
 import anomalyd.kafka.consumer as consumer_module
 from anomalyd.batch import Source
 from anomalyd.errors import AnomalydError, KafkaRefusedError, LostError, StateError
+from anomalyd.kafka import client
 from anomalyd.kafka.consumer import STALL_S, Consumer, Recovered
 from anomalyd.kafka.positions import BEGUN
 from anomalyd.settings import KafkaSettings
@@ -416,7 +417,7 @@ class TestRecovering:
         """Without them a topic has no partitions, and state that was written for some would be refused."""
         heard: list[set[int] | None] = [None, {0}, {0, 1}]
         monkeypatch.setattr(FakeClient, "partitions_for_topic", lambda *_: heard[0])
-        monkeypatch.setattr(consumer_module.client.Backoff, "next_s", lambda _: 0.001)
+        monkeypatch.setattr(client.Backoff, "next_s", lambda _: 0.001)
         rig.client.assign(ONE)
         with structlog.testing.capture_logs() as logged:
             while len(heard) > 1:

@@ -102,6 +102,7 @@ class App:
         self._reload_asked = False
         # One worker where somebody looks on: an observer need not know of threads.
         self._worker_count = max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0)))) if observer is None else 1
+        self._waiting: Mapping[str, Any] = {"kafka": "starting"}
         self._consumer: Consumer | None = None
         self._pipeline: Pipeline | None = None
         self._running: asyncio.Task[None] | None = None
@@ -145,7 +146,7 @@ class App:
         metrics.model(model.name, model.version, model.hash)
         _log.info("model_loaded", model=model.name, version=model.version, device=next(iter(streams.values())).detector.device)
 
-        await _verify_topics(settings)
+        await _verify_topics(settings, self._unreachable)
 
         start_from = {topic: stream.start_from for stream in settings.streams for topic in stream.topics}
         consumer = self._consumer = Consumer(settings.kafka, start_from, metrics)
@@ -223,9 +224,12 @@ class App:
         """Answering at all says that the loop turns; brokers have no part in it."""
         return True, {}
 
+    def _unreachable(self, reason: str) -> None:
+        self._waiting = {"kafka": "unreachable", "reason": reason}
+
     def _ready(self) -> tuple[bool, Mapping[str, Any]]:
         if self._consumer is None:
-            return False, {"kafka": "starting"}
+            return False, self._waiting
         if self._pipeline is None:
             return False, self._consumer.status()
         return self._consumer.ready and self._pipeline.restored, self._consumer.status() | self._pipeline.status()
@@ -366,8 +370,8 @@ def _reading(stream: StreamSettings) -> str:
     return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
 
-async def _verify_topics(settings: Settings) -> None:
-    """Is there somewhere to write? Waits for brokers.
+async def _verify_topics(settings: Settings, unreachable: Callable[[str], None]) -> None:
+    """Is there somewhere to write? Waits for brokers, and says so.
 
     Raises:
         TopicError: no.
@@ -379,6 +383,7 @@ async def _verify_topics(settings: Settings) -> None:
             return
         except KafkaUnavailableError as error:
             delay_s = backoff.next_s()
+            unreachable(str(error))
             _log.warning("kafka_unreachable", reason=str(error), attempt=backoff.attempts, wait_s=round(delay_s, 2))
             await asyncio.sleep(delay_s)
 

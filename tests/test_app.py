@@ -16,9 +16,12 @@ import yaml
 import anomalyd.app
 from anomalyd.alerts.episodes import Policy
 from anomalyd.alerts.mutes import Mute
-from anomalyd.app import App, read_plans, run, stream_plan
+from anomalyd.app import App, _verify_topics, read_plans, run, stream_plan
+from anomalyd.errors import KafkaUnavailableError
+from anomalyd.kafka import topics
 from anomalyd.settings import Settings, environment_overrides, load
 from anomalyd.telemetry.metrics import Metrics
+from tests.support.poll import until
 
 HOSTS = {"name": "hosts", "topics": ["metrics", "more"], "format": "influx"}
 PODS = {"name": "pods", "topics": ["pods"], "format": "influx"}
@@ -55,6 +58,22 @@ def file(tmp_path: Path) -> File:
 
 def value(metrics: Metrics, name: str) -> float:
     return metrics.registry.get_sample_value(name) or 0.0
+
+
+async def test_brokers_that_were_never_there_are_what_the_probe_names(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(_: Settings) -> None:
+        raise KafkaUnavailableError("no answer from a:1")
+
+    monkeypatch.setattr(topics, "verify", away)
+    app = App(file.read())
+    ready, unreachable = app._ready, app._unreachable  # noqa: SLF001  what the HTTP server is given, and the start
+    before = ready()
+    waiting = asyncio.create_task(_verify_topics(app.settings, unreachable))
+    await until(lambda: ready() != before, "an attempt")
+    waiting.cancel()
+
+    assert before == (False, {"kafka": "starting"})
+    assert ready() == (False, {"kafka": "unreachable", "reason": "no answer from a:1"})
 
 
 def test_the_policy_of_a_stream_is_what_its_settings_say(file: File) -> None:

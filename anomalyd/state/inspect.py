@@ -320,7 +320,7 @@ async def committed(log: CommittedLog, *, transactional: bool) -> tuple[Contents
     async for records in log.read(start, end):
         contents.add(records)
     # Fences may lie in front of what a restore reads, and then count nevertheless.
-    contents.owners = tail.owners
+    contents.owners, contents.fence = tail.owners, tail.fence or contents.fence
     return contents, (first, end)
 
 

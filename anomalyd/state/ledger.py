@@ -93,7 +93,7 @@ class Ledger:
         """Why nothing goes on when the input topic has another number of partitions now."""
         return (
             f"topic {self.source.topic} has {partitions} partitions, its state was written for {self.partitions}: series may have moved to "
-            f"other partitions; see `anomalyd state restart --help`"
+            f"other partitions; stop the instances, then `anomalyd state restart -c CONFIG --topic {self.source.topic} --yes`"
         )
 
     @property

@@ -238,6 +238,7 @@ def test_only_what_a_restart_needs_is_read(fences: int) -> None:
     assert log.asked[-1] == needed
     assert contents.position is not None
     assert (contents.position.sequence, len(contents.owners)) == (4, fences)
+    assert contents.fence is not None
     assert [row.key for row in contents.rows()] == ["a"]
 
 

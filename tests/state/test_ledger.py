@@ -388,7 +388,7 @@ async def test_another_number_of_partitions_is_refused_with_what_to_do(rig: Rig)
     owner, _ = await rig.claim(partitions=8)
     await owner.commit(work(10))
 
-    with pytest.raises(StateError, match=r"has 16 partitions, its state was written for 8.*anomalyd state restart"):
+    with pytest.raises(StateError, match=r"has 16 partitions, its state was written for 8.*state restart -c CONFIG --topic metrics --yes"):
         await rig.claim(partitions=16)
 
 

@@ -565,7 +565,7 @@ class Settings(BaseSettings):
     def _fixed(self) -> dict[str, Any]:
         """What holds for the life of an instance, by dotted key; streams go by their names."""
         data = self.model_dump(exclude={"streams", "alerts"})
-        data["alerts"] = {"topic": self.alerts.topic}
+        data["alerts"] = self.alerts.model_dump(exclude=set(AlertPolicy.model_fields))
         data["streams"] = {}
         for stream in self.streams:
             data["streams"][stream.name] = stream.model_dump(exclude={"name", "alerts"}) | {"alerts.budget": self.policy(stream).budget}

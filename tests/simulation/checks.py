@@ -42,6 +42,8 @@ class Chain:
         self._next = 0
         self._pages: list[tuple[bytes, int]] = []
         self.last: Position | None = None
+        self.policies: list[tuple[int, str]] = []
+        """All that were ever in force."""
         self._owner: bytes | None = None
         self.positions = 0
         self.fences = 0
@@ -72,6 +74,8 @@ class Chain:
             if self._transactional:
                 self._link(value, where)
             self.last = value
+            known = [number for number, entry in enumerate(value.policies, 1) if self.policies[-1:] == [entry]]
+            self.policies += value.policies[max(known, default=0) :]
 
     def _link(self, value: Position, where: str) -> None:
         if value.owner != self._owner:

@@ -49,6 +49,7 @@ CLASSES: Final = (
     "compaction-in-restore",
     "tail-marker",  # the last control records of a changelog are gone
     "clock-jump",
+    "reload",  # an instance takes up another alert policy, and so do those that start later; the others keep theirs
 )
 """Every class of fault."""
 

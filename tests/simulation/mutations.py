@@ -9,6 +9,7 @@ from unittest import mock
 
 from aiokafka.structs import TopicPartition
 
+from anomalyd.alerts.timeline import Timeline
 from anomalyd.batch import Entry
 from anomalyd.errors import DeliveryError
 from anomalyd.kafka import consumer as consumer_module
@@ -129,6 +130,13 @@ def restore_in_callback(_: Simulation) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def replay_by_present_policy(_: Simulation) -> Iterator[None]:
+    """A replay judges by the policy that its instance has now."""
+    with mock.patch.object(Timeline, "begin", return_value=None):
+        yield
+
+
 MUTATIONS: Final[dict[str, Mutation]] = {
     mutation.__name__: mutation
     for mutation in (
@@ -138,6 +146,7 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         group_offsets_as_position,
         restore_to_high_water,
         restore_in_callback,
+        replay_by_present_policy,
     )
 }
 """By name."""

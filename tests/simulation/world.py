@@ -46,6 +46,15 @@ from tests.simulation.log import Log, Record, build
 from tests.simulation.network import ModelClient, Network
 from tests.simulation.workload import SERIES_TTL_MS, Workload
 
+POLICIES: Final = (
+    Policy(resolve_after_samples=2),
+    Policy(resolve_after_samples=1, reopen_after_ms=1_800_000),
+    Policy(resolve_after_samples=3, min_duration_ms=30_000),
+    Policy(resolve_after_samples=2, min_deviation=52.0, critical_score=2.0),
+    Policy(resolve_after_samples=2, mutes=(Mute(('{host=~"h[0-2]"}',)), Mute(from_min=13 * 60, to_min=14 * 60, timezone="Europe/Berlin"))),
+)
+"""Samples are minutes apart, from noon UTC on; anomalies lie 49 to 59 above what is expected."""
+
 INPUT: Final = "metrics"
 ALERTS: Final = "alerts"
 DEAD: Final = "dead"
@@ -475,6 +484,14 @@ class Simulation:
             gone += log.compact(drop_markers=drop_markers)
         self.faults.hit(kind, f"{gone} records")
 
+    def _do_reload(self) -> None:
+        instance = self._someone()
+        # Without transactions a zombie's positions, with a policy of its own, stand among those of its successor.
+        if self.exactly_once and instance is not None and instance.app._pipeline is not None:
+            self.stream = replace(self.stream, plan=replace(self.stream.plan, policy=self._rng.choice(POLICIES)))
+            instance.process.run(functools.partial(instance.app._pipeline.adopt, {INPUT: self.stream.plan}))
+            self.faults.hit("reload", f"{instance.process.name} policy {POLICIES.index(self.stream.plan.policy)}")
+
     def _do_clock_jump(self) -> None:
         self.loop.wall_offset_s += self._rng.choice([-3_600.0, -5.0, 5.0, 3_600.0, 86_400.0])
         self.faults.hit("clock-jump", f"{self.loop.wall_offset_s:g} s")
@@ -484,14 +501,6 @@ class Simulation:
     async def _until_done(self) -> None:
         """Waits until everything is accounted for. Raises BrokenError if that takes too long."""
         while True:
-    def _do_reload(self) -> None:
-        instance = self._someone()
-        # Without transactions a zombie's positions, with a policy of its own, stand among those of its successor.
-        if self.exactly_once and instance is not None and instance.app._pipeline is not None:
-            self.stream = replace(self.stream, plan=replace(self.stream.plan, policy=self._rng.choice(POLICIES)))
-            instance.process.run(functools.partial(instance.app._pipeline.adopt, {INPUT: self.stream.plan}))
-            self.faults.hit("reload", f"{instance.process.name} policy {POLICIES.index(self.stream.plan.policy)}")
-
             since_s = max(self.faults.over_s, self.window_s + 4.0)
             left = self._left()
             if not left:
@@ -524,6 +533,10 @@ class Simulation:
             dead_letters_of(self._logs(DEAD), self.partitions), golden, exactly_once=once, gaps=self.gaps, most_bytes=DEAD_BYTES
         )
         check_alerts(alerts_of(self._logs(ALERTS), self.partitions), golden, exactly_once=once, gaps=self.gaps)
+        for instance in self.instances if self.exactly_once and not self.gaps else ():
+            # It would not show in the alerts: where a replay comes to something else, what was told holds.
+            if divergences := instance.app.metrics.registry.get_sample_value("anomalyd_replay_divergences_total"):
+                raise BrokenError("I11", f"replays of {instance.process.name} saw {divergences:g} episodes otherwise than they were told")
         if self.loop.crashes:
             raise BrokenError("no callback fails", repr(self.loop.crashes[0]))
 
@@ -533,10 +546,6 @@ class Simulation:
         for instance in self.alive:
             instance.leaving = True
             instance.process.run(instance.app.stop)
-        for instance in self.instances if self.exactly_once and not self.gaps else ():
-            # It would not show in the alerts: where a replay comes to something else, what was told holds.
-            if divergences := instance.app.metrics.registry.get_sample_value("anomalyd_replay_divergences_total"):
-                raise BrokenError("I11", f"replays of {instance.process.name} saw {divergences:g} episodes otherwise than they were told")
         deadline_s = self.loop.time() + 40.0
         while self.alive and self.loop.time() < deadline_s:  # noqa: ASYNC110  processes that end tell nobody
             await asyncio.sleep(0.5)
@@ -575,6 +584,7 @@ class Simulation:
         alerts, letters, digests = [], [], []
         for partition, records in enumerate(self.input):
             shard = self.stream.shard(Source(INPUT, partition), self.workload.capacity)
+            policies = list(self.chains[partition].policies) or [(0, written(self.stream.plan.policy))]
             found_alerts: list[dict[str, Any]] = []
             found_letters: list[dict[str, bytes]] = []
             for part in _parts(records, [offset for offset, _ in policies[1:]]):
@@ -585,7 +595,6 @@ class Simulation:
                 found_letters += [
                     {
                         "anomalyd-offset": str(letter.record.offset).encode(),
-            policies = list(self.chains[partition].policies) or [(0, written(self.stream.plan.policy))]
                         "anomalyd-reason": letter.reason.encode(),
                         "key": letter.record.key or b"",
                         "value": letter.record.value or b"",
@@ -632,15 +641,6 @@ class Simulation:
         return [log for tp, log in self.broker.logs.items() if tp.topic == topic]
 
 
-def stream(configured: Settings) -> Stream:
-    """The one stream, with the detector that stands in."""
-    detector: Any = FoldingDetector()
-    (one,) = configured.streams
-    return Stream(
-        anomalyd.app.stream_plan(one, configured.policy(one)),
-        detector,
-        one.format,
-        FormatOptions(one.timestamp_unit),
 def _parts(records: Sequence[Record], boundaries: Sequence[int]) -> Iterator[Sequence[Record]]:
     """Batches of a few records, none of which has offsets on both sides of a boundary."""
     start = 0
@@ -651,6 +651,15 @@ def _parts(records: Sequence[Record], boundaries: Sequence[int]) -> Iterator[Seq
         start += len(part)
 
 
+def stream(configured: Settings) -> Stream:
+    """The one stream, with the detector that stands in."""
+    detector: Any = FoldingDetector()
+    (one,) = configured.streams
+    return Stream(
+        anomalyd.app.stream_plan(one, configured.policy(one)),
+        detector,
+        one.format,
+        FormatOptions(one.timestamp_unit),
         series_ttl_ms=round(configured.state.series_ttl_s * 1000),
         reading="0" * 16,
         sweep_records=32,

@@ -195,7 +195,7 @@ def test_a_process_that_has_stopped_waits_for_no_worker(file: File, monkeypatch:
     left: list[int] = []
     done = threading.Event()
     monkeypatch.setattr(anomalyd.app, "_LEAVE_S", 0.01)
-    monkeypatch.setattr(anomalyd.app.os, "_exit", left.append)
+    monkeypatch.setattr(os, "_exit", left.append)
 
     async def assemble(_: App, teardown: AsyncExitStack) -> None:
         worker = ThreadPoolExecutor(1, "worker-0")

@@ -84,7 +84,14 @@ class Detector:
     @classmethod
     def load(cls, folder: Path | None = None, device: Device = "auto", options: Options | None = None) -> Self:
         """A detector from an artifact's folder, by default the one shipped with the package. Raises ArtifactError."""
-        return cls(artifacts.load(folder or shipped()), device, options)
+        try:
+            artifact = artifacts.load(folder or shipped())
+        except ArtifactError as error:
+            if folder is not None:
+                raise
+            msg = f"{error}; it comes with the package: reinstall anomalyd"
+            raise ArtifactError(msg) from error
+        return cls(artifact, device, options)
 
     @classmethod
     def pretrained(cls) -> Self:

@@ -291,3 +291,12 @@ def test_weights_that_are_no_safetensors(folder: Path) -> None:
     message = refusal(folder)
     assert str(folder) in message
     assert "not a usable artifact" in message
+
+
+def test_a_shipped_artifact_that_is_missing_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anomalyd.detector.detector.shipped", lambda: tmp_path)
+
+    with pytest.raises(ArtifactError, match=r"no model artifact in .*reinstall anomalyd"):
+        Detector.load()
+    with pytest.raises(ArtifactError, match=r"\(.*manifest.*\)$"):
+        Detector.load(tmp_path)

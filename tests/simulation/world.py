@@ -325,7 +325,10 @@ class Simulation:
             if not instance.process.alive:
                 return
         instance.process.alive = False
-        error = None if instance.running.cancelled() else instance.running.exception()
+        if instance.running.cancelled():
+            self.break_off(BrokenError("nobody cancels a daemon", instance.process.name))
+            return
+        error = instance.running.exception()
         self.tell(f"{instance.process.name} ended: {error!r}")
         if error is not None and not isinstance(error, AnomalydError | KilledError):
             self.break_off(error)

@@ -22,6 +22,7 @@ import structlog
 from anomalyd import __version__
 from anomalyd.alerts.episodes import Policy
 from anomalyd.alerts.mutes import EVERY_DAY, Mute
+from anomalyd.alerts.silence import SilencePolicy
 from anomalyd.batch import Source
 from anomalyd.detector import Detector, Options
 from anomalyd.errors import AnomalydError, KafkaUnavailableError
@@ -308,6 +309,7 @@ def stream_plan(stream: StreamSettings, policy: AlertPolicy) -> StreamPlan:
             mutes=tuple(_mute(mute) for mute in policy.mutes),
         ),
         select=Selection(stream.include, stream.exclude, stream.drop_labels),
+        silence=SilencePolicy(stream.silence.enabled, stream.silence.after_steps, round(stream.silence.after_s * 1000)),
         labels=policy.labels,
         annotations=policy.annotations,
     )

@@ -87,7 +87,11 @@ class Lookout:
             if partition.source in ends:
                 self._metrics.lag(*partition.source, ends[partition.source] - partition.position)
         shards = [partition.shard for partition in partitions]
-        self._metrics.state(series=sum(shard.series for shard in shards), open_episodes=sum(shard.open_episodes for shard in shards))
+        self._metrics.state(
+            series=sum(shard.series for shard in shards),
+            open_episodes=sum(shard.open_episodes for shard in shards),
+            silent_series=sum(shard.silent_series for shard in shards),
+        )
         restored = [partition for partition in partitions if not partition.to_replay]
         self._metrics.restoring(
             partitions=recovering + len(partitions) - len(restored), records=sum(partition.to_replay for partition in partitions)

@@ -160,11 +160,13 @@ class Partition:
         if not self.to_replay:
             # Not what the shard says now: it may be in the middle of the next batch.
             work.position, work.replay_from, work.stream_time_ms = self.position, outcome.replay_from, outcome.stream_time_ms
+            work.pulse = outcome.pulse
 
     def account(self) -> None:
         """The coming commit vouches for everything up to now. Only while no batch is under way."""
         work = self.parcel.work
         work.position, work.replay_from, work.stream_time_ms = self.position, self.shard.replay_from, self.shard.stream_time_ms
+        work.pulse = self.shard.pulse
 
     def take_parcel(self) -> Parcel:
         """What is to be committed now; what comes next goes into another one."""

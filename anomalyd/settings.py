@@ -374,6 +374,17 @@ class AlertSettings(AlertPolicy):
     """Topic that alerts are written to."""
 
 
+class SilenceSettings(_Section):
+    """When a series that sends nothing is an alert, of the kind silent: by event time, against the others of its partition."""
+
+    enabled: Literal["auto", "on", "off"] = "auto"
+    """auto: for series with a steady step; on: for all of at least 100 samples; off: for none."""
+    after_steps: float = Field(default=10.0, ge=2, le=100_000)
+    """Usual steps of the series that it may miss, and"""
+    after_s: float = Field(default=600.0, ge=60, le=30 * 86_400)
+    """event time for which it may send nothing: the longer of both counts."""
+
+
 class StreamSettings(_Section):
     """Where records come from and how they become series."""
 
@@ -397,6 +408,8 @@ class StreamSettings(_Section):
     """Never series that match one of these selectors, even if included."""
     drop_labels: tuple[Text, ...] = ()
     """Label names (globs) left out of the series' identity, such as pod uids that change at every deployment."""
+    silence: SilenceSettings = Field(default_factory=SilenceSettings)
+    """When a series that sends nothing is an alert."""
     alerts: AlertPolicy = Field(default_factory=AlertPolicy)
     """Overrides of `alerts.*` for this stream; what is not given here is taken from there. Labels, annotations and mutes are added to
     those."""
@@ -791,7 +804,7 @@ def _secret(value: SecretStr | None, file: Path | None, name: str) -> str | None
 
 # --- saying what is wrong -----------------------------------------------------------------------------------------
 
-_LATER_KEYS: Final = {"scores": "scores.topic", "models": "models.pin", "silence": "silence"}
+_LATER_KEYS: Final = {"scores": "scores.topic", "models": "models.pin"}
 _LATER_VALUES: Final = {("sasl_mechanism", "OAUTHBEARER")}
 _LATER: Final = f"this version ({__version__}) does not have it yet"
 
@@ -837,8 +850,8 @@ def _origin(loc: Sequence[int | str], sources: Mapping[str, str]) -> str | None:
 
 def _unknown_key(loc: Sequence[int | str]) -> str:
     key, valid = str(loc[-1]), [field.alias or name for name, field in _model_at(loc[:-1]).model_fields.items()]
-    if key in _LATER_KEYS and (len(loc) == 1) == (key != "silence"):
-        return f"{_path((*loc[:-1], _LATER_KEYS[key]))}: {_LATER}; remove it"
+    if key in _LATER_KEYS and len(loc) == 1:
+        return f"{_LATER_KEYS[key]}: {_LATER}; remove it"
     return f"{_path(loc)}: unknown key{_hint(key, valid)}, valid are {', '.join(valid)}"
 
 

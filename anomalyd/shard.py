@@ -5,10 +5,10 @@ from the order of the partition and from event time: never from how records are 
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -20,12 +20,14 @@ from anomalyd.alerts.episodes import Episodes, Policy, Transitions
 from anomalyd.alerts.messages import Message, MessageBuilder, Model
 from anomalyd.alerts.mutes import Mutes
 from anomalyd.alerts.rarity import Rarity
+from anomalyd.alerts.silence import SilencePolicy
 from anomalyd.alerts.timeline import Entry, Timeline
 from anomalyd.batch import LATE, REPEATED, Record, SampleBatch, Source, Verdicts
 from anomalyd.detector import Detector, Pages
 from anomalyd.formats import Decoded, Decoder
 from anomalyd.series import Selection, SeriesIndex
 from anomalyd.series.key import parse_key
+from anomalyd.shard_silence import Found, Pulse, Silences
 from anomalyd.shard_state import ShardState
 from anomalyd.state.codec import Page
 from anomalyd.state.ports import Restored
@@ -48,6 +50,9 @@ _MANY: Final = 1 << 30
 _log = structlog.get_logger(__name__)
 
 
+_NEVER_SILENT: Final = SilencePolicy(enabled="off")
+
+
 @dataclass(frozen=True, slots=True)
 class StreamPlan:
     """A configured stream, as far as its shards need to know it."""
@@ -55,6 +60,7 @@ class StreamPlan:
     name: str
     policy: Policy = field(default_factory=Policy)
     select: Selection | None = None
+    silence: SilencePolicy = _NEVER_SILENT
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
 
@@ -94,6 +100,8 @@ class Outcome:
     """Input offset from which on records would have to be replayed if all these records, and all before, were written down."""
     stream_time_ms: int | None = None
     """Newest event time seen up to there."""
+    pulse: tuple[int, ...] = ()
+    """The partition's progress in event time, by which series are silent."""
     records: int = 0
     replayed: int = 0
     """Records that were learned once more, silently; they are not among `records`, and nothing else is told of them."""
@@ -133,6 +141,7 @@ class Outcome:
         self.forgotten |= later.forgotten
         self.policies += later.policies
         self.next_offset, self.replay_from, self.stream_time_ms = later.next_offset, later.replay_from, later.stream_time_ms
+        self.pulse = later.pulse
         for name in _SUMMED:
             setattr(self, name, getattr(self, name) + getattr(later, name))
 
@@ -205,6 +214,7 @@ class Shard:
         self._timeline = Timeline(stream.policy)
         self._settled: StreamPlan | None = None  # the plan that holds for what is news; None: there was none yet
         self._state = ShardState(self.index, self.pages, self._episodes, detector, reading)
+        self._silences = Silences(stream.silence, self.index, self.pages, self._episodes)
         calibration = detector.artifact.calibration
         self._messages = MessageBuilder(
             stream=stream.name,
@@ -237,8 +247,18 @@ class Shard:
 
     @property
     def open_episodes(self) -> int:
-        """Alerts that are firing."""
-        return self._episodes.open_count
+        """Alerts that are firing, about silent series too."""
+        return self._episodes.open_count + self._episodes.silent_count
+
+    @property
+    def silent_series(self) -> int:
+        """Series that have fallen silent."""
+        return self._episodes.silent_count
+
+    @property
+    def pulse(self) -> tuple[int, ...]:
+        """The partition's progress in event time, by which series are silent."""
+        return self._silences.pulse.state
 
     @property
     def replaying(self) -> bool:
@@ -290,6 +310,7 @@ class Shard:
             StateError: a policy that was in force cannot be understood.
         """
         self.stream_time_ms = restored.stream_time_ms
+        self._silences.pulse = Pulse(restored.pulse)
         self._timeline.begin(restored.policies, restored.replay_from)
         self._enforce()
         dropped = self._state.begin(restored, live)
@@ -336,7 +357,7 @@ class Shard:
             outcome.episodes = state.episode_records(self._told)
             self._told.clear()
             outcome.pages = state.snapshot(snapshots)
-        outcome.replay_from, outcome.stream_time_ms = state.replay_from, self.stream_time_ms
+        outcome.replay_from, outcome.stream_time_ms, outcome.pulse = state.replay_from, self.stream_time_ms, self.pulse
         return outcome
 
     def _settle(self, outcome: Outcome) -> None:
@@ -443,42 +464,78 @@ class Shard:
             newest = int(batch.time_ms.max())
             self.stream_time_ms = newest if self.stream_time_ms is None else max(self.stream_time_ms, newest)
         outcome = Outcome(samples=len(batch))
+        for begin, end in self._between_looks(batch, offsets, timestamp_of, outcome):
+            self._advance(batch if end - begin == len(batch) else _slice(batch, begin, end), offsets, timestamp_of, outcome)
+        return outcome
+
+    def _between_looks(
+        self, batch: SampleBatch, offsets: NDArray[np.int64], timestamp_of: Callable[[int], int], outcome: Outcome
+    ) -> Iterator[tuple[int, int]]:
+        """Parts of a batch, each from one sample to before another; in between, silent series are looked for."""
+        begin, pulse = 0, self._silences.pulse
+        looking = self._silences.on and not self.replaying  # what came of it was told, and is known after a replay
+        while begin < len(batch):
+            end = pulse.due(batch, offsets, begin) if looking else len(batch)
+            if end == begin:
+                record = int(batch.record[begin])
+                offset = int(offsets[record])
+                found = self._silences.look(offset, self._mutes.hold)
+                self._state.changed([one.row for one in found], offset)
+                self._told.update(self.index.keys[one.row] or "" for one in found)
+                now_ms = self._now_ms()
+                alerts = (self._silence(one, self.index.keys[one.row] or "", offset, timestamp_of(record), now_ms) for one in found)
+                outcome.alerts += [alert for alert in alerts if alert is not None]
+                continue
+            if looking:
+                pulse.samples += end - begin
+            yield begin, end
+            begin = end
+
+    def _advance(self, batch: SampleBatch, offsets: NDArray[np.int64], timestamp_of: Callable[[int], int], outcome: Outcome) -> None:
         start = 0
         while start < len(batch):
             stop, rows, samples = self._state.touch(batch, offsets, self._ttl_ms, start)
-            lapsed = None
+            lapsed, returned = None, list[tuple[int, Found]]()
             if len(rows):
                 # Even where there is nothing to tell: what was told before must not come back with its record in a restore.
                 self._told.update(self.index.keys[row] or "" for row in self._episodes.remembered(rows).tolist())
+                for row, sample in zip(rows.tolist(), samples.tolist(), strict=True):
+                    if self._episodes.silent[row]:
+                        returned.append((sample - start, self._silences.ended(row, int(batch.time_ms[sample]))))
                 lapsed = self._episodes.lapse(rows, samples - start)
                 self.pages.clear(rows)
                 outcome.expired += len(rows)
             part = batch if stop - start == len(batch) else _slice(batch, start, stop)
-            self._score(part, lapsed, offsets, timestamp_of, outcome)
+            self._score(part, lapsed, returned, offsets, timestamp_of, outcome)
             start = stop
-        return outcome
 
     def _score(
         self,
         batch: SampleBatch,
         lapsed: NDArray[np.void] | None,
+        returned: list[tuple[int, Found]],
         offsets: NDArray[np.int64],
         timestamp_of: Callable[[int], int],
         outcome: Outcome,
     ) -> None:
         began = time.perf_counter()
+        returns = self._silences.returns(batch)
         verdicts = self._detector.step(self.pages, batch)
         stepped = time.perf_counter()
         muted, flapping = self._episodes.muted, self._episodes.flapping
         transitions = self._episodes.advance(batch, verdicts, lapsed, self._mutes.column(batch, verdicts, self.index.keys))
+        returned = [*returned, *self._silences.returned(verdicts, returns)]
         alerts: list[OutgoingAlert] = []
-        if len(transitions):
+        if len(transitions) or returned:
             self._told.update(self.index.keys[row] or "" for row in transitions.row.tolist())
+            self._told.update(self.index.keys[one.row] or "" for _, one in returned)
             now_ms = self._now_ms()
-            for k in range(len(transitions) if not self.replaying else 0):
-                record = int(batch.record[transitions.sample[k]])
-                key = self.index.keys[transitions.row[k]] or ""
-                alert = self._alert(transitions, k, key, int(offsets[record]), timestamp_of(record), now_ms)
+            news: list[tuple[int, int, Found | None]] = [(sample, -1, one) for sample, one in returned]
+            news += [(sample, k, None) for k, sample in enumerate(transitions.sample.tolist())]
+            for sample, k, one in sorted(news, key=itemgetter(0, 1)) if not self.replaying else ():
+                record = int(batch.record[sample])
+                key, where = self.index.keys[batch.row[sample]] or "", (int(offsets[record]), timestamp_of(record), now_ms)
+                alert = self._alert(transitions, k, key, *where) if one is None else self._silence(one, key, *where)
                 if alert is not None:
                     alerts.append(alert)
                 elif record not in outcome.unwritten:
@@ -494,10 +551,21 @@ class Shard:
             self._observer(self, batch, verdicts, [msgspec.json.decode(alert.message.value) for alert in alerts])
 
     def _alert(self, transitions: Transitions, k: int, key: str, offset: int, produced_ms: int, now_ms: int) -> OutgoingAlert | None:
-        """The message of a transition; None, and a line in the log, if our own code fails to write it: others must not go with it."""
+        """The message of a transition; None if our own code fails to write it."""
+        return self._written(lambda name, labels: self._build(transitions, k, key, name, labels, offset, now_ms), key, offset, produced_ms)
+
+    def _silence(self, found: Found, key: str, offset: int, produced_ms: int, now_ms: int) -> OutgoingAlert | None:
+        """The message about a silence; None if our own code fails to write it."""
+
+        def build(name: str, labels: dict[str, str]) -> Message:
+            return self._messages.build_silence(found.silence, key=key, name=name, labels=labels, offset=offset, detected_at_ms=now_ms)
+
+        return self._written(build, key, offset, produced_ms)
+
+    def _written(self, build: Callable[[str, dict[str, str]], Message], key: str, offset: int, produced_ms: int) -> OutgoingAlert | None:
+        """A message; None, and a line in the log, if our own code fails to write it: others must not go with it."""
         try:
-            name, labels = parse_key(key)
-            return OutgoingAlert(self._build(transitions, k, key, name, labels, offset, now_ms), produced_ms)
+            return OutgoingAlert(build(*parse_key(key)), produced_ms)
         except MemoryError:
             raise
         except Exception:  # noqa: BLE001  one alert must not take the others with it
@@ -540,6 +608,7 @@ class Shard:
     def forget_all(self) -> Outcome:
         """Forgets every series behind the last record; alerts that are open end."""
         position = self._state.position
+        self._silences.pulse = Pulse()
         outcome = Outcome(next_offset=position, replay_from=position, stream_time_ms=self.stream_time_ms)
         keys = sorted(key for key in self.index.keys if key is not None)
         rows = np.array([self.index.find(key) for key in keys], np.int32)
@@ -548,15 +617,16 @@ class Shard:
 
     def _forget(self, rows: NDArray[np.int32], keys: Sequence[str], offset: int, produced_ms: int, outcome: Outcome) -> None:
         """What is left to do about series that lost their rows in front of the record at `offset`."""
+        silent = self._silences.forgotten(rows)
         transitions = self._episodes.close(rows, *self._state.newest(rows))
         self._state.cleared(rows, offset)
         outcome.forgotten |= self._state.forgotten_records(offset, keys)
-        if len(transitions):
+        if len(transitions) or silent:
             key_of, now_ms = dict(zip(rows.tolist(), keys, strict=True)), self._now_ms()
+            written = [self._silence(one, key_of[one.row], offset, produced_ms, now_ms) for one in silent]
             for k, row in enumerate(transitions.row.tolist()):
-                alert = self._alert(transitions, k, key_of[row], offset, produced_ms, now_ms)
-                if alert is not None:
-                    outcome.alerts.append(alert)
+                written.append(self._alert(transitions, k, key_of[row], offset, produced_ms, now_ms))
+            outcome.alerts += [alert for alert in written if alert is not None]
 
     def _where(self, offset: int) -> dict[str, Any]:
         return {"stream": self.stream.name, "topic": self.source.topic, "partition": self.source.partition, "offset": offset}

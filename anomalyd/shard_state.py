@@ -6,7 +6,7 @@ after a restart the records from the oldest dirty page on are replayed, and each
 independent of each other, so it does not matter that pages are of different ages.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -164,9 +164,17 @@ class ShardState:
     def cleared(self, rows: NDArray[np.int32], offset: int) -> None:
         """Empties rows whose series were forgotten in front of the record at `offset`."""
         self._pages.clear(rows)
-        np.minimum.at(self._dirty, rows // self._page_rows, offset)
+        self._soil(rows, offset)
         if self._valid_from is not None:
             self._valid_from[rows] = 0
+
+    def changed(self, rows: Sequence[int], offset: int) -> None:
+        """Something that is in these rows has changed in front of the record at `offset`."""
+        if len(rows):
+            self._soil(rows, offset)
+
+    def _soil(self, rows: Sequence[int] | NDArray[np.int32], offset: int) -> None:
+        np.minimum.at(self._dirty, np.asarray(rows) // self._page_rows, offset)
 
     def newest(self, rows: NDArray[np.int32]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """The newest judged value of each row, (n, F), and whether it is a rate, (n,)."""
@@ -446,9 +454,13 @@ class ShardState:
             return record is None or self._carry(series, record)
         valid_from = 0 if self._valid_from is None else int(self._valid_from[row])
         if record is not None and record.position > valid_from:
+            # Who is silent is decided by looking at all series, which a replay does not do: it has to be told.
+            silence = self._episodes.adopt_silence(row, record.state)
             agreed = self._episodes.agree(row, record.state)
             # The record must stay until the page has it.
             since = record.position - 1
+            if silence:
+                self._soil([row], since)
         elif moved:
             loaded = self._as_loaded.get(series)
             agreed = self._episodes.unopen(row) if loaded is None else self._episodes.agree(row, loaded)
@@ -456,21 +468,21 @@ class ShardState:
         else:
             return True
         if not agreed:
-            page = row // self._page_rows
-            self._dirty[page] = min(int(self._dirty[page]), since)
+            self._soil([row], since)
         return agreed
 
     def _carry(self, series: str, record: Episode) -> bool:
         """An alert that is open must be resolved one day, even where the series' state was lost: it gets a row that knows nothing else."""
         episode = np.frombuffer(record.state, EPISODE)[0]
-        if episode["state"] != OPEN:
+        if episode["state"] != OPEN and not episode["silent"]:
             return True
         row = self._index.allocate(series)
         if row < 0:
             return True
-        self._time[row] = episode["seen_ms"]
+        self._time[row] = episode["seen_ms"] if episode["state"] == OPEN else episode["silent_ms"]
         self._index.use[row, 0] = record.position - 1
-        self._dirty[row // self._page_rows] = min(int(self._dirty[row // self._page_rows]), record.position - 1)
+        self._soil([row], record.position - 1)
+        self._episodes.adopt_silence(row, record.state)
         self._episodes.agree(row, record.state)
         return False
 
@@ -567,7 +579,7 @@ class _Placement:
         page = self._loaded[number][1]
         field = self._pages.layout["episode"]
         episode = page.states[place, field.offset : field.offset + field.count].view(EPISODE)[0]
-        return bool(episode["state"] == OPEN), int(page.waiting.last_use[place])
+        return bool(episode["state"] == OPEN or episode["silent"]), int(page.waiting.last_use[place])
 
     def _place(self, chosen: Mapping[str, tuple[int, int]]) -> None:
         used = np.zeros(self._pages.capacity, np.bool_)

@@ -20,6 +20,7 @@ from anomalyd.state.inspect import Contents, Finding, committed, whole
 from anomalyd.state.trial import CLAIMS_BEFORE_TRIAL
 
 _STATE_OFFSET: Final = EPISODE.fields["state"][1] if EPISODE.fields else 0
+_SILENT_OFFSET: Final = EPISODE.fields["silent"][1] if EPISODE.fields else 0
 
 Facts = dict[str, Any]
 
@@ -84,6 +85,7 @@ def _facts(place: Place, contents: Contents, bounds: tuple[int, int]) -> Facts:
         "page_bytes": contents.page_bytes,
         "series": sum(1 for _ in contents.rows()),
         "open_episodes": sum(1 for _ in open_episodes(contents)),
+        "silent_series": sum(1 for _ in silent_series(contents)),
         "episode_records": contents.count(codec.Episode),
         "forgotten_records": contents.count(codec.Forgotten),
         "claims": len(contents.owners),
@@ -118,6 +120,13 @@ def open_episodes(contents: Contents) -> Iterator[tuple[str, bytes, int]]:
             yield series, state, position
 
 
+def silent_series(contents: Contents) -> Iterator[tuple[str, bytes]]:
+    """Series that have fallen silent: canonical key, the episode part of the state row."""
+    for series, state, _ in contents.episodes():
+        if len(state) == EPISODE.itemsize and state[_SILENT_OFFSET]:
+            yield series, state
+
+
 def _told(facts: Facts) -> Iterator[str]:
     """The same for people."""
     yield f"{facts['topic']}/{facts['partition']}  in {facts['changelog']}, offsets {facts['log_start']:,} to {facts['log_end']:,}"
@@ -134,7 +143,7 @@ def _told(facts: Facts) -> Iterator[str]:
     yield f"  pages      {pages if facts['pages'] else 'none: nothing learned yet'}"
     records = f"{facts['episode_records']:,} records of episodes, {facts['forgotten_records']:,} of forgotten series"
     if facts["pages"] or facts["open_episodes"] or facts["episode_records"] or facts["forgotten_records"]:
-        yield f"  episodes   {facts['open_episodes']:,} open; {records}"
+        yield f"  episodes   {facts['open_episodes']:,} open, {facts['silent_series']:,} of silent series; {records}"
     yield f"  claims     {_claims(facts)}"
     for entry in facts.get("timeline", []):
         yield f"  model      {entry['model'][:12]} from {entry['from']:,}"

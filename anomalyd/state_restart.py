@@ -16,6 +16,7 @@ from anomalyd.alerts.episodes import Episodes, Policy
 from anomalyd.alerts.machine import EPISODE
 from anomalyd.alerts.messages import MessageBuilder, Model
 from anomalyd.alerts.rarity import Rarity
+from anomalyd.alerts.silence import Silence, SilencePolicy
 from anomalyd.batch import Entry
 from anomalyd.detector import artifact
 from anomalyd.detector.detector import shipped
@@ -27,11 +28,12 @@ from anomalyd.kafka.message import Message
 from anomalyd.kafka.transactions import writer_of
 from anomalyd.series.key import parse_key
 from anomalyd.settings import Settings, StreamSettings
+from anomalyd.shard_silence import Pulse
 from anomalyd.state import codec
 from anomalyd.state.chain import PROBE_RECORDS
 from anomalyd.state.codec import Fence, Position
 from anomalyd.state.inspect import Contents, Row, whole
-from anomalyd.state_commands import Place, Progress, inputs_of, open_episodes, places, write
+from anomalyd.state_commands import Place, Progress, inputs_of, open_episodes, places, silent_series, write
 
 NAME: Final = "anomalyd state restart"
 """Of the owner, in fences."""
@@ -116,7 +118,7 @@ async def _partition(settings: Settings, stream: StreamSettings, place: Place, p
             begin = (await writer.commit([], [fence]))[0] + 1
         contents, _ = await whole(log, transactional=settings.transactional, progress=shown)
         shown.clear()
-        last, firing = contents.position, sorted(open_episodes(contents))
+        last, firing = contents.position, [*open_episodes(contents), *silent_series(contents)]
         if last is None:
             if contents.live or contents.damaged:
                 remove = topics.remove_command(place.changelog, settings.kafka.bootstrap_servers)
@@ -184,6 +186,33 @@ def _resolved(settings: Settings, stream: StreamSettings, place: Place, contents
         name, labels = parse_key(series)
         message = builder.build(ended, 0, key=series, name=name, labels=labels, offset=max(0, last.position - 1), detected_at_ms=now_ms)
         yield Message(settings.alerts.topic, place.source.partition, message.key, message.value)
+    for series, state in sorted(silent_series(contents)):
+        silence, (name, labels) = _ended(np.frombuffer(state, EPISODE)[0], rows.get(series), stream, last), parse_key(series)
+        message = builder.build_silence(
+            silence, key=series, name=name, labels=labels, offset=max(0, last.position - 1), detected_at_ms=now_ms
+        )
+        yield Message(settings.alerts.topic, place.source.partition, message.key, message.value)
+
+
+def _ended(episode: np.void, row: Row | None, stream: StreamSettings, last: Position) -> Silence:
+    """The end of a silence of which nothing more will be known."""
+    starts_ms = int(episode["silent_ms"])
+    ends_ms = max(starts_ms, Pulse(last.pulse).time_ms)
+    step_ms = np.frombuffer(row.field("step_ms"), np.float32) if row is not None else np.zeros(0, np.float32)
+    observed, counter = _newest(row)
+    policy = SilencePolicy(stream.silence.enabled, stream.silence.after_steps, round(stream.silence.after_s * 1000))
+    step = float(step_ms[0]) if len(step_ms) else 0.0
+    return Silence(
+        status="resolved",
+        forgotten=True,
+        starts_ms=starts_ms,
+        ends_ms=ends_ms,
+        event_ms=ends_ms,
+        step_ms=step,
+        patience_ms=policy.patience_ms(step),
+        value=float(observed[0]),
+        rate=counter,
+    )
 
 
 def _newest(row: Row | None) -> tuple[np.ndarray[tuple[int], np.dtype[np.float64]], bool]:

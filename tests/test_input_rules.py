@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from anomalyd.alerts.messages import Alert
+from anomalyd.alerts.silence import SilencePolicy
 from anomalyd.batch import Source
 from anomalyd.detector import Detector, Options
 from anomalyd.detector.detector import Kind
@@ -351,6 +352,26 @@ def test_series_that_returns_after_a_month() -> None:
     assert closed.source.offset == 700
     assert closed.ends_at is not None
     assert closed.ends_at < "2025-12-19"
+
+
+def test_series_that_falls_silent() -> None:
+    """Told of while others go on, and not when all of them pause; both decided by event time, so a daemon that is behind says the same."""
+    times, value = every(2 * 360, 10_000), 50.0 + noise(2 * 360)
+    paused = np.where(np.arange(720) >= 500, times + 2 * HOUR_MS, times)
+
+    def hosts(time_ms: Times, gone: range) -> Iterable[bytes]:
+        for i, own in enumerate(lines(time_ms, value)):
+            yield from (own.replace(b"m v", b"m,h=%d v" % host) for host in range(4) if host or i not in gone)
+
+    detector = Detector.load(device="cpu")
+    plan = StreamPlan("hosts", silence=SilencePolicy())
+    told = []
+    for time_ms, gone in ((times, range(300, 500)), (paused, range(0))):
+        shard = Shard(plan, Source("metrics", 0), detector, make_decoder("influx"), 8)
+        outcome = shard.process([Record(record, offset) for offset, record in enumerate(hosts(time_ms, gone))])
+        told.append([(alert.message.alert.kind, alert.message.alert.status, alert.message.alert.starts_at) for alert in outcome.alerts])
+
+    assert told == [[("silent", status, "2025-12-17T20:23:10.000Z") for status in ("firing", "resolved")], []]
 
 
 # --- the page -----------------------------------------------------------------------------------------------------------------

@@ -140,7 +140,9 @@ class FakeShard:
 
     series = 3
     open_episodes = 1
+    silent_series = 0
     stream_time_ms = 5_000
+    pulse = ()
 
     def __init__(self, source: Source, alert_every: int = 0, gate: threading.Event | None = None, device: str = "cpu") -> None:
         self.device = device

@@ -301,6 +301,8 @@ def mute(**fields: object) -> dict[str, Any]:
         ({"kafka": {"bootstrap_servers": "kafka"}}, 'kafka.bootstrap_servers: got "kafka", must be host:port'),
         ({"kafka": {"bootstrap_servers": "kafka:0"}}, 'kafka.bootstrap_servers: got "kafka:0", must be host:port'),
         ({"kafka": {}}, "kafka.bootstrap_servers: missing; brokers to ask first"),
+        ({"streams": [STREAM | {"silence": {"enabled": "yes"}}]}, 'streams[0].silence.enabled: got "yes", valid are auto, on, off'),
+        ({"streams": [STREAM | {"silence": {"after_s": 5}}]}, "streams[0].silence.after_s: got 5, must be at least 60"),
         ({"kafak": {}}, "kafak: unknown key (did you mean kafka?), valid are kafka, streams, alerts"),
     ],
 )
@@ -314,7 +316,6 @@ def test_wrong_value_is_refused_with_path_value_and_what_is_valid(write: Write, 
     [
         ({"scores": {"topic": "scores"}}, "scores.topic"),
         ({"models": {"pin": "1"}}, "models.pin"),
-        ({"streams": [STREAM | {"silence": {}}]}, "streams[0].silence"),
     ],
 )
 def test_keys_of_later_versions_are_refused_as_such(write: Write, sections: dict[str, Any], key: str) -> None:

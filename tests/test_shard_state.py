@@ -112,6 +112,7 @@ class Log:
     """All that were ever in force."""
     told: list[Any] = field(default_factory=list)
     divergences: int = 0
+    pulse: tuple[int, ...] = ()
 
     def commit(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
@@ -134,6 +135,7 @@ class Log:
                 self.forgotten[key] = gone
         last = outcomes[-1]
         self.position, self.replay_from, self.stream_time_ms = last.next_offset, last.replay_from, last.stream_time_ms
+        self.pulse = last.pulse
         assert self.replay_from <= self.position
         self.episodes = {series: found for series, found in self.episodes.items() if found.position > self.replay_from}
         self.forgotten = {key: gone for key, gone in self.forgotten.items() if gone.offset + 1 > self.replay_from}
@@ -148,7 +150,8 @@ class Log:
             for series in gone.keys:
                 forgotten[series] = max(gone.offset, forgotten.get(series, -1))
         policies = needed(tuple(self.policies), self.replay_from)
-        return Restored(self.position, self.replay_from, self.stream_time_ms, dict(self.episodes), forgotten, policies=policies)
+        episodes = dict(self.episodes)
+        return Restored(self.position, self.replay_from, self.stream_time_ms, episodes, forgotten, policies=policies, pulse=self.pulse)
 
     def into(self, fresh: Shard) -> Shard:
         for page in self.read_pages():
@@ -245,7 +248,8 @@ def live_through(make: Callable[[], Shard], records: list[Record], acts: Sequenc
         position = min(part[-1].offset + 1 + act.snapshots, *left, 10**9)
         outcome = current.process(part, position, snapshots=act.snapshots)
         if current.replaying:
-            assert outcome == Outcome(position, replay_from=log.replay_from, stream_time_ms=log.stream_time_ms, replayed=len(part))
+            same = Outcome(position, replay_from=log.replay_from, stream_time_ms=log.stream_time_ms, pulse=log.pulse)
+            assert outcome == replace(same, replayed=len(part))
             continue
         pending.append(outcome)
         if act.then == "commit":
@@ -275,6 +279,7 @@ def assert_equal_lives(make: Callable[[], Shard], records: list[Record], acts: S
     assert survivor.digest() == golden.digest()
     assert survivor.open_episodes == golden.open_episodes
     assert survivor.stream_time_ms == golden.stream_time_ms
+    assert survivor.pulse == golden.pulse
     assert log.divergences == 0
     validator = Draft202012Validator(load_schema())
     for alert in whole.alerts:

@@ -86,7 +86,8 @@ def told(series: str, episode: dict[str, Any], position: int) -> Entry:
 
 def test_a_grown_topic_begins_anew_and_open_alerts_are_resolved_once(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
     series = 'cpu{host="a"}'
-    rows = {series: row(7.5, **FIRING), "quiet": row(1.0), "told": row(2.5, kind=2)}
+    gone = {"silent": 1, "silent_ms": FIRING["starts_ms"]}
+    rows = {series: row(7.5, **FIRING), "quiet": row(1.0), "told": row(2.5, kind=2), "gone": row(3.5, **gone)}
     asyncio.run(rig.write([FENCE], [page(0, 90, rows), told("told", FIRING | QUIET, 100), position(0, 100, -1, replay_from=90)]))
     grow(rig.settings.kafka.bootstrap_servers, rig.source, 3)
     with pytest.raises(StateError, match="anomalyd state restart"):
@@ -95,19 +96,23 @@ def test_a_grown_topic_begins_anew_and_open_alerts_are_resolved_once(rig: Rig, c
     assert state_restart.restart(rig.settings, topic=None, yes=False) == 0
     said = capsys.readouterr().out
     assert f"{rig.settings.changelog_topic(rig.source)}: would get 3 partitions" in said
-    assert f"{rig.source}/0: would forget 3 series, resolve 2 alerts, go on at input offset 100" in said
+    assert f"{rig.source}/0: would forget 4 series, resolve 3 alerts, go on at input offset 100" in said
     assert f"{rig.source}/2: new; begins at its end" in said
     assert said.splitlines()[-1] == "nothing was done; with --yes it will be"
     assert alerts(rig) == []
 
-    for series_left, alerts_left in ((3, 2), (0, 0)):  # interrupted and repeated, it does nothing twice
+    for series_left, alerts_left in ((4, 3), (0, 0)):  # interrupted and repeated, it does nothing twice
         assert state_restart.restart(rig.settings, topic=rig.source, yes=True) == 0
         said = capsys.readouterr().out
         assert f"{rig.source}/0: forgot {series_left} series, resolved {alerts_left} alerts, goes on at input offset 100" in said
         assert said.splitlines()[-1] == "done; start the instances"
         found = {alert["series"]["key"]: alert for alert in alerts(rig)}
-        assert sorted(found) == [series, "told"]
-        assert len(alerts(rig)) == 2
+        assert sorted(found) == [series, "gone", "told"]
+        assert len(alerts(rig)) == 3
+    silent = found.pop("gone")
+    jsonschema.validate(silent, load_schema())
+    assert (silent["kind"], silent["status"], silent["value"]) == ("silent", "resolved", 3.5)
+    assert silent["alert_id"] == alert_id("hosts", "silent", "gone", FIRING["starts_ms"])
     for alert in found.values():
         jsonschema.validate(alert, load_schema())
         assert (alert["status"], alert["severity"], alert["peak_score"]) == ("resolved", "critical", 4.5)

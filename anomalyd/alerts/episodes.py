@@ -131,6 +131,10 @@ class Episodes:
         self._active = np.zeros(len(storage), np.uint8)
         self._scratch = np.empty(0, TRANSITION)
         self._open = 0
+        self.silent = np.zeros(len(storage), np.uint8)
+        """Of every row whether its series is silent and that was told, (capacity,); to be read."""
+        self.silent_count = 0
+        """How many are; to be read."""
         self.muted = 0
         """Episodes so far that did not fire because they were muted."""
         self.flapping = 0
@@ -258,11 +262,12 @@ class Episodes:
         rows = np.unique(np.asarray(rows, np.int32))
         self._open -= int(np.count_nonzero(self._active[rows] == OPEN))
         self._active[rows] = INACTIVE
+        self._mark_silent(rows, 0)
         self._episode[rows] = np.zeros((), EPISODE)
 
     def remembered(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
         """Those of these rows that ever had an episode which they still know of."""
-        known: NDArray[np.int32] = rows[self._episode["opened"][rows] != 0]
+        known: NDArray[np.int32] = rows[(self._episode["opened"][rows] != 0) | (self._episode["silent_ms"][rows] != 0)]
         return known
 
     def active(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -292,6 +297,54 @@ class Episodes:
         self.restored([row])
         return False
 
+    # --- silence ----------------------------------------------------------------------------------------------------
+
+    def silent_since(self, row: int) -> int:
+        """Event time of the newest sample before the silence of a row."""
+        return int(self._episode["silent_ms"][row])
+
+    def fall_silent(self, row: int, since_ms: int) -> bool:
+        """Notes that the series in this row is silent; not if it was so before since then or later, and returns whether it did."""
+        if since_ms <= self._episode["silent_ms"][row]:
+            return False
+        self._episode["silent"][row], self._episode["silent_beats"][row], self._episode["silent_ms"][row] = 1, 0, since_ms
+        self._mark_silent([row], 1)
+        return True
+
+    def silent_beat(self, row: int, beats: int) -> bool:
+        """Notes that a silence is told of again, so often by now; returns whether that is more often than before."""
+        more = beats > int(self._episode["silent_beats"][row])
+        if more:
+            self._episode["silent_beats"][row] = min(beats, 0xFFFFFFFF)
+        return more
+
+    def break_silence(self, row: int) -> None:
+        """Notes that the series in this row sends again, or is no longer waited for."""
+        self._episode["silent"][row], self._episode["silent_beats"][row] = 0, 0
+        self._mark_silent([row], 0)
+
+    def adopt_silence(self, row: int, told: bytes) -> bool:
+        """Takes over what was told of the silence of a row; returns whether that is news.
+
+        Args:
+            row: state row.
+            told: the episode part of the row as it was when the last message about it was written, or later.
+        """
+        was, names = np.frombuffer(told, EPISODE)[0], ["silent", "silent_beats", "silent_ms"]
+        news = any(was[name] != self._episode[name][row] for name in names)
+        for name in names:
+            self._episode[name][row] = was[name]
+        self._mark_silent([row], was["silent"])
+        return news
+
+    def _mark_silent(self, rows: NDArray[np.int32] | Sequence[int], silent: NDArray[np.uint8] | int) -> None:
+        """Keeps the dense column and the count; rows are different ones."""
+        self.silent_count -= int(np.count_nonzero(self.silent[rows]))
+        self.silent[rows] = silent
+        self.silent_count += int(np.count_nonzero(self.silent[rows]))
+
+    # --- after a restart --------------------------------------------------------------------------------------------
+
     def unopen(self, row: int) -> bool:
         """Whether the row has no open episode; an open one, of which nobody was told, ends silently."""
         if self._active[row] != OPEN:
@@ -308,6 +361,7 @@ class Episodes:
         rows = np.unique(np.asarray(rows, np.int32))
         self._open -= int(np.count_nonzero(self._active[rows] == OPEN))
         self._active[rows] = self._episode["state"][rows]
+        self._mark_silent(rows, self._episode["silent"][rows])
         self._open += int(np.count_nonzero(self._active[rows] == OPEN))
 
 

@@ -52,7 +52,9 @@ _EPISODE_FIELDS: Final = (
     ("opened", "u1", 4),  # 1 once starts_ms is the time of an opening
     ("updated", "u1", 5),  # 1 once update_ms is the time of an update of this episode
     ("ended", "u1", 6),  # 1 once ended_ms is the time of an end
+    ("silent", "u1", 7),  # 1 while the series is silent and that was told
     ("quiet", "u4", 8),  # samples in a row that were not hot
+    ("silent_beats", "u4", 12),  # how often it was told again
     ("starts_ms", "i8", 16),  # opening of this episode, or of the previous one while inactive
     ("seen_ms", "i8", 24),  # newest sample of the series while not inactive
     ("quiet_ms", "i8", 32),  # first sample of the quiet run
@@ -62,6 +64,7 @@ _EPISODE_FIELDS: Final = (
     ("told_peak", "f8", 64),  # highest score in the last message
     ("peak_evidence", "f8", 72),  # evidence behind the highest score; 0 in rows of releases that did not keep it
     ("ended_ms", "i8", 80),  # end of the previous alert: of the last episode that was told of
+    ("silent_ms", "i8", 88),  # newest sample before the silence, or before the one before while it sends
 )
 
 EPISODE: Final = np.dtype(

@@ -18,6 +18,7 @@ import msgspec
 from anomalyd.alerts.episodes import Transitions
 from anomalyd.alerts.machine import ABOVE, BELOW, CRITICAL, FIRING, RESOLVED, UPDATED, WARNING
 from anomalyd.alerts.rarity import Rarity
+from anomalyd.alerts.silence import Silence
 from anomalyd.alerts.text import Reading, annotate
 
 SCHEMA_VERSION: Final = 1
@@ -211,6 +212,48 @@ class MessageBuilder:
             starts_at=reading.starts_at,
             ends_at=reading.ends_at,
             event_time=iso(event_ms),
+            detected_at=iso(detected_at_ms),
+            source=Source(self._topic, self._partition, offset),
+            model=self._model,
+            labels=self._labels,
+            annotations={"summary": summary, "description": description, **self._annotations},
+        )
+        return Message(alert.alert_id.encode(), self._encoder.encode(alert), alert)
+
+    def build_silence(
+        self, silence: Silence, *, key: str, name: str, labels: Mapping[str, str], offset: int, detected_at_ms: int
+    ) -> Message:
+        """The message about the silence of a series.
+
+        Args:
+            silence: what became of it.
+            key: canonical key of the series.
+            name: of the series.
+            labels: of the series.
+            offset: of the record in front of which it was noticed, or that held the sample that ended it.
+            detected_at_ms: the clock's time, milliseconds since the epoch.
+        """
+        starts_at, ends_at = iso(silence.starts_ms), None if silence.ends_ms is None else iso(silence.ends_ms)
+        summary, description = silence.annotate(key, self._stream, starts_at)
+        alert = Alert(
+            schema_version=SCHEMA_VERSION,
+            alert_id=alert_id(self._stream, "silent", key, silence.starts_ms),
+            kind="silent",
+            status=silence.status,
+            stream=self._stream,
+            series=Series(key, name, dict(labels)),
+            severity="warning",
+            direction="below",  # fewer samples than expected
+            score=silence.score,
+            peak_score=silence.peak_score,
+            threshold=THRESHOLD,
+            value=silence.value,
+            expected=silence.value,
+            expected_range=(silence.value, silence.value),
+            features=None,
+            starts_at=starts_at,
+            ends_at=ends_at,
+            event_time=iso(silence.event_ms),
             detected_at=iso(detected_at_ms),
             source=Source(self._topic, self._partition, offset),
             model=self._model,

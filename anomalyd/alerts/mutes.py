@@ -108,6 +108,10 @@ class Mutes:
                 muted[i] = not active.isdisjoint(self._about(keys[row] or ""))
         return muted
 
+    def hold(self, key: str, time_ms: int) -> bool:
+        """Whether a series, by its canonical key, is muted at a moment."""
+        return bool(self._mutes) and not self._at(time_ms).isdisjoint(self._about(key))
+
     def _find_at(self, time_ms: int) -> frozenset[int]:
         """Numbers of the mutes that hold at a moment."""
         return frozenset(number for number, mute in enumerate(self._mutes) if mute.holds(time_ms))

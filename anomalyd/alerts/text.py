@@ -50,12 +50,12 @@ def annotate(reading: Reading) -> tuple[str, str]:
     The first sentence of the description says what was seen, what was expected, since when and how unusual that is; what follows is for
     looking it up.
     """
-    series = _shortened(reading.series)
-    start, lasted = _moment(reading.starts_at), duration(reading.lasted_ms)
+    series = shortened(reading.series)
+    start, lasted = moment(reading.starts_at), duration(reading.lasted_ms)
     finding, rarity = _finding(reading), _rarity(reading)
     source = f"Series {reading.series} of stream {reading.stream}."
     if reading.ends_at is not None:
-        end = _moment(reading.ends_at)
+        end = moment(reading.ends_at)
         if reading.lapsed:
             summary = f"{series} is no longer anomalous as far as is known: it sent nothing for a long time"
             why = "because the series is no longer kept" if reading.forgotten else "when the series came back after a long gap"
@@ -136,10 +136,11 @@ def duration(length_ms: int) -> str:
     return f"{seconds} s"
 
 
-def _moment(iso: str) -> str:
+def moment(iso: str) -> str:
     """2026-01-01T12:00:00.000Z → 2026-01-01 12:00:00 UTC."""
     return f"{iso[:10]} {iso[11:19]} UTC"
 
 
-def _shortened(series: str) -> str:
+def shortened(series: str) -> str:
+    """A canonical key, cut where a line would be too long."""
     return series if len(series) <= _LONGEST_SERIES else series[: _LONGEST_SERIES - 1] + "…"

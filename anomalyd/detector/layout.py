@@ -92,6 +92,7 @@ def _table(shape: Shape) -> list[tuple[str, str, int]]:
         ("longest", "i4", f),  # such run so far
         ("kind", "i4", f),  # 0 undecided, 1 gauge, 2 counter
         ("step_ms", "f4", 1),  # usual distance of samples
+        ("step_spread", "f4", 1),  # mean |distance - step_ms|, in ms, each counted as half a step at most
         ("envelope", "f4", 1),  # refractory
         ("smooth", "f4", 1),  # level of u (F = 1) or of the joint error (F > 1), smoothed
         ("sustained", "f4", 1 if single else 0),  # evidence, smoothed

@@ -33,6 +33,10 @@ LATE_RUN: Final = 8
 """This many late samples in a row mean that the producer's clock was set back: the newest is taken as the present."""
 GAP_STEPS: Final = 10.0
 """A pause longer than this many usual steps: the difference to the last value says nothing, so it is taken as zero."""
+STEP_SAMPLES: Final = 16.0
+"""Memory of the usual step,"""
+SPREAD_SAMPLES: Final = 32.0
+"""and of how far steps are from it."""
 COUNTER_AGE: Final = 64
 """At this age a series that never fell (but for one restart from below half) and rose at least half the time is a counter."""
 

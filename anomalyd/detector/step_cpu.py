@@ -318,6 +318,7 @@ def build_step(layout: Layout) -> Callable[..., None]:
     RUN, LONGEST, UNCHANGED = layout["run"].first, layout["longest"].first, layout["unchanged"].first
     RISES, FALLS, KIND = layout["rises"].first, layout["falls"].first, layout["kind"].first
     STEP_MS, ENVELOPE, SMOOTH = layout["step_ms"].first, layout["envelope"].first, layout["smooth"].first
+    STEP_SPREAD = layout["step_spread"].first
     LONG_MEAN, LONG_VARIANCE, SUSTAINED = layout["long_mean"].first, layout["long_variance"].first, layout["sustained"].first
     FORECAST, ERROR = layout["forecast"].first, layout["error"].first
     ERROR_MEAN, ERROR_VARIANCE = layout["error_mean"].first, layout["error_variance"].first
@@ -347,9 +348,11 @@ def build_step(layout: Layout) -> Callable[..., None]:
         """Forgets what was learned about the values, but neither time, step, kind nor the open episode."""
         a8, a4 = at // 8, at // 4
         time, step, late_run = i8[a8 + TIME], f4[a4 + STEP_MS], i4[a4 + LATE_RUN]
+        spread = f4[a4 + STEP_SPREAD]
         kind, last = i4[a4 + KIND], f8[a8 + LAST]
         u1[at : at + EPISODE] = 0
         i8[a8 + TIME], f4[a4 + STEP_MS], i4[a4 + LATE_RUN] = time, step, late_run
+        f4[a4 + STEP_SPREAD] = spread
         i4[a4 + KIND], f8[a8 + LAST] = kind, last
 
     @njit
@@ -633,7 +636,8 @@ def build_step(layout: Layout) -> Callable[..., None]:
                 step_ms = F4(dt)
             else:
                 change = min(max(F4(dt) - step_ms, -_HALF * step_ms), _HALF * step_ms)
-                step_ms += change * F4(1.0 / 16.0)
+                f4[a4 + STEP_SPREAD] += (abs(change) - f4[a4 + STEP_SPREAD]) * F4(1.0 / R.SPREAD_SAMPLES)
+                step_ms += change * F4(1.0 / R.STEP_SAMPLES)
             f4[a4 + STEP_MS] = step_ms
         gap = F4(dt) > F4(R.GAP_STEPS) * step_ms and age > 1
 

@@ -26,7 +26,7 @@ Rows = dict[str, Tensor]
 TILE = 256
 _F4, _F8, _I4 = torch.float32, torch.float64, torch.int32
 _TYPES = {"i8": torch.int64, "f8": _F8, "i4": _I4, "f4": _F4, "i2": torch.int16, "u1": torch.uint8}
-_KEPT_AT_RESTART = {"time", "step_ms", "late_run", "kind", "last", "episode"}
+_KEPT_AT_RESTART = {"time", "step_ms", "step_spread", "late_run", "kind", "last", "episode"}
 
 
 def cuda_available() -> bool:
@@ -332,8 +332,11 @@ def step_rows(
     unlearned = late | repeated
 
     step_ms = s["step_ms"][:, 0]
-    change = torch.clamp(dt.to(_F4) - step_ms, -0.5 * step_ms, 0.5 * step_ms) / 16.0
-    moved = torch.where(step_ms == 0, dt.to(_F4), step_ms + change)
+    change = torch.clamp(dt.to(_F4) - step_ms, -0.5 * step_ms, 0.5 * step_ms)
+    moved = torch.where(step_ms == 0, dt.to(_F4), step_ms + change / R.STEP_SAMPLES)
+    spread = s["step_spread"][:, 0]
+    spread = torch.where((dt > 0) & (step_ms > 0), spread + (change.abs() - spread) / R.SPREAD_SAMPLES, spread)
+    s["step_spread"] = spread[:, None]
     step_ms = torch.where((dt > 0) & ~unlearned, moved, step_ms)
     s["step_ms"] = step_ms[:, None]
     gap = (dt.to(_F4) > R.GAP_STEPS * step_ms) & (age > 1)

@@ -64,6 +64,8 @@ class Position(msgspec.Struct, frozen=True, array_like=True):
     """Which alert policy is in force from which input offset on, oldest first; the policy itself, as JSON."""
     plain: bool = False
     """Written without transactions, or while records that were know more than the position: the chain may fork, pages may be ahead."""
+    pulse: tuple[int, ...] = ()
+    """The partition's progress in event time, by which series are silent: `shard_silence.Pulse`."""
 
 
 class Fence(msgspec.Struct, frozen=True, array_like=True):

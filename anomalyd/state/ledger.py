@@ -216,7 +216,9 @@ class Ledger:
             )
 
     async def _read(self, reader: LogReader, last: Position, fence: int, load: Callable[[list[Page]], Awaitable[None]]) -> Restored:
-        restored = Restored(last.position, last.replay_from, last.stream_time_ms, policies=last.policies, trial=last.trial)
+        restored = Restored(
+            last.position, last.replay_from, last.stream_time_ms, policies=last.policies, trial=last.trial, pulse=last.pulse
+        )
         episodes: dict[bytes, Episode] = {}
         forgotten: dict[bytes, Forgotten] = {}
         async for records in reader.read(max(last.restore_from, 0), fence):
@@ -324,6 +326,7 @@ class Ledger:
             anew=work.anew,
             plain=not self._transactional or work.position < self._plain_until,
             policies=needed(policies, work.replay_from),
+            pulse=work.pulse,
         )
 
     async def _surely(self, messages: Sequence[Any], entries: Sequence[Entry], position: Position) -> list[int]:

@@ -78,6 +78,8 @@ class Restored:
     """Alert policies by the input offset from which on they were in force, oldest first; the first one covers `replay_from`."""
     strangers: frozenset[str] = frozenset()
     """Instances of other groups that have claimed it lately, by name."""
+    pulse: tuple[int, ...] = ()
+    """The partition's progress in event time, by which series are silent."""
     missing: bool = False
     """There is no position, and the log does not begin at its beginning: what was there is gone."""
 
@@ -107,6 +109,8 @@ class Work:
     """The owner lets go of the partition, alive."""
     anew: bool = False
     """The input topic was made anew: the position goes back, and nothing from before counts."""
+    pulse: tuple[int, ...] = ()
+    """The partition's progress in event time, by which series are silent."""
 
     def __bool__(self) -> bool:
         return self.position >= 0

@@ -97,6 +97,7 @@ class Metrics:
         self._evicted = counter("series_evicted", "Series forgotten to make room; a steady rate means that max_series is too small.")
         self._expired = counter("series_expired", "Series forgotten because they were away for longer than state.series_ttl_s.")
         self._open_episodes = gauge("open_episodes", "Alerts that are firing now.")
+        self._silent_series = gauge("silent_series", "Series that have fallen silent; each is an alert that is firing.")
         # how fast
         self._detection_s = self._histogram(
             "detection_latency_seconds", "From the record's timestamp in Kafka to its alert being acknowledged and committed.", _LATENCY_S
@@ -201,10 +202,11 @@ class Metrics:
         """So many batches are decoded and not yet through the detector."""
         self._in_flight.set(batches)
 
-    def state(self, *, series: int, open_episodes: int) -> None:
+    def state(self, *, series: int, open_episodes: int, silent_series: int) -> None:
         """What all partitions hold together."""
         self._series.set(series)
         self._open_episodes.set(open_episodes)
+        self._silent_series.set(silent_series)
 
     def watermark(self, stream: str, event_time_ms: int) -> None:
         """The newest event time seen in a stream, in milliseconds since the epoch."""

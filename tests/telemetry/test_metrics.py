@@ -17,6 +17,7 @@ PUBLIC = {
     "anomalyd_alerts_total": ("status", "severity"),
     "anomalyd_series": (),
     "anomalyd_open_episodes": (),
+    "anomalyd_silent_series": (),
     "anomalyd_consumer_lag_records": ("topic", "partition"),
     "anomalyd_detection_latency_seconds": (),
     "anomalyd_step_seconds": (),
@@ -158,7 +159,7 @@ def test_watermark_is_absent_until_known(metrics: Metrics) -> None:
 
 def test_gauges_and_the_rest_say_what_they_were_told(metrics: Metrics) -> None:
     metrics.in_flight(2)
-    metrics.state(series=10, open_episodes=3)
+    metrics.state(series=10, open_episodes=3, silent_series=1)
     metrics.rebalanced(4)
     metrics.rebalanced(2)
     metrics.paused(1)

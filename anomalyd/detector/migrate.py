@@ -1,7 +1,8 @@
 """State rows that another release or another model wrote, as rows of ours: the swap rule.
 
 - A field of the same name and count is carried over, whatever its width: statistics of the values, guards, counts, histograms, episode.
-  A field that the old rows lack begins at zero, as in a new row; one that we lack is left out.
+  A field that the old rows lack begins at zero, as in a new row, but for a longer memory, which begins with what the shorter one knows;
+  one that we lack is left out.
 - What is in a network's own terms means nothing to another network: its recurrent state, its forecast, and the memory of codes seen. They
   are learned anew from the inputs that the row keeps (`recent`, up to 16), from zero state, as the step would have learned them. For a
   series younger than that, this is what the new model would have reached itself.
@@ -51,6 +52,7 @@ LEAST_VARIANCE: Final = 1e-3
 _NOTHING: Final = np.zeros((0, 0), np.int16)
 _CODE: Final = re.compile(r"[iu][1248]|f[48]")
 _NETWORK: Final = ("encoder_h", "encoder_c", "decoder_h", "decoder_c", "forecast")
+_LONG: Final = {"long_mean": "mean", "long_variance": "variance"}
 _MEMORY: Final = ("mean", "variance", "centre", "weight")
 
 
@@ -85,6 +87,10 @@ def migrated(
         _carry({name: column for name, column in old.items() if name == "episode"}, result, ours)
         return result
     carried = _carry(old, result, ours)
+    for name, shorter in _LONG.items():
+        if ours[name].count and name not in carried and shorter in carried:
+            # From zero, every series would be far from what is usual for it.
+            _field(result, ours, name)[:] = _field(result, ours, shorter)
     foreign = not same_model or not carried.issuperset(_NETWORK)
     memories = [memory for memory in "ab" if (foreign and memory == "a") or not carried.issuperset(_names(memory, ours))]
     for begin in range(0, len(rows), TILE):

@@ -149,15 +149,15 @@ class Engine:
         self._models = models
         self._make = make
         self._device = settings.device
-        self._options = Options(budget_per_day=policy.budget, kind=stream.kind)
+        self.options = Options(budget_per_day=policy.budget, kind=stream.kind)
         self._detectors: dict[str, Detector] = {}
         self.busy_s = 0.0
         """Time spent on streaming, without reading tables and fitting models."""
 
-    def replay(self, file: InputFile, table: Table | None, bar: "Bar") -> Replay:
-        """A file from a fresh start."""
-        artifact = self._models.pretrained if table is None else self._models.for_table(file, table)
-        detector = self._detector(artifact)
+    def replay(self, file: InputFile, table: Table | None, bar: "Bar", detector: Detector | None = None) -> Replay:
+        """A file from a fresh start, under this detector or the one that is its own."""
+        if detector is None:
+            detector = self._detector(self._models.pretrained if table is None else self._models.for_table(file, table))
         began = time.perf_counter()
         if table is None:
             replay = replay_lines(file, self._plan, detector, self._decoder, self._capacity, bar.advance)
@@ -171,7 +171,7 @@ class Engine:
         # State lies in the shards; a detector may serve any number of files.
         name = f"{artifact.hash} {artifact.shape.features}"
         if name not in self._detectors:
-            self._detectors = {name: self._make(artifact, self._device, self._options)}
+            self._detectors = {name: self._make(artifact, self._device, self.options)}
         return self._detectors[name]
 
 

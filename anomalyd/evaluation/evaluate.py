@@ -9,8 +9,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from anomalyd.errors import InputFileError
+from anomalyd.detector import Detector, Options
+from anomalyd.errors import ConfigError, InputFileError
 from anomalyd.evaluation.backtest import Bar, Engine, Writer, settings_for, stream_for, write_text
+from anomalyd.evaluation.baselines import BASELINES, BaselineDetector
 from anomalyd.evaluation.measures import Paired, average_precision, paired
 from anomalyd.evaluation.models import Models
 from anomalyd.evaluation.readers import Table
@@ -60,8 +62,8 @@ def run(
         name: of the set.
         data: where it lies.
         settings: a configuration, for its alert policy and device; None: the defaults.
-        detector: which one; see `Engine` and `baselines`.
-        compare: others, on the same streams.
+        detector: which one; `anomalyd`, or one of `BASELINES`.
+        compare: others, on the same streams; `all` for every one.
         out: folder for scores and alerts.
         report: HTML file.
         json_output: one JSON object instead of tables.
@@ -82,7 +84,7 @@ def run(
         raise InputFileError(f"{labelled_set.folder}: this half has no stream")
     stream = stream_for(settings, None)
     settings = settings or settings_for(stream)
-    names = [detector, *(other for other in compare if other != detector)]
+    names = _names(detector, compare)
     page = Page(f"anomalyd evaluate {name}") if report is not None else None
     results = []
     with ExitStack() as stack:
@@ -95,10 +97,11 @@ def run(
             for file in labelled_set.files:
                 bar.start(file)
                 labelled = labelled_set.read(file)
-                replay = engine.replay(file, labelled.table, bar)
+                own = None if who == OURS else _baseline(who, labelled.table, engine.options, seed, fit=not no_fit)
+                replay = engine.replay(file, labelled.table, bar, own)
                 cards.append(card(labelled, replay))
                 if cold_start:
-                    fresh += list(_cold_starts(engine, labelled, replay, bar, seed))
+                    fresh += list(_cold_starts(engine, labelled, replay, bar, seed, own))
                 bar.finish(replay)
                 if writer is not None:
                     writer.write(file, replay)
@@ -119,7 +122,25 @@ def run(
     return 0
 
 
-def _cold_starts(engine: Engine, labelled: Labelled, warm: Replay, bar: Bar, seed: int) -> Iterator[tuple[float, float]]:
+def _names(detector: str, compare: Sequence[str]) -> list[str]:
+    """Those to measure, ours or the one asked for first."""
+    known = (OURS, *BASELINES)
+    names = list(dict.fromkeys((detector, *(known if "all" in compare else compare))))
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"--detector, --compare: got {unknown[0]!r}, valid are {', '.join(known)}")
+    return names
+
+
+def _baseline(name: str, table: Table, options: Options, seed: int, *, fit: bool) -> BaselineDetector:
+    steps = np.diff(table.time_ms)
+    step_ms = int(np.median(steps[steps > 0])) if (steps > 0).any() else 60_000
+    train = table.train if fit else None
+    return BaselineDetector(BASELINES[name], table.value.shape[1], train=train, step_ms=step_ms, seed=seed, options=options)
+
+
+def _cold_starts(
+    engine: Engine, labelled: Labelled, warm: Replay, bar: Bar, seed: int, detector: Detector | None
+) -> Iterator[tuple[float, float]]:
     """Average precision around each labelled segment: of one that has just met the stream, and of one that saw all of it."""
     rng = np.random.default_rng([seed, len(labelled.table)])
     label, evidence = labelled.label, warm.trace.verdicts.evidence
@@ -129,7 +150,7 @@ def _cold_starts(engine: Engine, labelled: Labelled, warm: Replay, bar: Bar, see
         rows = slice(max(0, first - before), last + 1)
         if first - rows.start < FRESH[0]:
             continue
-        cold = engine.replay(labelled.file, _part(labelled.table, rows), bar)
+        cold = engine.replay(labelled.file, _part(labelled.table, rows), bar, detector)
         ours = average_precision(cold.trace.verdicts.evidence, label[rows])
         theirs = average_precision(evidence[rows], label[rows])
         if ours is not None and theirs is not None:

@@ -108,6 +108,16 @@ def test_a_field_more_and_a_field_less(detector: Detector, old: Rows) -> None:
     assert all(new[name].tobytes() == fields[name].tobytes() for name in fields)
 
 
+def test_a_longer_memory_begins_with_what_the_shorter_one_knows(detector: Detector, old: Rows) -> None:
+    """Rows of before it existed: from zero, every series would be far from what is usual for it."""
+    layout = tuple(field for field in described(detector.layout) if not field[0].startswith("long_"))
+
+    found = columns(migrated(detector, old, layout, same_model=True), described(detector.layout))
+
+    assert (found["long_mean"] == found["mean"]).all()
+    assert (found["long_variance"] == found["variance"]).all()
+
+
 def test_other_widths_are_converted(detector: Detector, old: Rows) -> None:
     """Wider and narrower; what is too large for ours becomes the largest."""
     fields = columns(old, described(detector.layout))

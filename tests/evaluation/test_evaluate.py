@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from anomalyd.errors import InputFileError
+from anomalyd.errors import ConfigError, InputFileError
 from anomalyd.evaluation import evaluate
 from anomalyd.evaluation.sets import LabelledSet, halves
 
@@ -111,6 +111,20 @@ def test_a_cold_start_is_compared_with_the_same_rows(nab: Path, capsys: pytest.C
     evaluate.run("nab", nab, None, json_output=True, cold_start=True)
 
     assert 0.3 < told(capsys)["measures"]["cold_start"] < 3
+
+
+def test_detectors_are_compared_stream_by_stream(nab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate.run("nab", nab, None, compare=["robust-z"], json_output=True)
+
+    found = told(capsys)["compared"]["robust-z"]
+    assert found["difference"]["vus_pr"]["streams"] == 1
+    assert found["difference"]["vus_pr"]["won"] in (0.0, 0.5, 1.0)
+    assert found["measures"]["event_recall"] == 1.0
+
+
+def test_a_detector_that_does_not_exist_is_said_with_those_that_do(nab: Path) -> None:
+    with pytest.raises(ConfigError, match="valid are anomalyd, robust-z"):
+        evaluate.run("nab", nab, None, detector="z-score")
 
 
 def test_halves_are_every_stream_once() -> None:

@@ -76,7 +76,9 @@ class LostError(DeliveryError):
 class TooLargeError(DeliveryError):
     """A topic refuses a message for its size; nothing of the transaction was written."""
 
-    def __init__(self, text: str, instead: Sequence[Any] | None) -> None:
+    def __init__(self, text: str, instead: Sequence[Any] | None, together: int) -> None:
         super().__init__(text)
         self.instead = instead
         """What to send instead of the messages; None where it is not known which of a batch is too large."""
+        self.together = together
+        """So many bytes may go together where it has to be found out; more were refused."""

@@ -7,7 +7,7 @@ not know has ended for good. Opening the next writer under the same id ends what
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from aiokafka import AIOKafkaProducer
@@ -149,13 +149,14 @@ class _Writer:
             finally:
                 self._limit = None
 
-    async def commit(self, messages: Sequence[Message], entries: Sequence[Entry], *, singly: bool = False) -> list[int]:
+    async def commit(self, messages: Sequence[Message], entries: Sequence[Entry], *, singly: int = 0) -> list[int]:
         """Writes messages to their topics and entries, in order, to the changelog partition; returns the entries' offsets.
 
         Args:
             messages: alerts and dead letters.
             entries: for the changelog.
-            singly: a few messages in a request, and each alone where those are refused, so that all that are too large are known.
+            singly: a few messages in a request, more and more of them up to so many bytes, and each alone where those are refused, so that
+                all that are too large are known. 0: all at once.
 
         Raises:
             FencedError: another producer has opened our transactional id since, or brokers gave the transaction up.
@@ -175,7 +176,7 @@ class _Writer:
         self._usable = True
         return offsets
 
-    async def _write(self, producer: Producing, messages: Sequence[Message], entries: Sequence[Entry], *, singly: bool) -> list[int]:
+    async def _write(self, producer: Producing, messages: Sequence[Message], entries: Sequence[Entry], *, singly: int) -> list[int]:
         raise NotImplementedError
 
     # --- sending ----------------------------------------------------------------------------------------------------
@@ -198,14 +199,17 @@ class _Writer:
             )
         return [await _send(producer, self._topic, entry.value, entry.key, self._partition, [], i) for i, entry in enumerate(entries)]
 
-    async def _send_singly(self, producer: Producing, messages: Sequence[Message]) -> list[_Sent]:
+    async def _send_singly(self, producer: Producing, messages: Sequence[Message], most: int) -> list[_Sent]:
         """Sends a few messages at a time, each of these alone where they are refused together, until it is known which are too large.
 
-        Ends early where that does not matter any more. A few and not one: tens of thousands of round trips would outlast the transaction.
+        Ends early where that does not matter any more. A few and not one, and twice as many after each success: tens of thousands of round
+        trips would outlast the transaction.
         """
         sent: list[_Sent] = []
         gaps = set[tuple[str, int]]()
-        for first, stop in _groups(messages):
+        size = _GROUP_BYTES
+        while (first := len(sent)) < len(messages):
+            stop, sound = _group(messages, first, size), not gaps
             found = await _settled([await self._send_message(producer, messages[i], i) for i in range(first, stop)])
             for i, result in zip(range(first, stop), found, strict=True):
                 place = (messages[i].topic, await self._partition_of(producer, messages[i]))
@@ -219,6 +223,10 @@ class _Writer:
                 sent.append(result)
                 if result.error is not None and place not in gaps:
                     return sent
+            if gaps and sound and size > _GROUP_BYTES and not any(isinstance(result.error, _OVERSIZE) for result in sent):
+                # The gap spoils the transaction, though each of them would have been taken.
+                raise TooLargeError(f"{stop - first} messages are too large together", None, size // 2)
+            size = _GROUP_BYTES if gaps else max(size, min(2 * size, most))
         if gaps and not any(isinstance(result.error, _OVERSIZE) for result in sent):
             topics = ", ".join(sorted({topic for topic, _ in gaps}))
             raise KafkaRefusedError(f"Kafka: {topics} takes less than {_GROUP_BYTES} bytes at a time; raise its max.message.bytes")
@@ -236,7 +244,7 @@ class _Writer:
             known = singly or all(messages[i].size >= _BATCH_BYTES for i in too_large)
             topics = ", ".join(sorted({messages[i].topic for i in too_large}))
             instead = fitting(messages, set(too_large), self._metrics) if known else None
-            raise TooLargeError(f"{len(too_large)} messages are too large for {topics}, alone or together", instead)
+            raise TooLargeError(f"{len(too_large)} messages are too large for {topics}, alone or together", instead, _BATCH_BYTES)
         for failure, error in failures:
             raise failure from error
 
@@ -300,7 +308,7 @@ class TransactionalWriter(_Writer):
         # Brokers abort it after that, and it would look as if somebody had taken the id.
         self._deadline_s = min(self._deadline_s, TRANSACTION_TIMEOUT_MS / 1000)
 
-    async def _write(self, producer: Producing, messages: Sequence[Message], entries: Sequence[Entry], *, singly: bool) -> list[int]:
+    async def _write(self, producer: Producing, messages: Sequence[Message], entries: Sequence[Entry], *, singly: int) -> list[int]:
         if not messages and not entries:
             return []
         loop = asyncio.get_running_loop()
@@ -308,7 +316,7 @@ class TransactionalWriter(_Writer):
             self._watch.begin()
         await producer.begin_transaction()
         if singly:
-            self._check_messages(messages, await self._send_singly(producer, messages), singly=True)
+            self._check_messages(messages, await self._send_singly(producer, messages, singly), singly=True)
         futures = [] if singly else await self._send_messages(producer, messages)
         count = len(futures)
         futures += await self._send_entries(producer, entries)
@@ -354,9 +362,9 @@ class PlainWriter(_Writer):
     ) -> None:
         super().__init__(settings, topic, partition, metrics, make)
 
-    async def _write(self, producer: Producing, messages: Sequence[Message], entries: Sequence[Entry], *, singly: bool) -> list[int]:
+    async def _write(self, producer: Producing, messages: Sequence[Message], entries: Sequence[Entry], *, singly: int) -> list[int]:
         if singly:
-            self._check_messages(messages, await self._send_singly(producer, messages), singly=True)
+            self._check_messages(messages, await self._send_singly(producer, messages, singly), singly=True)
         else:
             futures = await self._send_messages(producer, messages)
             reached("sent")
@@ -374,16 +382,12 @@ def writer_of(settings: Settings, source: Source, metrics: Metrics) -> Transacti
     return PlainWriter(settings.kafka, changelog, source.partition, metrics)
 
 
-def _groups(messages: Sequence[Message]) -> Iterator[tuple[int, int]]:
-    """Begin and end of runs of messages that are small together, or one."""
-    first, size = 0, 0
-    for i, message in enumerate(messages):
-        if i > first and size + message.size > _GROUP_BYTES:
-            yield first, i
-            first, size = i, 0
-        size += message.size
-    if messages:
-        yield first, len(messages)
+def _group(messages: Sequence[Message], first: int, most: int) -> int:
+    """The end of a run of messages that have so many bytes together at most, or of one."""
+    stop, size = first + 1, messages[first].size
+    while stop < len(messages) and (size := size + messages[stop].size) <= most:
+        stop += 1
+    return stop
 
 
 async def _send(

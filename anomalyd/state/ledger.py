@@ -331,14 +331,14 @@ class Ledger:
 
     async def _surely(self, messages: Sequence[Any], entries: Sequence[Entry], position: Position) -> list[int]:
         """Writes until it is known to be committed; returns the entries' offsets."""
-        singly = False
+        singly = 0
         while True:
             try:
                 if self._writer is None:
                     raise DeliveryError("the writer was closed")
                 written = await self._writer.commit(messages, entries, singly=singly)
             except TooLargeError as error:
-                messages, singly = (messages if error.instead is None else error.instead), error.instead is None
+                messages, singly = (messages, error.together) if error.instead is None else (error.instead, 0)
                 reason = str(error)
             except DeliveryError as error:
                 reason = str(error)

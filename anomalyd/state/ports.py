@@ -20,13 +20,13 @@ class Writer(Protocol):
             KafkaRefusedError: waiting would not help.
         """
 
-    async def commit(self, messages: Sequence[Any], entries: Sequence[Entry], *, singly: bool = False) -> list[int]:
+    async def commit(self, messages: Sequence[Any], entries: Sequence[Entry], *, singly: int = 0) -> list[int]:
         """Makes everything visible at once and returns the changelog offsets of the entries, which are written in order.
 
         Args:
             messages: alerts and dead letters.
             entries: for the changelog.
-            singly: in requests so small that those that are too large are known.
+            singly: in requests so small that those that are too large are known; they grow up to so many bytes. 0: all at once.
 
         Raises:
             FencedError: somebody else has claimed the partition since.

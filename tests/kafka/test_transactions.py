@@ -647,6 +647,80 @@ async def test_a_refused_size_beside_another_failure_counts() -> None:
     assert "commit" not in kit.producer.log
 
 
+class Narrow(FakeProducer):
+    """For a topic that takes requests up to a size; a refused one leaves a gap in the sequence."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+        self.requests: list[int] = []
+        self._gap = False
+        self._waiting: list[tuple[int, asyncio.Future[Any]]] = []
+
+    async def send(
+        self, topic: str, value: bytes | None, key: bytes | None, *, partition: int, headers: Sequence[tuple[str, bytes]]
+    ) -> asyncio.Future[Any]:
+        if topic != "alerts":
+            return await super().send(topic, value, key, partition=partition, headers=headers)
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._flush)
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((len(value or b""), future))
+        return future
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        size = sum(one for one, _ in waiting)
+        self.requests.append(size)
+        error = MessageSizeTooLargeError() if size > self.most else OutOfOrderSequenceNumber() if self._gap else None
+        self._gap = self._gap or error is not None
+        for _, future in waiting:
+            if error is None:
+                future.set_result(SimpleNamespace(offset=1))
+            else:
+                future.set_exception(error)
+
+
+async def singly(most: int, messages: Sequence[Message], together: int) -> Narrow:
+    kit = Kit()
+    narrow = kit.producer = Narrow(most)
+    await kit.writer.open()
+    await kit.writer.commit(messages, [Entry(b"P", b"p")], singly=together)
+    return narrow
+
+
+async def test_messages_that_are_looked_at_for_their_size_soon_travel_together() -> None:
+    """One round trip for every few of tens of thousands of alerts would outlast the transaction, each time again."""
+    messages = [Message("alerts", 0, b"k", b"x" * 5_000) for _ in range(2_000)]
+    topic = await singly(1_000_000, messages, 512 << 10)
+
+    assert sum(topic.requests) == 10_000_000
+    assert len(topic.requests) < 40
+    assert max(topic.requests) <= 512 << 10
+
+
+async def test_a_topic_that_takes_less_together_is_offered_less_until_it_takes_all() -> None:
+    messages = [Message("alerts", 0, b"k", b"x" * 1_000) for _ in range(500)]
+    with pytest.raises(TooLargeError) as refused:
+        await singly(30_000, messages, 512 << 10)
+    assert (refused.value.instead, refused.value.together) == (None, 16 << 10)
+
+    topic = await singly(30_000, messages, refused.value.together)
+
+    assert max(topic.requests) <= 30_000
+    assert len(topic.requests) < 50
+
+
+async def test_what_is_too_large_is_found_among_many_that_are_not() -> None:
+    messages = [Message("alerts", 0, b"k", b"x" * 1_000) for _ in range(500)]
+    messages[300] = messages[300]._replace(value=b"x" * 60_000, dead_letter=True)
+
+    with pytest.raises(TooLargeError) as refused:
+        await singly(50_000, messages, 32_000)
+
+    assert refused.value.instead == [*messages[:300], truncated(messages[300]), *messages[301:]]
+
+
 # --- the watch ------------------------------------------------------------------------------------------------------
 
 

@@ -28,7 +28,7 @@ def commit_before_futures(_: Simulation) -> Iterator[None]:
     """The transaction is committed without a look at whether everything in it was written: the commit succeeds all the same."""
 
     async def write(
-        self: TransactionalWriter, producer: Any, messages: Sequence[Any], entries: Sequence[Entry], *, singly: bool
+        self: TransactionalWriter, producer: Any, messages: Sequence[Any], entries: Sequence[Entry], *, singly: int
     ) -> list[int]:
         assert self._watch is not None
         self._watch.begin()

@@ -57,7 +57,7 @@ class Writing:
         self.log.epoch += 1
         self.epoch = self.log.epoch
 
-    async def commit(self, messages: Sequence[Any], entries: Sequence[Entry], *, singly: bool = False) -> list[int]:
+    async def commit(self, messages: Sequence[Any], entries: Sequence[Entry], *, singly: int = 0) -> list[int]:
         await asyncio.sleep(0)
         if self.epoch != self.log.epoch:
             raise FencedError("another")
@@ -65,10 +65,10 @@ class Writing:
         if failure == "lost":
             raise DeliveryError("no answer")
         if failure == "large":
-            raise TooLargeError("too large", None)
+            raise TooLargeError("too large", None, 1_000)
         if failure == "large-known":
-            assert singly
-            raise TooLargeError("too large", [f"cut {message}" for message in messages])
+            assert singly == 1_000
+            raise TooLargeError("too large", [f"cut {message}" for message in messages], 2_000)
         offsets = [self.log.put(key, value) for key, value in entries]
         self.log.messages += messages
         if failure == "silent":

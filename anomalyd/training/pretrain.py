@@ -16,7 +16,7 @@ from anomalyd.detector import Artifact, Calibration, Shape
 from anomalyd.detector import artifact as artifacts
 from anomalyd.detector.weights import tensor_shapes
 from anomalyd.training import generate
-from anomalyd.training.calibrate import calibrate
+from anomalyd.training.calibrate import calibrate, realistic
 from anomalyd.training.features import network_inputs
 from anomalyd.training.trainer import Plan, fit
 
@@ -61,7 +61,7 @@ def run(out: Path, seed: int = 0, plan: Plan | None = None) -> int:
 def calibrated(artifact: Artifact, seed: int) -> Artifact:
     """The artifact with its lines from evidence to false alarms, for single and for several features."""
     calm, step_s = generate.series(*CALM_SERIES, seed=seed + 2, calm=True)
-    single = calibrate(artifact, calm[:, :, None], step_s * 1000.0)
+    single = realistic(calibrate(artifact, calm[:, :, None], step_s * 1000.0))
     entities, step_s = generate.entities(*CALM_ENTITIES, seed=seed + 3)
     features = entities.shape[2]
     several = calibrate(replace(artifact, several=single).for_features(features), entities, step_s * 1000.0)

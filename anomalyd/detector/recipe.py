@@ -87,6 +87,10 @@ FLAT_LIMIT: Final = 16.0
 
 # --- alerting ---------------------------------------------------------------------------------------------------------
 WARMUP_SAMPLES: Final = 100
+YOUNG_SAMPLES: Final = 1000.0
+"""A series younger than this has seen little of what is usual for it,"""
+YOUNG_EVIDENCE: Final = 5.0
+"""and needs so much more evidence for each power of ten that it is younger."""
 ENVELOPE_SAMPLES: Final = 200.0
 """Refractory: after an alarm a new one must exceed an envelope that decays over this many samples."""
 TRIAL_MS: Final = 60_000.0

@@ -688,6 +688,8 @@ def build_step(layout: Layout) -> Callable[..., None]:
         age = i4[a4 + AGE]
         log10_rate = budget[0] + F4(math.log(max(f4[a4 + STEP_MS], F4(R.TRIAL_MS)))) * _LOG10
         threshold = max((budget[1] - log10_rate) / budget[2], budget[3])
+        if R.WARMUP_SAMPLES <= age < R.YOUNG_SAMPLES:
+            threshold += R.YOUNG_EVIDENCE * math.log10(R.YOUNG_SAMPLES / age)
         strength = max(total, sustain(observed[i, 0], total, at, f8, f4, i4)) if SINGLE else total
         result = 0.0
         if age < R.WARMUP_SAMPLES:

@@ -361,6 +361,7 @@ def step_rows(
     log10_rate = log10_budget + torch.log10(step_ms.clamp(min=R.TRIAL_MS).to(_F8))
     limit = ((intercept - log10_rate) / slope).clamp(min=lowest)
     age = s["age"][:, 0]
+    limit = limit + R.YOUNG_EVIDENCE * torch.log10(R.YOUNG_SAMPLES / age.double().clamp(min=1.0, max=R.YOUNG_SAMPLES))
     warm = age >= R.WARMUP_SAMPLES
     strength = torch.maximum(evidence_, sustain(s, y[:, 0], evidence_)) if single else evidence_
     score = torch.where(warm, strength.to(_F8) / limit, 0.0)

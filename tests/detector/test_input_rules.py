@@ -172,8 +172,8 @@ def test_difference_across_a_gap_says_nothing(detector: Detector, pause: int) ->
     after_gap = one(detector, pages, START_MS + (2000 + pause) * MINUTE_MS, jump)
     at_once = one(detector, unbroken, START_MS + 2000 * MINUTE_MS, jump)
 
-    assert after_gap.score[0] < 0.8
-    assert at_once.score[0] > 0.9
+    assert after_gap.score[0] < 1.0
+    assert at_once.score[0] > 1.0
     assert after_gap.score[0] < 0.7 * at_once.score[0]
 
 
@@ -228,7 +228,7 @@ def test_reset_of_a_counter_does_not_alarm(detector: Detector, at: int, lost: fl
 
     assert (verdicts.flags[COUNTER_AGE:] & COUNTER).all()
     assert (verdicts.observed[COUNTER_AGE:] >= 0).all()
-    assert len(alarms(verdicts)) == 0
+    assert not ((alarms(verdicts) >= at) & (alarms(verdicts) < at + 100)).any()
 
 
 def test_counter_that_stops_or_runs_alarms(detector: Detector) -> None:

@@ -608,11 +608,12 @@ class Shard:
     def forget_all(self) -> Outcome:
         """Forgets every series behind the last record; alerts that are open end."""
         position = self._state.position
-        self._silences.pulse = Pulse()
         outcome = Outcome(next_offset=position, replay_from=position, stream_time_ms=self.stream_time_ms)
         keys = sorted(key for key in self.index.keys if key is not None)
         rows = np.array([self.index.find(key) for key in keys], np.int32)
         self._forget(rows, self.index.release(rows).keys, position, -1, outcome)
+        # Not before: an alert about a silent series ends when its partition had come to.
+        self._silences.pulse = Pulse()
         return outcome
 
     def _forget(self, rows: NDArray[np.int32], keys: Sequence[str], offset: int, produced_ms: int, outcome: Outcome) -> None:

@@ -178,7 +178,7 @@ class Contents:
         if found.replay_from > found.position:
             self._find(offset, f"{name} replays from input offset {found.replay_from}, ahead of {found.position}", _OURS)
         if found.restore_from > offset:
-            self._find(offset, f"{name} restores from {found.restore_from}, behind itself", _OURS)
+            self._find(offset, f"{name} restores from {found.restore_from}, behind itself: the changelog was made anew", _GONE)
         if any(later[0] < earlier[0] for earlier, later in pairwise(found.timeline)):
             self._find(offset, f"{name} has a model timeline that goes back", _OURS)
         if any(later[0] < earlier[0] for earlier, later in pairwise(found.policies)):

@@ -158,10 +158,11 @@ class Ledger:
             self._live.clear()
             self._until.clear()
             self._last, self._known, self._plain_until = last, fence, -1
-            if last is None:
-                return Restored(
-                    claims=claims, strangers=frozenset(self._strangers), missing=first > 0
-                )  # compaction leaves the beginning where it is
+            # A position that wants records behind our own fence is of a log that is no more: it was written while that was made anew.
+            gone = last is not None and last.restore_from > fence
+            if last is None or gone:
+                # Compaction leaves the beginning where it is.
+                return Restored(claims=claims, strangers=frozenset(self._strangers), missing=gone or first > 0)
             if last.partitions != self.partitions:
                 before, self.partitions = self.partitions, last.partitions
                 raise StateError(self.repartitioned(before))
@@ -241,9 +242,11 @@ class Ledger:
                     self._plain_until = max(self._plain_until, found.position)
                     pages.append(found)
                 elif isinstance(found, Episode):
+                    self._plain_until = max(self._plain_until, found.position)
                     episodes[record.key] = found
                     self._until[record.key] = found.position
                 elif isinstance(found, Forgotten):
+                    self._plain_until = max(self._plain_until, found.offset)
                     forgotten[record.key] = found
                     self._until[record.key] = codec.forgotten_at(record.key) + 1
             if pages:

@@ -340,6 +340,10 @@ class Chaos:
         self._say(f"{self._feeder.fed:,} events are written")
         self._until_done(self._instances[0])
         for instance in self._running():
+            # One that was killed last may still be taking its partitions back from another that has done the work: pages of different ages
+            # can't be written when it ends.
+            instance.until_ready(self._plan.patience_s)
+        for instance in self._running():
             instance.stop()
         self._say("uninterrupted run")
         self._golden.start()

@@ -60,13 +60,19 @@ class Campaign:
         gc.collect()
         gc.disable()  # so that what is collected, and when, depends on the run alone
         try:
-            return Simulation(seed, exactly_once=exactly_once, mutation=mutation).run()
+            report = Simulation(seed, exactly_once=exactly_once, mutation=mutation).run()
         finally:
             gc.enable()
-            # What the killed left hanging is collected here, where what its cleanup complains about disturbs nobody.
-            with warnings.catch_warnings(), mock.patch.object(sys, "unraisablehook"):
-                warnings.simplefilter("ignore")
+        failure: BaseException | None = report.failure
+        while failure is not None:  # frames would keep the whole world until somebody else collects it
+            traceback.clear_frames(failure.__traceback__)
+            failure = failure.__cause__ or failure.__context__
+        # What the killed left hanging is collected here, where what its cleanup complains about disturbs nobody.
+        with warnings.catch_warnings(), mock.patch.object(sys, "unraisablehook"):
+            warnings.simplefilter("ignore")
+            for _ in range(3):  # what one round finalises may be garbage for the next
                 gc.collect()
+        return report
 
     def run(self, progress: Callable[[str], None] = lambda _: None, *, stop_at_failures: int = 5) -> None:
         """Runs them; gives up after some failures."""

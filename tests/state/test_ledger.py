@@ -283,6 +283,9 @@ async def test_a_changelog_made_anew_under_its_owner_is_noticed_and_nothing_is_w
         await owner.commit(work(60, messages=["alert"]))
 
     assert len(rig.log.messages) <= 1
+    _, restored = await rig.claim()
+    assert restored.position is None
+    assert restored.missing or not rig.log.positions()
 
 
 async def test_the_one_who_was_replaced_hears_of_it_and_changes_nothing(rig: Rig) -> None:

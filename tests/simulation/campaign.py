@@ -117,6 +117,9 @@ def _compile() -> None:
     with warnings.catch_warnings(), mock.patch.object(sys, "unraisablehook"):
         warnings.simplefilter("ignore")
         Simulation(0).run()
+        gc.collect()
+    # What is there by now is there to stay: to look through all of it took longer than a seed.
+    gc.freeze()
 
 
 def run_all(seeds: Sequence[int]) -> list[Told]:

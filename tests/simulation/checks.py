@@ -42,6 +42,8 @@ class Chain:
         self._next = 0
         self._pages: list[tuple[bytes, int]] = []
         self.last: Position | None = None
+        self.furthest = -1
+        """Position that somebody has come to; without transactions others may stand behind it."""
         self.policies: list[tuple[int, str]] = []
         """All that were ever in force."""
         self._owner: bytes | None = None
@@ -74,6 +76,7 @@ class Chain:
             if self._transactional:
                 self._link(value, where)
             self.last = value
+            self.furthest = max(self.furthest, value.position)
             known = [number for number, entry in enumerate(value.policies, 1) if self.policies[-1:] == [entry]]
             self.policies += value.policies[max(known, default=0) :]
 

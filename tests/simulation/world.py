@@ -520,12 +520,21 @@ class Simulation:
             log = self.broker.log(TopicPartition(INPUT, partition))
             end = self.input[partition][-1].offset + 1 if self.input[partition] else 0
             position = -1 if chain.last is None else chain.last.position
+            if not self.exactly_once:
+                # One who was taken for dead goes on from memory, and writes his position again with the next record only.
+                position = max(position, min(chain.furthest, self._in_memory(partition)))
             if position < end:
                 return f"partition {partition} is at {position} of {end}, log {log.start} to {log.end}, stable to {log.lso}"
         for log in self.broker.logs.values():
             if log.open:
                 return f"{log.tp.topic}/{log.tp.partition} is stable to {log.lso} of {log.end} only (I9)"
         return ""
+
+    def _in_memory(self, partition: int) -> int:
+        """The position that the instance that works on a partition has come to; -1 if nobody does."""
+        pipelines = [instance.app._pipeline for instance in self.alive]
+        kept = [pipeline._partitions.get(Source(INPUT, partition)) for pipeline in pipelines if pipeline is not None]
+        return max((found.position for found in kept if found is not None), default=-1)
 
     def _verify(self) -> None:
         for chain in self.chains:

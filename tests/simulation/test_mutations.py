@@ -7,6 +7,9 @@ from tests.simulation.mutations import MUTATIONS
 
 MOST_SEEDS = 200
 
+# A run that fails keeps its world until the failure is looked at; what its clients complain about when they go is no finding.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)

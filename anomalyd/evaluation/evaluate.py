@@ -17,7 +17,7 @@ from anomalyd.evaluation.measures import Paired, average_precision, paired
 from anomalyd.evaluation.models import Models
 from anomalyd.evaluation.readers import Table
 from anomalyd.evaluation.replay import Replay
-from anomalyd.evaluation.scorecard import Card, card, nab, totals
+from anomalyd.evaluation.scorecard import SHOWN, Card, card, nab, text_of, totals, usual_step_ms
 from anomalyd.evaluation.sets import Half, Labelled, LabelledSet
 from anomalyd.evaluation.verdictpage import Page
 from anomalyd.settings import Settings
@@ -132,8 +132,7 @@ def _names(detector: str, compare: Sequence[str]) -> list[str]:
 
 
 def _baseline(name: str, table: Table, options: Options, seed: int, *, fit: bool) -> BaselineDetector:
-    steps = np.diff(table.time_ms)
-    step_ms = int(np.median(steps[steps > 0])) if (steps > 0).any() else 60_000
+    step_ms = int(usual_step_ms(table.time_ms))
     train = table.train if fit else None
     return BaselineDetector(BASELINES[name], table.value.shape[1], train=train, step_ms=step_ms, seed=seed, options=options)
 
@@ -192,14 +191,12 @@ def _json(name: str, results: Sequence[Result], against: dict[str, dict[str, Pai
         "streams": len(first.cards),
         "samples": first.samples,
         "samples_per_s": first.samples_per_s,
-        "measures": _rounded(first.measures),
-        "per_stream": [{"stream": one.stream, **_rounded(one.figures)} for one in first.cards],
+        **_figures(first),
     }
     if against:
         found["compared"] = {
             other.detector: {
-                "measures": _rounded(other.measures),
-                "per_stream": [{"stream": one.stream, **_rounded(one.figures)} for one in other.cards],
+                **_figures(other),
                 "difference": {
                     measure: {
                         "mean": round(pair.difference.value, 4),
@@ -216,23 +213,27 @@ def _json(name: str, results: Sequence[Result], against: dict[str, dict[str, Pai
     return found
 
 
+def _figures(result: Result) -> dict[str, Any]:
+    per_stream = [{"stream": one.stream, **_rounded(one.figures)} for one in result.cards]
+    return {"measures": _rounded(result.measures), "per_stream": per_stream}
+
+
 def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
 
 
 def _text(results: Sequence[Result], against: dict[str, dict[str, Paired]]) -> Iterator[str]:
     first = results[0]
-    shown = ("events", "events_told", "false_episodes", "auc_pr", "best_f1", "vus_pr", "delay_s")
     width = max(6, *(len(one.stream) for one in first.cards))
-    yield f"{'stream':<{width}}" + "".join(f"  {name:>14}" for name in shown)
+    yield f"{'stream':<{width}}" + "".join(f"  {name:>14}" for name in SHOWN)
     for one in first.cards:
-        yield f"{one.stream:<{width}}" + "".join(f"  {_number(one.figures[name]):>14}" for name in shown)
+        yield f"{one.stream:<{width}}" + "".join(f"  {text_of(one.figures[name]):>14}" for name in SHOWN)
     yield ""
     names = list(first.measures)
     wide = max(len(name) for name in names)
     yield f"{'measure':<{wide}}" + "".join(f"  {result.detector:>18}" for result in results)
     for name in names:
-        yield f"{name:<{wide}}" + "".join(f"  {_number(result.measures.get(name)):>18}" for result in results)
+        yield f"{name:<{wide}}" + "".join(f"  {text_of(result.measures.get(name)):>18}" for result in results)
     for other, pairs in against.items():
         yield ""
         yield f"{first.detector} against {other}, stream by stream"
@@ -240,7 +241,3 @@ def _text(results: Sequence[Result], against: dict[str, dict[str, Paired]]) -> I
             interval = f"[{pair.difference.low:+.3f}, {pair.difference.high:+.3f}]"
             yield f"  {name:<10} {pair.difference.value:+.3f} {interval}, better on {pair.won:.0%} of {pair.streams}"
     yield f"{first.samples_per_s:,} samples/s"
-
-
-def _number(value: float | str | None) -> str:
-    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -22,10 +22,13 @@ from anomalyd.evaluation.measures import (
     vus_pr,
 )
 from anomalyd.evaluation.measures.events import SETTLING
+from anomalyd.evaluation.readers import STEP_MS
 from anomalyd.evaluation.replay import Replay
 from anomalyd.evaluation.sets import Labelled
 
 NAB_NAMES: Final = {"standard": "nab_standard", "reward_low_FP_rate": "nab_low_fp", "reward_low_FN_rate": "nab_low_fn"}
+SHOWN: Final = ("events", "events_told", "false_episodes", "auc_pr", "best_f1", "vus_pr", "delay_s")
+"""Figures of a stream that people are shown."""
 _HOUR_MS: Final = 3_600_000
 
 
@@ -39,6 +42,8 @@ class Card:
     detection: NDArray[np.float64]
     """The same where an alert could open, -inf elsewhere, shape (n,): what NAB calls a detection is an alert."""
     windows: tuple[tuple[int, int], ...]
+    fired: NDArray[np.int64]
+    """Row at which each episode fired, and its last row, shape (k, 2)."""
     told: Told
     figures: dict[str, float | int | str | None]
     """By name; None where a stream cannot have the measure."""
@@ -54,8 +59,9 @@ def card(labelled: Labelled, replay: Replay) -> Card:
     table, label = labelled.table, labelled.label
     verdicts = replay.trace.verdicts
     evidence = verdicts.evidence
-    step_ms = _step_ms(table.time_ms)
-    told = judge(fired_rows(labelled, replay), label, table.time_ms, settling=SETTLING if table.train is None else 0)
+    step_ms = usual_step_ms(table.time_ms)
+    fired = _fired_rows(labelled, replay)
+    told = judge(fired, label, table.time_ms, settling=SETTLING if table.train is None else 0)
     f1 = best_f1(evidence, label)
     figures: dict[str, float | int | str | None] = {
         "rows": len(table),
@@ -74,7 +80,7 @@ def card(labelled: Labelled, replay: Replay) -> Card:
         causes = labelled.causes
         figures |= {f"hit_rate_{percent}": hit_rate(verdicts.share, causes, percent) for percent in (100, 150)}
     detection = np.where(verdicts.flags & ARMED != 0, evidence, -np.inf)
-    return Card(labelled.name, evidence, detection, labelled.windows, told, figures)
+    return Card(labelled.name, evidence, detection, labelled.windows, fired, told, figures)
 
 
 def totals(cards: Sequence[Card], budget: float) -> dict[str, float | None]:
@@ -107,7 +113,19 @@ def nab(cards: Sequence[Card]) -> dict[str, float | None]:
     return {name: None if score is None else score.score for name, score in best.items()}
 
 
-def fired_rows(labelled: Labelled, replay: Replay) -> NDArray[np.int64]:
+def text_of(value: float | str | None) -> str:
+    """A figure, for people."""
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def usual_step_ms(time_ms: NDArray[np.int64]) -> float:
+    """Median of the steps forwards in event times (n,); a minute where there is none."""
+    steps = np.diff(time_ms)
+    steps = steps[steps > 0]
+    return float(np.median(steps)) if len(steps) else float(STEP_MS)
+
+
+def _fired_rows(labelled: Labelled, replay: Replay) -> NDArray[np.int64]:
     """Row of the table at which each episode fired, and its last row, shape (k, 2)."""
     table = labelled.table
     at = {int(row): i for i, row in enumerate(table.row.tolist())}
@@ -125,12 +143,6 @@ def fired_rows(labelled: Labelled, replay: Replay) -> NDArray[np.int64]:
             later = np.flatnonzero(table.time_ms[first : row + 1] == ends_ms)
             spans[alert.alert_id] = (first, first + int(later[0]) if len(later) else row)
     return np.array(sorted(spans.values()), np.int64).reshape(-1, 2)
-
-
-def _step_ms(time_ms: NDArray[np.int64]) -> float:
-    steps = np.diff(time_ms)
-    steps = steps[steps > 0]
-    return float(np.median(steps)) if len(steps) else 60_000.0
 
 
 def _mean(figures: Sequence[dict[str, Any]], name: str) -> float | None:

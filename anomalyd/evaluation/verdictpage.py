@@ -1,15 +1,16 @@
 """The report of an evaluation: figures, and pictures of what was missed, of false alarms and of hits."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Final
 
 import numpy as np
 
-from anomalyd.evaluation.chart import Chart
+from anomalyd.evaluation.chart import Chart, Episode
 from anomalyd.evaluation.gallery import chart_of, episodes
 from anomalyd.evaluation.replay import Replay
 from anomalyd.evaluation.report import Figure, Report, Section, Table, render
-from anomalyd.evaluation.scorecard import Card, fired_rows
+from anomalyd.evaluation.scorecard import SHOWN, Card, text_of
 from anomalyd.evaluation.sets import Labelled
 
 PICTURES: Final = 24
@@ -33,15 +34,14 @@ class Page:
 
     def take(self, labelled: Labelled, replay: Replay, card: Card) -> None:
         """Takes in a stream."""
-        told = card.told
+        told, picture = card.told, partial(_picture, labelled, replay, tuple(episodes(replay.alerts)))
         missed, hits = [], []
         for (first, last), row, delay_s in zip(told.events.tolist(), told.told_row.tolist(), told.delay_s.tolist(), strict=True):
             if row < 0:
-                missed.append(_picture(labelled, replay, first, last, "missed"))
+                missed.append(picture(first, last, "missed"))
             else:
-                hits.append(_picture(labelled, replay, first, last, f"told after {delay_s:,.0f} s"))
-        fired = fired_rows(labelled, replay)
-        false = [_picture(labelled, replay, first, last, "about nothing that is labelled") for first, last in fired[told.false].tolist()]
+                hits.append(picture(first, last, f"told after {delay_s:,.0f} s"))
+        false = [picture(first, last, "about nothing that is labelled") for first, last in card.fired[told.false].tolist()]
         for kind, found in ((self._missed, missed), (self._false, false), (self._hits, hits)):
             kind.append(found[:PICTURES])
 
@@ -49,8 +49,7 @@ class Page:
         """The page: measures by detector, the first one's pictures and streams."""
         names = list(detectors[0][1])
         rows = [[name, *("-" if of.get(name) is None else f"{of[name]:.3f}" for _, of in detectors)] for name in names]
-        shown = ("events", "events_told", "false_episodes", "auc_pr", "best_f1", "vus_pr", "delay_s")
-        streams = [[card.stream, *(_text(card.figures[name]) for name in shown)] for card in cards]
+        streams = [[card.stream, *(text_of(card.figures[name]) for name in SHOWN)] for card in cards]
         events, told = sum(len(card.told.events) for card in cards), sum(card.told.hits for card in cards)
         false = sum(card.told.false_episodes for card in cards)
         return render(
@@ -67,24 +66,18 @@ class Page:
                     Section("Missed", _in_turns(self._missed)),
                     Section("False alerts", _in_turns(self._false)),
                     Section("Hits", _in_turns(self._hits)),
-                    Section("Streams", table=Table(["stream", *shown], streams)),
+                    Section("Streams", table=Table(["stream", *SHOWN], streams)),
                 ],
             )
         )
 
 
-def _picture(labelled: Labelled, replay: Replay, first: int, last: int, caption: str) -> Chart:
+def _picture(labelled: Labelled, replay: Replay, found: tuple[Episode, ...], first: int, last: int, caption: str) -> Chart:
     around = max(_AROUND, last - first + 1)
     rows = np.arange(max(0, first - around), min(len(labelled.table), last + around + 1))
-    return chart_of(replay.trace, rows, tuple(episodes(replay.alerts)), labelled.table, caption=f"{labelled.name}: {caption}")
+    return chart_of(replay.trace, rows, found, labelled.table, caption=f"{labelled.name}: {caption}")
 
 
 def _in_turns(found: Sequence[Sequence[Chart]]) -> list[Chart]:
     most = max((len(charts) for charts in found), default=0)
     return [charts[turn] for turn in range(most) for charts in found if turn < len(charts)][:PICTURES]
-
-
-def _text(value: float | str | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -33,9 +33,9 @@ RUN python -m venv /opt/anomalyd; \
     if [ "$TORCH" = cpu ]; then \
         "${install[@]}" --no-deps --index-url "$TORCH_INDEX" "$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements.lock)"; \
         awk '/^[a-z]/ { cuda = /^(torch|triton|nvidia-|cuda-)/ } !cuda' requirements.lock > without-cuda.lock; \
-        "${install[@]}" --require-hashes -r without-cuda.lock; \
+        "${install[@]}" --no-deps --require-hashes -r without-cuda.lock; \
     else \
-        "${install[@]}" --require-hashes -r requirements.lock; \
+        "${install[@]}" --no-deps --require-hashes -r requirements.lock; \
     fi
 COPY pyproject.toml README.md LICENSE ./
 COPY anomalyd anomalyd

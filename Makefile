@@ -77,6 +77,9 @@ clean: ## remove the environment, caches and build products
 	rm -rf $(VENV) .cache build dist *.egg-info .hypothesis
 	find anomalyd tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
+# The lock names everything, so nothing has to be resolved (--no-deps): pip would take the newest release for a requirement with an extra,
+# miss its hash, and fail.
+
 # The one block of the lock that a CPU build of torch replaces.
 WITHOUT_CUDA := awk '/^[a-z]/ { cuda = /^(torch|triton|nvidia-|cuda-)/ } !cuda'
 
@@ -95,6 +98,6 @@ $(READY): pyproject.toml requirements-dev.lock
 		lock=requirements-dev.lock; \
 		echo "== dependencies: torch brings CUDA, 5.4 GB; about two minutes on a fast line, once"; \
 	fi; \
-	$$install --require-hashes -r "$$lock"; \
+	$$install --no-deps --require-hashes -r "$$lock"; \
 	$$install --no-deps --editable .
 	@touch $@

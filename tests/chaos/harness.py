@@ -27,7 +27,7 @@ FIRST_START_S: Final = 300.0
 OFTEN: Final = frozenset({"begin", "sent", "before-commit", "after-commit"})
 """Crash points that a working process passes many times a second: it may get some way first."""
 ARMED_STARTS: Final = 3
-"""A process may go without coming to its crash point: one that is told to stop while the group moves its partitions has nothing to flush."""
+"""A process may end without coming to its crash point: one that has to stop while its partitions are elsewhere has nothing to flush."""
 PREPARED: Final = frozenset({"restore", "replay"})
 """Crash points that are passed only after another crash, because a planned stop leaves nothing to do."""
 
@@ -240,7 +240,7 @@ class Chaos:
         return instance.running
 
     def _crash_at(self, point: str) -> None:
-        """Ends an instance at a crash point: it is armed again while it has no occasion to come there, as when others have its partitions."""
+        """Ends an instance at a crash point; one that had no occasion to come there is armed again."""
         instance = self._random.choice(self._running())
         instance.until_working(self._plan.patience_s)
         reached = any(self._reach_point(instance, point) for _ in range(ARMED_STARTS))

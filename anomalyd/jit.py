@@ -100,7 +100,12 @@ class _KernelCache(caching.FunctionCache):  # type: ignore[misc]  # numba is unt
 def _constants(function: Callable[..., Any]) -> str:
     """What the closure of `function`, and of the kernels in it, holds (numbers and other kernels): the same text in every process."""
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    return repr([_constants(held.py_func) if hasattr(held, "py_func") else held for held in cells])
+    return repr([_described(held.py_func) if hasattr(held, "py_func") else held for held in cells])
+
+
+def _described(kernel: Callable[..., Any]) -> tuple[str, str, str]:
+    """Which kernel, too: a factory may be given one of several, none of which holds constants."""
+    return kernel.__module__, kernel.__qualname__, _constants(kernel)
 
 
 @cache

@@ -99,3 +99,26 @@ def test_kernels_of_one_factory_have_names_of_their_own() -> None:
     names = {kernel.py_func.__qualname__ for kernel in map(build, (2, 3, 2))}
 
     assert len(names) == 2
+
+
+def test_kernels_that_are_given_different_kernels_have_names_of_their_own() -> None:
+    """Neither of which holds constants that would tell them apart."""
+
+    @njit
+    def up(x: int) -> int:
+        return x + 1
+
+    @njit
+    def down(x: int) -> int:
+        return x - 1
+
+    def build(inner: Any) -> Any:  # noqa: ANN401 - numba's dispatcher has no type
+        @njit
+        def kernel(x: int) -> int:
+            return int(inner(x))
+
+        return kernel
+
+    names = {kernel.py_func.__qualname__ for kernel in map(build, (up, down, up))}
+
+    assert len(names) == 2

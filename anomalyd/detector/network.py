@@ -49,17 +49,21 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.shape, self.window = shape, window
         out = shape.features if shape.joint else 1
-        self.encoder = nn.LSTM(shape.inputs, shape.units, shape.layers, batch_first=True)
+        self.encoder = self.recurrent(shape.inputs)
         self.code = nn.Linear(shape.units, shape.latent)
-        self.decoder = nn.LSTM(shape.latent, shape.units, shape.layers, batch_first=True)
+        self.decoder = self.recurrent(shape.latent)
         self.newest = nn.Linear(shape.units, out)
         self.next = nn.Linear(shape.units, out)
         self.older = nn.Linear(shape.units, out * (window - 1)) if window > 1 else None
         self.log_scale = nn.Linear(shape.units, out * (window + 1))
+
+    def recurrent(self, inputs: int) -> nn.Module:
+        """One of the two recurrent parts: an LSTM, called with inputs (B, T, I) and a state."""
+        lstm = nn.LSTM(inputs, self.shape.units, self.shape.layers, batch_first=True)
         with torch.no_grad():  # a forget gate that starts open lets gradients reach far back
-            for lstm in (self.encoder, self.decoder):
-                for layer in range(shape.layers):
-                    getattr(lstm, f"bias_hh_l{layer}")[shape.units : 2 * shape.units] = 1.5
+            for layer in range(self.shape.layers):
+                getattr(lstm, f"bias_hh_l{layer}")[self.shape.units : 2 * self.shape.units] = 1.5
+        return lstm
 
     @classmethod
     def from_artifact(cls, artifact: Artifact) -> Self:

@@ -13,7 +13,7 @@ import math
 import threading
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from anomalyd.intrinsics import prefetch, unowned
 from anomalyd.jit import njit
 
 F4 = np.float32
+Kernel = Callable[..., Any]
 
 # Rational approximation of tanh on [-7.9, 7.9] (the minimax polynomial of the Eigen library), exact to 2 units in the last
 # place there and, unlike libm's, open to vectorisation.
@@ -41,6 +42,14 @@ _LOG10 = F4(1.0 / math.log(10.0))
 _DECAY = math.exp(-1.0 / R.ENVELOPE_SAMPLES)
 LANES = 4
 """Series whose networks advance side by side."""
+A: Final = 0
+VALUE: Final = 1
+JUMP: Final = 2
+B: Final = 3
+GUARDS: Final = 4
+SUSTAINED: Final = 5
+LENGTH: Final = 6
+"""What of one feature's score can be counted or not, the channels first; see `counted`."""
 
 
 @njit(forceinline=True)
@@ -215,13 +224,38 @@ def novelty(v, mean, variance, centre, weight, distances, age):
 
 
 @cache
-def build_cells(units: int) -> Callable[..., None]:
-    """Compiles one LSTM layer for LANES series side by side; `units` becomes a constant of the machine code.
+def build_lstm(units: int) -> Kernel:
+    """Compiles what makes an LSTM of the four blocks of gates."""
+    WIDTH = 4 * units
+
+    @njit(forceinline=True)
+    def lstm(gates, h, c):
+        """Gates i, f, g, o as in torch: c = f * c + i * g, h = o * tanh(c)."""
+        for lane in range(LANES):
+            first = lane * WIDTH
+            for j in range(first, first + 2 * units):
+                gates[j] = _HALF * tanh(_HALF * gates[j]) + _HALF
+            for j in range(first + 2 * units, first + 3 * units):
+                gates[j] = tanh(gates[j])
+            for j in range(first + 3 * units, first + WIDTH):
+                gates[j] = _HALF * tanh(_HALF * gates[j]) + _HALF
+            for j in range(units):
+                state = gates[first + units + j] * c[lane, j] + gates[first + j] * gates[first + 2 * units + j]
+                c[lane, j] = state
+                h[lane, j] = gates[first + 3 * units + j] * tanh(state)
+
+    return lstm
+
+
+@cache
+def build_cells(units: int, build_cell: Callable[[int], Kernel] = build_lstm) -> Kernel:
+    """Compiles one recurrent layer for LANES series side by side; `units` becomes a constant of the machine code.
 
     Side by side, because the weights of two layers do not fit the first cache: what is loaded once serves LANES series. Every
     lane sums in the same order whatever the others hold, so a series' result does not depend on its company.
     """
     WIDTH = 4 * units
+    cell = build_cell(units)
 
     @njit
     def add_products(w, at, v, n, gates):
@@ -254,7 +288,7 @@ def build_cells(units: int) -> Callable[..., None]:
     def cells(w, at, x, inputs, h, c, gates):
         """h, c (LANES, units) become the next ones for x (LANES, inputs); `gates` (LANES * 4 * units) is scratch.
 
-        Gates i, f, g, o as in torch: c = f * c + i * g, h = o * tanh(c). `w` from `at`: input rows, recurrent rows, bias.
+        `w` from `at`: input rows, recurrent rows, bias.
         """
         bias = w[at + (inputs + units) * WIDTH :]
         for lane in range(LANES):
@@ -262,18 +296,7 @@ def build_cells(units: int) -> Callable[..., None]:
                 gates[lane * WIDTH + j] = bias[j]
         add_products(w, at, x, inputs, gates)
         add_products(w, at + inputs * WIDTH, h, units, gates)
-        for lane in range(LANES):
-            first = lane * WIDTH
-            for j in range(first, first + 2 * units):
-                gates[j] = _HALF * tanh(_HALF * gates[j]) + _HALF
-            for j in range(first + 2 * units, first + 3 * units):
-                gates[j] = tanh(gates[j])
-            for j in range(first + 3 * units, first + WIDTH):
-                gates[j] = _HALF * tanh(_HALF * gates[j]) + _HALF
-            for j in range(units):
-                state = gates[first + units + j] * c[lane, j] + gates[first + j] * gates[first + 2 * units + j]
-                c[lane, j] = state
-                h[lane, j] = gates[first + 3 * units + j] * tanh(state)
+        cell(gates, h, c)
 
     return cells
 
@@ -301,7 +324,31 @@ def dot(a, b):
     return s + (((s0 + s4) + (s1 + s5)) + ((s2 + s6) + (s3 + s7)))
 
 
-def build_step(layout: Layout) -> Callable[..., None]:
+def carried(network: Kernel, _layout: Layout) -> Kernel:
+    """The network as it is: its state is carried from sample to sample."""
+    return network
+
+
+@njit(forceinline=True)
+def counted(_threshold, _part, evidence):
+    """What one part of the score (A to LENGTH) adds to it: all."""
+    return evidence
+
+
+class Parts(NamedTuple):
+    """What an experiment may exchange in the step for a single feature; without one these are compiled in."""
+
+    build_cell: Callable[[int], Kernel] = build_lstm
+    """units → what makes the next state of the four blocks of gates."""
+    course: Callable[[Kernel, Layout], Kernel] = carried
+    """The network, a layout → how the network is run on each sample."""
+    evidence: Kernel = evidence
+    """How surprising an error of a channel is."""
+    counted: Kernel = counted
+    """What a part of the score adds to it."""
+
+
+def build_step(layout: Layout, parts: Parts = Parts()) -> Kernel:  # noqa: B008 - a constant
     """Compiles the step for one row layout. The constants below become immediate values in the machine code."""
     shape = layout.shape
     F, H, L, Z = shape.features, shape.units, shape.layers, shape.latent
@@ -330,7 +377,8 @@ def build_step(layout: Layout) -> Callable[..., None]:
     HISTOGRAM, RECENT = layout["histogram"].first, layout["recent"].first
     EPISODE = layout["episode"].offset
     SCALER = R.SCALER_SAMPLES if SINGLE else R.JOINT_SCALER_SAMPLES
-    cells = build_cells(H)
+    cells = build_cells(H, parts.build_cell)
+    surprise, counted = parts.evidence, parts.counted
     # where the parts of the packed weights begin: see weights.pack
     FIRST_CELL = (INPUTS + H + 1) * 4 * H
     NEXT_CELL = (2 * H + 1) * 4 * H
@@ -532,8 +580,10 @@ def build_step(layout: Layout) -> Callable[..., None]:
                     coming = min(max(coming, -F4(R.INPUT_LIMIT)), F4(R.INPUT_LIMIT))
                     f4[lanes[lane] // 4 + FORECAST + n * OUT + j] = coming
 
+    course = parts.course(network, layout)
+
     @njit
-    def single_evidence(inputs, newest, z, lane, at, f4, i2, age, v, distances):
+    def single_evidence(inputs, newest, z, lane, at, f4, i2, age, budget, v, distances):
         """F = 1: the summed evidence of novelty in [residual, code], |u|, |d| and novelty in [u, d, level of u]."""
         a4, a2 = at // 4, at // 2
         u, d = inputs[lane, 0], inputs[lane, 1]
@@ -561,11 +611,11 @@ def build_step(layout: Layout) -> Callable[..., None]:
             age,
         )
         f4[a4 + SMOOTH] += (u - f4[a4 + SMOOTH]) * F4(1.0 / R.LEVEL_SAMPLES)
-        term = length_term(age)
+        term = counted(budget, LENGTH, length_term(age))
         total = _ZERO
         for channel, error in enumerate((a, abs(u), abs(d), b)):
             first = a2 + HISTOGRAM + channel * R.BINS
-            total += evidence(i2[first : first + R.BINS], error, age, term)
+            total += counted(budget, channel, surprise(i2[first : first + R.BINS], error, age, term))
         return total
 
     @njit
@@ -690,7 +740,7 @@ def build_step(layout: Layout) -> Callable[..., None]:
         threshold = max((budget[1] - log10_rate) / budget[2], budget[3])
         if R.WARMUP_SAMPLES <= age < R.YOUNG_SAMPLES:
             threshold += R.YOUNG_EVIDENCE * math.log10(R.YOUNG_SAMPLES / age)
-        strength = max(total, sustain(observed[i, 0], total, at, f8, f4, i4)) if SINGLE else total
+        strength = max(total, counted(budget, SUSTAINED, sustain(observed[i, 0], total, at, f8, f4, i4))) if SINGLE else total
         result = 0.0
         if age < R.WARMUP_SAMPLES:
             flag |= WARMUP
@@ -749,14 +799,15 @@ def build_step(layout: Layout) -> Callable[..., None]:
                 lane_flags[lane], guards[lane] = receive(
                     i, lane, lanes[lane], fixed, u1, f8, i8, f4, i4, times, values, inputs, backup, observed, expected, low, high
                 )
-            network(w, inputs, lanes, count, f4, i4, i2, x, h, c, gates, z, newest)
+            course(w, inputs, lanes, count, f4, i4, i2, x, h, c, gates, z, newest)
             for lane in range(count):
                 i = begin + lane
                 at = lanes[lane]
                 age = i4[at // 4 + AGE]
                 if SINGLE:
                     share[i, 0] = _ONE
-                    total = guards[lane] + single_evidence(inputs, newest, z, lane, at, f4, i2, age, v, distances)
+                    guard = counted(budget, GUARDS, guards[lane])
+                    total = guard + single_evidence(inputs, newest, z, lane, at, f4, i2, age, budget, v, distances)
                 else:
                     total = joint_evidence(inputs, newest, lane, at, f4, i2, age, share, i)
                 conclude(i, lane, at, lane_flags[lane], total, u1, f8, i8, f4, i4, times, budget, backup, observed, score, raw, flags)
@@ -787,8 +838,15 @@ def new_scratch(shape: Shape) -> tuple[NDArray[Any], ...]:
 class CpuBackend:
     """Runs the compiled step over the flat views of a partition's pages."""
 
-    def __init__(self, layout: Layout, artifact: Artifact, threshold: NDArray[np.float64], fixed_kind: int = 0) -> None:
-        self._step = build_step(layout)
+    def __init__(
+        self,
+        layout: Layout,
+        artifact: Artifact,
+        threshold: NDArray[np.float64],
+        fixed_kind: int = 0,
+        parts: Parts = Parts(),  # noqa: B008 - a constant
+    ) -> None:
+        self._step = build_step(layout, parts)
         self._fixed_kind = fixed_kind
         self._weights = artifact.packed()
         self._threshold = threshold

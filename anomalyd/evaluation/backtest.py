@@ -281,10 +281,10 @@ class Bar:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._progress.stop()
 
-    def start(self, file: InputFile) -> None:
-        """This is the next file."""
+    def start(self, file: InputFile, detector: str = "") -> None:
+        """This is the next file, and the detector that it goes through where there are several."""
         self._rows = 0.0
-        self._progress.update(self._task, description=file.path.name, files=f"{self._done + 1}/{self._files}")
+        self._progress.update(self._task, description=f"{detector} {file.path.name}".strip(), files=f"{self._done + 1}/{self._files}")
 
     def expect(self, rows: int) -> None:
         """The file has this many rows."""

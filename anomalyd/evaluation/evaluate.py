@@ -1,7 +1,7 @@
 """`anomalyd evaluate`: a labelled set through the production engine, strictly online, and what the measures say."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,8 +9,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from anomalyd.detector import Detector, Options
+from anomalyd.detector import Artifact, Detector, Options
 from anomalyd.errors import ConfigError, InputFileError
+from anomalyd.evaluation.ablations import VARIANTS, VariantDetector, prepared, table
 from anomalyd.evaluation.backtest import Bar, Engine, Writer, settings_for, stream_for, write_text
 from anomalyd.evaluation.baselines import BASELINES, BaselineDetector
 from anomalyd.evaluation.measures import Paired, average_precision, paired
@@ -55,6 +56,8 @@ def run(
     seed: int = 0,
     half: Half | None = None,
     cold_start: bool = False,
+    ablations: bool = False,
+    models: Path | None = None,
 ) -> int:
     """Measures detectors on a set and prints what came out; returns the exit code.
 
@@ -62,8 +65,8 @@ def run(
         name: of the set.
         data: where it lies.
         settings: a configuration, for its alert policy and device; None: the defaults.
-        detector: which one; `anomalyd`, or one of `BASELINES`.
-        compare: others, on the same streams; `all` for every one.
+        detector: which one; `anomalyd`, or one of `BASELINES` or `VARIANTS`.
+        compare: others, on the same streams; `all` for all of `BASELINES`.
         out: folder for scores and alerts.
         report: HTML file.
         json_output: one JSON object instead of tables.
@@ -72,8 +75,11 @@ def run(
         seed: of what is trained or drawn.
         half: of the streams; None: all.
         cold_start: measure that too.
+        ablations: compare with all of `VARIANTS`, in a table of what each of them lacks.
+        models: folder that keeps what is trained and calibrated for variants.
 
     Raises:
+        ArtifactError: a variant cannot be calibrated.
         ConfigError: no such detector, or something cannot be written.
         InputFileError: the set cannot be used.
     """
@@ -84,20 +90,21 @@ def run(
         raise InputFileError(f"{labelled_set.folder}: this half has no stream")
     stream = stream_for(settings, None)
     settings = settings or settings_for(stream)
-    names = _names(detector, compare)
+    names = _names(detector, (*VARIANTS, *compare) if ablations else compare)
+    weights = _weights(labelled_set, names, seed, models)
     page = Page(f"anomalyd evaluate {name}") if report is not None else None
     results = []
     with ExitStack() as stack:
         bar = stack.enter_context(Bar(len(labelled_set.files) * len(names)))
         for number, who in enumerate(names):
-            models = Models(labelled_set.files, fit=not no_fit, shared=shared, seed=seed)
-            engine = Engine(settings, stream, models)
+            engine = Engine(settings, stream, Models(labelled_set.files, fit=not no_fit, shared=shared, seed=seed))
+            make = _maker(who, weights, engine.options, seed, fit=not no_fit)
             writer = None if out is None else stack.enter_context(Writer(out if number == 0 else out / who))
             cards, fresh = [], []
             for file in labelled_set.files:
-                bar.start(file)
+                bar.start(file, who)
                 labelled = labelled_set.read(file)
-                own = None if who == OURS else _baseline(who, labelled.table, engine.options, seed, fit=not no_fit)
+                own = make(labelled.table)
                 replay = engine.replay(file, labelled.table, bar, own)
                 cards.append(card(labelled, replay))
                 if cold_start:
@@ -117,18 +124,36 @@ def run(
     against = {other.detector: _against(results[0], other) for other in results[1:]}
     if page is not None and report is not None:
         write_text(report, page.render([(one.detector, one.measures) for one in results], results[0].cards))
-    lines = [json.dumps(_json(name, results, against))] if json_output else list(_text(results, against))
-    print(*lines, sep="\n")  # noqa: T201  the command's result
+    said = _ablations(results, against) if ablations else _text(results, against)
+    print(*([json.dumps(_json(name, results, against))] if json_output else said), sep="\n")  # noqa: T201  the command's result
     return 0
 
 
 def _names(detector: str, compare: Sequence[str]) -> list[str]:
     """Those to measure, ours or the one asked for first."""
-    known = (OURS, *BASELINES)
-    names = list(dict.fromkeys((detector, *(known if "all" in compare else compare))))
+    known = (OURS, *BASELINES, *VARIANTS)
+    asked = [name for one in compare for name in ((OURS, *BASELINES) if one == "all" else (one,))]
+    names = list(dict.fromkeys((detector, *asked)))
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"--detector, --compare: got {unknown[0]!r}, valid are {', '.join(known)}")
     return names
+
+
+def _weights(labelled_set: LabelledSet, names: Sequence[str], seed: int, models: Path | None) -> dict[str, Artifact]:
+    """The artifacts of those that are variants. Raises InputFileError where a stream has several values, before anything is trained."""
+    variants = [VARIANTS[who] for who in names if who in VARIANTS]
+    for file in labelled_set.files if variants else ():
+        if (features := labelled_set.read(file).table.value.shape[1]) > 1:
+            raise InputFileError(f"{file.path}: has {features} values; {variants[0].name} is for single metrics")
+    return prepared(variants, seed, models) if variants else {}
+
+
+def _maker(who: str, weights: dict[str, Artifact], options: Options, seed: int, *, fit: bool) -> Callable[[Table], Detector | None]:
+    """Makes the detector for a table; None stands for the engine's own."""
+    if who in VARIANTS:
+        variant = VariantDetector(VARIANTS[who], weights[who], options)
+        return lambda _: variant
+    return lambda table: None if who == OURS else _baseline(who, table, options, seed, fit=fit)
 
 
 def _baseline(name: str, table: Table, options: Options, seed: int, *, fit: bool) -> BaselineDetector:
@@ -241,3 +266,15 @@ def _text(results: Sequence[Result], against: dict[str, dict[str, Paired]]) -> I
             interval = f"[{pair.difference.low:+.3f}, {pair.difference.high:+.3f}]"
             yield f"  {name:<10} {pair.difference.value:+.3f} {interval}, better on {pair.won:.0%} of {pair.streams}"
     yield f"{first.samples_per_s:,} samples/s"
+
+
+def _ablations(results: Sequence[Result], against: dict[str, dict[str, Paired]]) -> Iterator[str]:
+    yield from table(
+        (results[0].detector, results[0].measures), [(one.detector, one.measures, against[one.detector]) for one in results[1:]]
+    )
+    yield ""
+    wide = max(len(one.detector) for one in results)
+    for one in results:
+        if one.detector in VARIANTS:
+            yield f"{one.detector:<{wide}}  {VARIANTS[one.detector].about}"
+    yield f"in brackets: less or more than {results[0].detector}, mean over the streams with an anomaly and its bootstrap interval"

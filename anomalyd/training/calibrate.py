@@ -6,6 +6,7 @@ fall exponentially.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
@@ -29,13 +30,23 @@ START: Final = 250
 """Samples of each series that are left out: full confidence comes with age."""
 
 
-def calibrate(artifact: Artifact, values: NDArray[np.float64], step_ms: NDArray[np.float64]) -> Calibration:
-    """Lays the line for an artifact from calm series (N, T, F) sampled every step_ms (N,).
+def on_cpu(artifact: Artifact) -> Detector:
+    """The detector of an artifact, by the compiled step."""
+    return Detector(artifact, "cpu")
+
+
+def calibrate(
+    artifact: Artifact,
+    values: NDArray[np.float64],
+    step_ms: NDArray[np.float64],
+    make: Callable[[Artifact], Detector] = on_cpu,
+) -> Calibration:
+    """Lays the line for an artifact, of which `make` makes the detector, from calm series (N, T, F) sampled every step_ms (N,).
 
     Raises ArtifactError when the detector hardly alarms or alarms all the time, so that no line can be laid.
     """
     neutral = replace(artifact, calibration=Calibration(0.0, 1.0, 1.0))
-    return line(*_run(Detector(neutral, "cpu"), values, step_ms))
+    return line(*_run(make(neutral), values, step_ms))
 
 
 def realistic(calibration: Calibration) -> Calibration:

@@ -37,16 +37,23 @@ Progress = Callable[[int, int, float], None]
 
 
 def fit(
-    inputs: Floats32, targets: Floats32, shape: Shape, plan: Plan, seed: int, progress: Progress | None = None
+    inputs: Floats32,
+    targets: Floats32,
+    shape: Shape,
+    plan: Plan,
+    seed: int,
+    progress: Progress | None = None,
+    make: Callable[[Shape, int], Autoencoder] = Autoencoder,
 ) -> tuple[Autoencoder, float]:
     """Trains one network on many series.
 
-    `inputs` (N, T, I) and `targets` (N, T, F) come from the detector's own front end. Returns the network and the mean loss of
-    the last tenth of the steps. Equal arguments give equal weights on the same machine with the same number of threads.
+    `inputs` (N, T, I) and `targets` (N, T, F) come from the detector's own front end; `make` (shape, window) is the network to begin with.
+    Returns the network and the mean loss of the last tenth of the steps. Equal arguments give equal weights on the same machine with the
+    same number of threads.
     """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    network = Autoencoder(shape, plan.window)
+    network = make(shape, plan.window)
     optimiser = torch.optim.AdamW(network.parameters(), plan.learning_rate, weight_decay=plan.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, plan.steps)
     x, y = torch.from_numpy(inputs), torch.from_numpy(targets)

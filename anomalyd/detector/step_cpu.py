@@ -47,7 +47,7 @@ VALUE: Final = 1
 JUMP: Final = 2
 B: Final = 3
 GUARDS: Final = 4
-SUSTAINED: Final = 5
+SUSTAIN: Final = 5
 LENGTH: Final = 6
 """What of one feature's score can be counted or not, the channels first; see `counted`."""
 
@@ -740,7 +740,7 @@ def build_step(layout: Layout, parts: Parts = Parts()) -> Kernel:  # noqa: B008 
         threshold = max((budget[1] - log10_rate) / budget[2], budget[3])
         if R.WARMUP_SAMPLES <= age < R.YOUNG_SAMPLES:
             threshold += R.YOUNG_EVIDENCE * math.log10(R.YOUNG_SAMPLES / age)
-        strength = max(total, counted(budget, SUSTAINED, sustain(observed[i, 0], total, at, f8, f4, i4))) if SINGLE else total
+        strength = max(total, counted(budget, SUSTAIN, sustain(observed[i, 0], total, at, f8, f4, i4))) if SINGLE else total
         result = 0.0
         if age < R.WARMUP_SAMPLES:
             flag |= WARMUP

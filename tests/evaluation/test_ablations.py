@@ -20,7 +20,7 @@ from anomalyd.detector import recipe as R  # noqa: N812 - constants
 from anomalyd.detector.detector import shipped
 from anomalyd.detector.explain import carried, fields, recent, run
 from anomalyd.detector.network import Autoencoder
-from anomalyd.detector.step_cpu import GUARDS, JUMP, LENGTH, SUSTAINED, VALUE, A, B
+from anomalyd.detector.step_cpu import GUARDS, JUMP, LENGTH, SUSTAIN, VALUE, A, B
 from anomalyd.detector.step_torch import TorchBackend
 from anomalyd.errors import InputFileError
 from anomalyd.evaluation import evaluate
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.timeout(900)
 
 SAMPLES, SERIES = 400, 2 * len(KINDS)
 CHANNELS = (A, VALUE, JUMP, B)
-EVERYTHING = (*CHANNELS, GUARDS, SUSTAINED, LENGTH)
+EVERYTHING = (*CHANNELS, GUARDS, SUSTAIN, LENGTH)
 FOLLOWS_THE_SCORE = {"envelope", "sustained"}
 FOLLOWS_THE_NETWORK = {
     "encoder_h",
@@ -96,15 +96,15 @@ def test_what_is_left_out_is_learned_as_ever(own: Artifact, part: int) -> None:
 
 def test_parts_add_up_to_the_whole(own: Artifact) -> None:
     """Of step 5; what is smoothed in step 6 is left out of all."""
-    whole, _ = without(own, SUSTAINED)
-    each = [without(own, *({*CHANNELS, GUARDS, SUSTAINED} - {part}))[0] for part in (*CHANNELS, GUARDS)]
+    whole, _ = without(own, SUSTAIN)
+    each = [without(own, *({*CHANNELS, GUARDS, SUSTAIN} - {part}))[0] for part in (*CHANNELS, GUARDS)]
 
     np.testing.assert_allclose(sum(each), whole, atol=1e-4)
     assert all((one > 0).any() for one in each)
 
 
 def test_without_the_term_of_length_evidence_is_the_probability(own: Artifact) -> None:
-    others = (VALUE, JUMP, B, GUARDS, SUSTAINED)
+    others = (VALUE, JUMP, B, GUARDS, SUSTAIN)
     age = 300
     with_term, _ = without(own, *others)
     evidence, pages = without(own, *others, LENGTH)

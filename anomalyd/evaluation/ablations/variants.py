@@ -6,7 +6,7 @@ from typing import Final, Literal
 import numpy as np
 
 from anomalyd.detector import Artifact, Detector, Options
-from anomalyd.detector.step_cpu import GUARDS, JUMP, LENGTH, SUSTAINED, VALUE, A, B, CpuBackend, Parts
+from anomalyd.detector.step_cpu import GUARDS, JUMP, LENGTH, SUSTAIN, VALUE, A, B, CpuBackend, Parts
 from anomalyd.evaluation.ablations.kernels import WEIGHTS, build_gru, normal_evidence, re_encoded, weighted
 
 Cell = Literal["lstm", "gru", "rnn", "untrained"]
@@ -36,9 +36,9 @@ VARIANTS: Final[dict[str, Variant]] = {
         Variant("no-jump", "without channel jump", (JUMP,)),
         Variant("no-b", "without channel B", (B,)),
         Variant("a-alone", "channel A without companions and guards", (VALUE, JUMP, B, GUARDS)),
-        Variant("a-alone-momentary", "the same without step 6", (VALUE, JUMP, B, GUARDS, SUSTAINED)),
+        Variant("a-alone-momentary", "the same without step 6", (VALUE, JUMP, B, GUARDS, SUSTAIN)),
         Variant("no-guards", "without the guards", (GUARDS,)),
-        Variant("no-sustain", "without step 6", (SUSTAINED,)),
+        Variant("no-sustain", "without step 6", (SUSTAIN,)),
         Variant("no-length", "without the term for the length of the history", (LENGTH,)),
         Variant("z-calibrator", "z of the log error in place of the histogram", parts=Parts(evidence=normal_evidence, counted=weighted)),
         Variant("re-encoded", "network from zero state over the last 16 inputs", parts=Parts(course=re_encoded, counted=weighted)),

@@ -82,7 +82,7 @@ def _trained(variant: Variant, seed: int, bar: Progress) -> Artifact:
     from anomalyd.training.trainer import Plan  # noqa: PLC0415  as above
 
     if variant.cell == "untrained":
-        plan, loss = Plan(steps=0), float("nan")
+        plan, loss = Plan(steps=0), 0.0
         network = networks.untrained(pretrain.SHAPE, seed)
     else:
         plan = Plan()

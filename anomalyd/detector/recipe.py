@@ -105,11 +105,22 @@ SUSTAINED_SAMPLES: Final = 10.0
 """Exponentially weighted span over which evidence, with that, is smoothed: what goes on is as strange as what begins."""
 SUSTAINED_SHARE: Final = 0.8
 """Part of it that counts beside the evidence of a single sample: more, and slow drifts alarm."""
-JOINT_SAMPLES: Final = 10.0
+JOINT_SAMPLES: Final = 15.0
 """Exponentially weighted span over which the joint error of F > 1 is smoothed: "still abnormal", not "new just now"."""
+JOINT_NOW: Final = 0.3
+"""Weight of the evidence of the joint error as it is now, beside the smoothed one."""
+JOINT_FLOOR: Final = 0.3
+"""Smallest scale of a feature's forecast error, in asinh units: to miss by less what is always forecast exactly is hardly strange."""
+JOINT_CLIP_SD: Final = 20.0
+"""As CLIP_SD, for F > 1: a scale that heavy tails widen keeps single features from deciding everything,"""
+JOINT_ERROR_CLIP: Final = 10.0
+"""and likewise the scale of errors learns from at most this many times itself."""
+JOINT_LAGS: Final = (0, 1, 3, 7)
+"""A joint network forecasts by a linear map of these inputs, 0 the newest, to which the decoder adds what is not linear."""
 JOINT_SCALER_SAMPLES: Final = 10_000.0
 """Memory of the normaliser for F > 1: a slow one gave a better ranking on multivariate data."""
 JOINT_LIMIT: Final = 30.0
+"""A feature's error counts as at most this many times its scale."""
 ERROR_SAMPLES: Final = 500.0
 BAND_ERRORS: Final = 4.0
 """Half width of the expected band in mean absolute forecast errors."""

@@ -34,7 +34,7 @@ def _short_training(monkeypatch: pytest.MonkeyPatch) -> None:
     from anomalyd.training import joint
 
     monkeypatch.setattr(forecaster, "SERIES", (8, 64))
-    monkeypatch.setattr(forecaster, "PLAN", {"steps": 2, "batch": 4, "stretch": 32, "window": 1})
+    monkeypatch.setattr(forecaster, "STEPS", 2)
     # The step is compiled for every shape: this one is that of other tests, too.
     monkeypatch.setattr(joint, "PLAN", Plan(steps=2, batch=4, stretch=32, window=1))
     monkeypatch.setattr(joint, "UNITS", 7)

@@ -121,8 +121,8 @@ class Detector:
     def update(self, series_keys: Sequence[str], times_ms: Sequence[int], values: NDArray[np.float64] | Sequence[float]) -> Verdicts:
         """The same for use as a library: keys of any text, state kept inside, at most a million series.
 
-        `values` has shape (n,) or (n, F). Raises ValueError for columns of different lengths, values of another width or not finite,
-        and too many series; nothing is learned then.
+        `values` has shape (n,) or (n, F); of several features those that are NaN are missing. Raises ValueError for columns of different
+        lengths, values of another width or not finite, and too many series; nothing is learned then.
         """
         # copies: the compiled step is one for contiguous arrays that can be written, and would be compiled again for others
         time_ms, column = np.array(times_ms, np.int64), np.array(values, np.float64, order="C")
@@ -133,8 +133,8 @@ class Detector:
         if column.shape[1] != self.features:
             msg = f"samples have {column.shape[1]} values, the model wants {self.features}"
             raise ValueError(msg)
-        if not np.isfinite(column).all():
-            msg = "values must be finite"
+        if np.isinf(column).any() or (self.features == 1 and np.isnan(column).any()):
+            msg = "values must be finite; of several features some may be NaN, which says that they are missing"
             raise ValueError(msg)
         if self._own is None:
             self._own = self.new_pages(1_000_000)

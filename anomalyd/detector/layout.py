@@ -47,7 +47,7 @@ class Shape:
 
     @property
     def channels(self) -> int:
-        """Calibrated channels: four for a single feature, the joint error smoothed and now otherwise."""
+        """Calibrated channels: four for a single feature, the joint error smoothed and the largest one otherwise."""
         return 4 if self.features == 1 else 2
 
 

@@ -608,10 +608,10 @@ def build_step(layout: Layout) -> Callable[..., None]:
     def joint_errors(lane, at, inputs, f4, i4, observed, share, i):
         """F > 1: squared forecast errors in units of what each feature's errors usually are; then learns them. Must precede `network`.
 
-        `share` becomes each feature's part of their smoothed mean; returns their mean now. Missing features count as forecast exactly.
+        `share` becomes each feature's part of their smoothed mean; returns the largest now. Missing features count as forecast exactly.
         """
         a4 = at // 4
-        now = total = _ZERO
+        largest = total = _ZERO
         for k in range(F):
             n = i4[a4 + BORN + k]  # this sample counted
             relative = _ZERO
@@ -624,18 +624,18 @@ def build_step(layout: Layout) -> Callable[..., None]:
                 if n > 10:
                     error = min(error, F4(R.JOINT_ERROR_CLIP) * scale)
                 f4[a4 + ERROR_SQUARE + k] = square + (error * error - square) * F4(1.0 / min(n - 1.0, R.JOINT_SCALER_SAMPLES))
-            now += relative
+            largest = max(largest, relative)
             part = f4[a4 + PART + k] + (relative - f4[a4 + PART + k]) * F4(2.0 / (R.JOINT_SAMPLES + 1.0))
             f4[a4 + PART + k] = part
             share[i, k] = part + F4(1e-6)
             total += part + F4(1e-6)
         for k in range(F):
             share[i, k] /= total
-        return now / F4(F)
+        return largest
 
     @njit
-    def joint_evidence(now, at, f4, i2, age):
-        """F > 1: evidence of the joint error, smoothed and now, and of how large the smoothed one is: what lasts becomes usual."""
+    def joint_evidence(largest, at, f4, i2, age):
+        """F > 1: evidence of the errors together, smoothed, of the largest one now, and of how large they are: what lasts becomes usual."""
         smooth = _ZERO
         for k in range(F):
             smooth += f4[at // 4 + PART + k]
@@ -643,7 +643,7 @@ def build_step(layout: Layout) -> Callable[..., None]:
         first, second = at // 2 + HISTOGRAM, at // 2 + HISTOGRAM + R.BINS
         term = length_term(age)
         calibrated = evidence(i2[first : first + R.BINS], F4(math.sqrt(smooth)), age, term)
-        calibrated += F4(R.JOINT_NOW) * evidence(i2[second : second + R.BINS], F4(math.sqrt(now)), age, term)
+        calibrated += F4(R.JOINT_LARGEST) * evidence(i2[second : second + R.BINS], F4(math.sqrt(largest)), age, term)
         return calibrated + F4(math.log(_ONE + smooth))
 
     @njit
@@ -738,7 +738,7 @@ def build_step(layout: Layout) -> Callable[..., None]:
         log10_rate = budget[0] + F4(math.log(max(f4[a4 + STEP_MS], F4(R.TRIAL_MS)))) * _LOG10
         threshold = max((budget[1] - log10_rate) / budget[2], budget[3])
         if R.WARMUP_SAMPLES <= age < R.YOUNG_SAMPLES:
-            threshold += R.YOUNG_EVIDENCE * math.log10(R.YOUNG_SAMPLES / age)
+            threshold += R.YOUNG_DECADES / budget[2] * math.log10(R.YOUNG_SAMPLES / age)
         strength = max(total, sustain(observed[i, 0], total, at, f8, f4, i4)) if SINGLE else total
         result = 0.0
         if age < R.WARMUP_SAMPLES:

@@ -335,7 +335,7 @@ def sustain(s: Rows, y: Tensor, evidence_: Tensor) -> Tensor:
 def joint_errors(s: Rows, u: Tensor, forecast: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     """F > 1: squared forecast errors in units of what each feature's errors usually are; then learns them.
 
-    `present` (B, F) are the features that the sample has; the others count as forecast exactly. Returns their mean (B,) and each feature's
+    `present` (B, F) are the features that the sample has; the others count as forecast exactly. Returns the largest (B,) and each feature's
     part (B, F) of their smoothed mean.
     """
     n = s["born"]  # this sample counted
@@ -348,13 +348,13 @@ def joint_errors(s: Rows, u: Tensor, forecast: Tensor, present: Tensor) -> tuple
     s["error_square"] = torch.where(known, square + (error * error - square) * weight, square)
     s["part"] = s["part"] + (relative - s["part"]) * (2.0 / (R.JOINT_SAMPLES + 1.0))
     part = s["part"] + 1e-6
-    return relative.mean(dim=1), part / part.sum(dim=1, keepdim=True)
+    return relative.amax(dim=1), part / part.sum(dim=1, keepdim=True)
 
 
-def joint_evidence(s: Rows, now: Tensor) -> Tensor:
-    """F > 1: evidence (B,) of the joint error, smoothed and now, and of how large the smoothed one is: what lasts becomes usual."""
+def joint_evidence(s: Rows, largest: Tensor) -> Tensor:
+    """F > 1: evidence (B,) of the errors together, smoothed, of the largest now, and of how large they are: what lasts becomes usual."""
     smooth = s["part"].mean(dim=1)
-    calibrated = evidence(s, 0, smooth.sqrt()) + R.JOINT_NOW * evidence(s, 1, now.sqrt())
+    calibrated = evidence(s, 0, smooth.sqrt()) + R.JOINT_LARGEST * evidence(s, 1, largest.sqrt())
     return calibrated + torch.log(1.0 + smooth)
 
 
@@ -402,20 +402,20 @@ def step_rows(
     if not single:
         u, d, expected, low, high = absent(s, before, missing, u, d, expected, low, high)
         y = torch.where(missing, math.nan, y)
-        now, share = joint_errors(s, u, forecast, ~missing)
+        largest, share = joint_errors(s, u, forecast, ~missing)
     inputs = u[:, None, :] if shape.joint else torch.stack([u, d], dim=2)  # (B, networks, I)
     newest, code = advance(s, network, inputs, shape)
     if single:
         share = torch.ones_like(u)
         evidence_ = guard + single_evidence(s, u, d, newest, code)
     else:
-        evidence_ = joint_evidence(s, now)
+        evidence_ = joint_evidence(s, largest)
 
     log10_budget, intercept, slope, lowest = (float(t) for t in threshold)
     log10_rate = log10_budget + torch.log10(step_ms.clamp(min=R.TRIAL_MS).to(_F8))
     limit = ((intercept - log10_rate) / slope).clamp(min=lowest)
     age = s["age"][:, 0]
-    limit = limit + R.YOUNG_EVIDENCE * torch.log10(R.YOUNG_SAMPLES / age.double().clamp(min=1.0, max=R.YOUNG_SAMPLES))
+    limit = limit + R.YOUNG_DECADES / slope * torch.log10(R.YOUNG_SAMPLES / age.double().clamp(min=1.0, max=R.YOUNG_SAMPLES))
     warm = age >= R.WARMUP_SAMPLES
     strength = torch.maximum(evidence_, sustain(s, y[:, 0], evidence_)) if single else evidence_
     score = torch.where(warm, strength.to(_F8) / limit, 0.0)

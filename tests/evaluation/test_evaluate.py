@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from anomalyd.detector import Artifact
+from anomalyd.detector import artifact as artifacts
+from anomalyd.detector.detector import shipped
 from anomalyd.errors import ConfigError, InputFileError
 from anomalyd.evaluation import evaluate
 from anomalyd.evaluation.sets import LabelledSet, halves
@@ -120,6 +123,55 @@ def test_detectors_are_compared_stream_by_stream(nab: Path, capsys: pytest.Captu
     assert found["difference"]["vus_pr"]["streams"] == 1
     assert found["difference"]["vus_pr"]["won"] in (0.0, 0.5, 1.0)
     assert found["measures"]["event_recall"] == 1.0
+
+
+def test_what_draws_is_repeated_with_each_seed_and_what_does_not_is_not(
+    nab: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    args: dict[str, Any] = {"detector": "isolation-forest", "compare": ["robust-z"], "json_output": True}
+
+    evaluate.run("nab", nab, None, **args, seeds=(0, 3), out=tmp_path / "out")
+    both = told(capsys)
+    evaluate.run("nab", nab, None, **args, seeds=(3,))
+    third = told(capsys)
+
+    assert both["seeds"] == [0, 3]
+    first, second = both["spread"]["auc_pr"]["values"]
+    assert second == third["measures"]["auc_pr"] != first
+    assert both["measures"]["auc_pr"] == pytest.approx((first + second) / 2, abs=1e-4)
+    assert both["spread"]["auc_pr"]["sd"] == pytest.approx(abs(first - second) / 2**0.5, abs=1e-4)
+    others = both["compared"]["robust-z"]
+    assert others["spread"]["auc_pr"] == {"sd": 0.0, "values": [others["measures"]["auc_pr"]] * 2}
+    assert both["compared"]["robust-z"]["difference"]["auc_pr"]["mean"] == pytest.approx(
+        both["measures"]["auc_pr"] - others["measures"]["auc_pr"], abs=1e-3
+    )
+    assert "spread" not in third
+    assert sorted(path.relative_to(tmp_path).parent.as_posix() for path in tmp_path.rglob("alerts.jsonl")) == [
+        "out",
+        "out/robust-z",
+        "out/seed-3",
+    ]
+
+
+def test_a_joint_model_is_fitted_for_each_seed_and_shown_with_its_spread(
+    entities: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[tuple[int, int]] = []
+
+    def fit(histories: list[NDArray[np.float64]], seed: int) -> Artifact:
+        fitted.append((len(histories), seed))
+        return artifacts.load(shipped()).for_features(6)
+
+    monkeypatch.setattr("anomalyd.training.joint.fit_joint", fit)
+
+    evaluate.run("asd", entities, None, seeds=(0, 1), cold_start=True)
+    evaluate.run("asd", entities, None, seeds=(0, 1), shared=True)
+
+    assert fitted == [(1, 0), (1, 1)] * 2 + [(2, 0), (2, 1)], "not once more for a cold start, which is of state and not of the model"
+    lines = capsys.readouterr().out.splitlines()
+    assert "means over the seeds 0, 1 ± their standard deviation" in lines
+    assert sum(line.startswith("auc_pr ") and "±" in line for line in lines) == 2
+    assert sum("seed 0      seed 1" in line for line in lines) == 2
 
 
 def test_a_detector_that_does_not_exist_is_said_with_those_that_do(nab: Path) -> None:

@@ -1,7 +1,7 @@
 """The streams of the guard: generated, labelled, the same every time.
 
-Single series: two weeks at 5 minutes of ten kinds, each with four incidents out of five kinds. Entities: a day of train and a day of test at a
-minute, six values that follow two drivers, each with five incidents in one or two of the values.
+Single series: two weeks at 5 minutes of ten kinds, each with four incidents out of five kinds. Entities: a day of train and a day of test
+at a minute, six values that follow two drivers, each with five incidents in one or two of the values.
 """
 
 import json
@@ -165,7 +165,8 @@ def entities(folder: Path) -> None:
             for dim in dims.tolist():
                 x = test[rows, dim]
                 # The value of another time: usual in itself, not beside the others. The others are to be seen in the value alone.
-                test[rows, dim] = [test[: len(x), dim] + 0.5, x + 2.5, np.full(len(x), x[0] + 1.0), x * 0.4, x + rng.standard_normal(len(x))][k]
+                wild = 0.6 * rng.standard_normal(len(x))
+                test[rows, dim] = [test[: len(x), dim], x + 1.2, np.full(len(x), x[0]), 0.8 * x, x + wild][k]
             label[rows] = 1
             found.append({"start": rows.start, "end": rows.stop, "dims": [dim + 1 for dim in dims.tolist()]})
         np.savez(folder / f"entity-{number}.npz", train=scale * train, test=scale * test, label=label)

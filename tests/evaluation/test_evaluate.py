@@ -57,12 +57,12 @@ def nab(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def entities(tmp_path: Path) -> Path:
-    """Two entities of six values with train, test and causes."""
+    """Two entities of two values, a shape that other tests compile, too, with train, test and causes."""
     folder = tmp_path / "asd"
     folder.mkdir()
     for i in range(2):
-        np.savez(folder / f"omi-{i}.npz", train=course(i, 6)[:300], test=course(9 + i, 6), label=label())
-    causes = {"note": "made", "entities": {f"omi-{i}": [{"start": 600, "end": 605, "dims": [1, 2, 3]}] for i in range(2)}}
+        np.savez(folder / f"omi-{i}.npz", train=course(i, 2)[:300], test=course(9 + i, 2), label=label())
+    causes = {"note": "made", "entities": {f"omi-{i}": [{"start": 600, "end": 605, "dims": [1]}] for i in range(2)}}
     (folder / "interpretation.json").write_text(json.dumps(causes))
     return folder
 
@@ -97,7 +97,7 @@ def test_entities_without_a_fit_are_measured_on_test_alone(entities: Path, capsy
     found = told(capsys)
     assert found["samples"] == 2 * ROWS
     assert found["measures"]["auc_pr"] > 0.3
-    assert found["measures"]["hit_rate_150"] > 0.6
+    assert found["measures"]["hit_rate_100"] == 1.0
     assert found["per_stream"][0]["quiet_days"] == pytest.approx((ROWS - 16 - 1) * 300 / 86_400, abs=0.02)
 
 
@@ -107,7 +107,33 @@ def test_steps_and_ends_of_causes_are_those_of_the_set(entities: Path) -> None:
 
     assert np.diff(labelled.table.time_ms).tolist() == [300_000] * (ROWS - 1)
     assert labelled.windows == ((600, 605),)
-    assert [(cause.start, cause.end, cause.dims) for cause in labelled.causes] == [(600, 606, (0, 1, 2))]
+    assert [(cause.start, cause.end, cause.dims) for cause in labelled.causes] == [(600, 606, (0,))]
+
+
+def test_causes_are_found_where_rows_without_a_value_are_left_out(entities: Path) -> None:
+    test = course(9, 2)
+    test[10] = np.nan
+    np.savez(entities / "omi-0.npz", train=course(0, 2)[:300], test=test, label=label())
+
+    labelled_set = LabelledSet("asd", entities)
+    labelled = labelled_set.read(labelled_set.files[0])
+
+    assert labelled.windows == ((599, 604),)
+    assert [(cause.start, cause.end) for cause in labelled.causes] == [(599, 605)]
+
+
+def test_each_cause_counts_alike_however_many_its_stream_has(entities: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = {"start": 600, "end": 605, "dims": [2]}
+    right = {"start": 600, "end": 605, "dims": [1]}
+    (entities / "interpretation.json").write_text(json.dumps({"omi-0": [wrong, wrong, wrong], "omi-1": [right]}))
+
+    evaluate.run("asd", entities, None, json_output=True, no_fit=True)
+
+    found = told(capsys)
+    first, second = found["per_stream"]
+    assert (first["causes"], second["causes"]) == (3, 1)
+    assert first["hit_rate_100"] < second["hit_rate_100"]
+    assert found["measures"]["hit_rate_100"] == pytest.approx((3 * first["hit_rate_100"] + second["hit_rate_100"]) / 4, abs=1e-3)
 
 
 def test_a_cold_start_is_compared_with_the_same_rows(nab: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,7 +186,7 @@ def test_a_joint_model_is_fitted_for_each_seed_and_shown_with_its_spread(
 
     def fit(histories: list[NDArray[np.float64]], seed: int) -> Artifact:
         fitted.append((len(histories), seed))
-        return artifacts.load(shipped()).for_features(6)
+        return artifacts.load(shipped()).for_features(2)
 
     monkeypatch.setattr("anomalyd.training.joint.fit_joint", fit)
 

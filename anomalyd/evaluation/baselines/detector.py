@@ -15,6 +15,7 @@ from anomalyd.detector.recipe import BINS, VALUE_LIMIT
 from anomalyd.detector.weights import tensor_shapes
 from anomalyd.evaluation.baselines.kernels import judge
 from anomalyd.evaluation.baselines.measure import Baseline, Floats, Measure, Strangeness
+from anomalyd.training.history import filled
 
 CALM_SERIES: Final = (64, 3000)
 CALM_ENTITIES: Final = (48, 3000, 8)
@@ -29,12 +30,21 @@ class BaselinePages(Pages):
     def __init__(self, layout: Layout, capacity: int) -> None:
         super().__init__(layout, capacity)
         self.measures: dict[int, Measure] = {}
+        self._known: dict[int, Floats] = {}
+        """Last known value of each feature, (F,), by row."""
 
     def clear(self, rows: NDArray[np.int32]) -> None:
         """Makes the rows as if they had never been used."""
         super().clear(rows)
         for row in rows.tolist():
             self.measures.pop(row, None)
+            self._known.pop(row, None)
+
+    def complete(self, row: int, value: Floats) -> Floats:
+        """The next samples of a row, (n, F), without holes: a feature keeps its last known value, and is zero before the first."""
+        known = filled(value, self._known.get(row, np.zeros(value.shape[1])))
+        self._known[row] = known[-1]
+        return known
 
 
 class BaselineDetector(Detector):
@@ -75,7 +85,7 @@ class BaselineDetector(Detector):
             training={"seed": seed},
         )
         super().__init__(artifacts.sealed(artifact), "cpu", options)
-        history = None if train is None else _limited(train)
+        history = None if train is None else _limited(filled(train))
         self._backend = BaselineBackend(lambda: baseline.make(features, history, step_ms, seed), self.threshold)
 
     def new_pages(self, capacity: int) -> BaselinePages:
@@ -101,7 +111,7 @@ class BaselineBackend:
             raise TypeError("a baseline needs its own pages")
         for row in np.unique(batch.row).tolist():
             here = np.flatnonzero(batch.row == row)
-            time_ms, value = batch.time_ms[here], _limited(batch.value[here])
+            time_ms, value = batch.time_ms[here], _limited(pages.complete(row, batch.value[here]))
             answer, score, flags, _ = self.score(pages, row, time_ms, value)
             verdicts.score[here], verdicts.flags[here], verdicts.evidence[here] = score, flags, answer.raw
             verdicts.observed[here], verdicts.expected[here] = value, answer.expected

@@ -93,6 +93,14 @@ YOUNG_DECADES: Final = 1.118
 """and has to be as strange as what is so many powers of ten rarer, for each power of ten that it is younger."""
 ENVELOPE_SAMPLES: Final = 200.0
 """Refractory: after an alarm a new one must exceed an envelope that decays over this many samples."""
+CONTROL_RATE: Final = 1e-3
+"""How often a series crosses the level by which the alert budget is checked, for each try: often enough to be counted, strange enough to be
+like an alarm."""
+CONTROL_AGE: Final = YOUNG_SAMPLES
+"""Younger series are not counted."""
+CONTROL_REST: Final = 200
+"""What crosses in a cluster counts once: after evidence above the level so many samples below it come before the series is a try again.
+The refractory of alarms, and so of the rate that the calibration knows, is as long."""
 TRIAL_MS: Final = 60_000.0
 """Samples closer together than a minute are no independent tries: the alert budget is shared out over minutes at the finest."""
 LEVEL_SAMPLES: Final = 16.0

@@ -82,7 +82,7 @@ def test_an_incident_in_what_is_there_is_found_beside_what_is_missing(shipped: A
     verdicts = detector.step(detector.new_pages(1), batch_of(np.zeros(T, np.int32), every(T), values))
 
     assert verdicts.score[-5:].max() > 1 > verdicts.score[100:-5].max()
-    assert verdicts.share[-1].argmax() == 0
+    assert verdicts.share[-1, 2] < 0.2
 
 
 def test_a_counter_that_was_missing_for_a_while_has_not_burst(shipped: Artifact) -> None:

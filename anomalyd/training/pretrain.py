@@ -14,7 +14,7 @@ from anomalyd.detector import artifact as artifacts
 from anomalyd.detector.weights import tensor_shapes
 from anomalyd.training import generate
 from anomalyd.training.bar import training_bar
-from anomalyd.training.calibrate import calibrate, realistic
+from anomalyd.training.calibrate import calibrate, realistic, realistic_several
 from anomalyd.training.features import network_inputs
 from anomalyd.training.trainer import Plan, fit
 
@@ -61,4 +61,4 @@ def calibrated(artifact: Artifact, seed: int) -> Artifact:
     entities, step_s = generate.entities(*CALM_ENTITIES, seed=seed + 3)
     features = entities.shape[2]
     several = calibrate(replace(artifact, several=single).for_features(features), entities, step_s * 1000.0)
-    return replace(artifact, calibration=single, several=several)
+    return replace(artifact, calibration=single, several=realistic_several(several))

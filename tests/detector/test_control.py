@@ -28,7 +28,7 @@ def test_it_counts_crossings_of_rested_series_and_how_many_were_to_be_expected(d
         log10_rate = threshold[0] + np.log10(np.maximum(step_ms, R.TRIAL_MS))
         limit = np.maximum((threshold[1] - log10_rate) / threshold[2], threshold[3])
         young = (age >= R.WARMUP_SAMPLES) & (age < R.YOUNG_SAMPLES)
-        limit[young] += R.YOUNG_EVIDENCE * np.log10(R.YOUNG_SAMPLES / age[young])
+        limit[young] += R.YOUNG_DECADES / threshold[2] * np.log10(R.YOUNG_SAMPLES / age[young])
         chance = threshold[5] - threshold[6] * np.maximum(step_ms, R.TRIAL_MS)
         trial = learned & (rest == 0) & (age >= R.YOUNG_SAMPLES) & (chance > 0)
         strange, alarms = verdicts.evidence >= threshold[4], verdicts.evidence >= limit

@@ -16,7 +16,7 @@ from tests.evaluation.guard import streams
 FLOORS = Path(__file__).with_name("floors.json")
 COMMAND = "python -m tests.evaluation.guard --write"
 STEPS = 150
-"""Of the joint model's training, a quarter of the usual: enough to notice that it got worse."""
+"""Of the joint model's training, half of the usual: enough to notice that it got worse."""
 ROOM = {
     "single": {"vus_pr": 0.02, "auc_pr": 0.02, "event_recall": 0.03, "false_episodes_to_budget": 0.3},
     "entities": {"auc_pr": 0.06, "hit_rate_150": 0.1},

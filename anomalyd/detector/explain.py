@@ -141,7 +141,7 @@ def run(artifact: Artifact, inputs: Floats, hidden: Floats, cell: Floats) -> Cou
     tensors = {name: np.asarray(tensor, np.float64) for name, tensor in artifact.tensors.items()}
     layers = artifact.shape.layers
     h, c, steps = hidden.copy(), cell.copy(), []
-    for x in inputs:
+    for t, x in enumerate(inputs):
         gates = np.empty((3, *h.shape))
         code = x
         for p, part in enumerate(PARTS):
@@ -152,6 +152,10 @@ def run(artifact: Artifact, inputs: Floats, hidden: Floats, cell: Floats) -> Cou
                 gates[:, p, layer] = opened.input, opened.forget, opened.output
                 x = h[p, layer]  # noqa: PLW2901 - what the next layer reads
         newest, forecast = ((x @ tensors[f"{head}.weight"].T + tensors[f"{head}.bias"]).reshape(-1) for head in ("newest", "next"))
+        if artifact.shape.joint:
+            nothing = np.zeros_like(inputs[0])  # of inputs in front of the window nothing is known
+            lagged = np.concatenate([inputs[t - lag] if lag <= t else nothing for lag in R.JOINT_LAGS], axis=1)
+            forecast = forecast + (lagged @ tensors["linear.weight"].T).reshape(-1)
         steps.append(Course(gates, h.copy(), c.copy(), code, newest, forecast))
     return Course(*(np.stack(column) for column in zip(*steps, strict=True)))
 
@@ -261,20 +265,21 @@ def _single(artifact: Artifact, layout: Layout, before: NDArray[np.uint8], new: 
 
 
 def _joint(layout: Layout, before: NDArray[np.uint8], old: Row, new: Row) -> list[Channel]:
-    """Several features: their standardised error, smoothed and now; both follow from how the smoothed one moved."""
+    """Several features: their forecast errors together, the largest, and their size; all follow from how the smoothed ones moved."""
     import torch
 
     from anomalyd.detector import step_torch
 
-    smooth, was = float(new["smooth"][0]), float(old["smooth"][0])
-    now = was + (smooth - was) * (R.JOINT_SAMPLES + 1.0) / 2.0
+    part, was = new["part"].astype(np.float64), old["part"].astype(np.float64)
+    largest = max(0.0, float((was + (part - was) * (R.JOINT_SAMPLES + 1.0) / 2.0).max()))
+    smooth = float(part.mean())
     s = step_torch.unpack(torch.from_numpy(before.copy())[None, :], layout)
-    found = []
     with torch.inference_mode():
-        for number, ((name, about), measure) in enumerate(zip(_SEVERAL, (smooth, now), strict=True)):
-            error = torch.tensor([max(measure + 1.0, 1e-3)], dtype=torch.float32)
-            found.append(Channel(name, measure, float(step_torch.evidence(s, number, error)[0]), about))
-    return found
+        errors = [torch.tensor([math.sqrt(measure)], dtype=torch.float32) for measure in (smooth, largest)]
+        parts = [float(step_torch.evidence(s, number, error)[0]) for number, error in enumerate(errors)]
+    evidence = parts[0], R.JOINT_LARGEST * parts[1], math.log1p(smooth)
+    measures = math.sqrt(smooth), math.sqrt(largest), smooth
+    return [Channel(name, measure, share, about) for (name, about), measure, share in zip(_SEVERAL, measures, evidence, strict=True)]
 
 
 def _guarded(old: Row, new: Row, observed: Floats) -> str:
@@ -293,8 +298,9 @@ _SINGLE: Final = (
     ("B", "an unusual combination of value, step and level"),
 )
 _SEVERAL: Final = (
-    ("smoothed", "the features have been far from their reconstruction for some samples"),
-    ("now", "the features of this sample are far from their reconstruction"),
+    ("smoothed", "the features have been far from their forecast for some samples, more than is usual for the series"),
+    ("largest", "one feature of this sample is far from its forecast, more than is usual for the series"),
+    ("size", "how far they have been, in units of their usual errors"),
 )
 
 

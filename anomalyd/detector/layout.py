@@ -47,7 +47,7 @@ class Shape:
 
     @property
     def channels(self) -> int:
-        """Calibrated channels: four for a single feature, the joint error now and smoothed otherwise."""
+        """Calibrated channels: four for a single feature, the joint error smoothed and the largest one otherwise."""
         return 4 if self.features == 1 else 2
 
 
@@ -94,13 +94,14 @@ def _table(shape: Shape) -> list[tuple[str, str, int]]:
         ("step_ms", "f4", 1),  # usual distance of samples
         ("step_spread", "f4", 1),  # mean |distance - step_ms|, in ms, each counted as half a step at most
         ("envelope", "f4", 1),  # refractory
-        ("smooth", "f4", 1),  # level of u (F = 1) or of the joint error (F > 1), smoothed
+        ("rest", "i4", 1),  # samples until the series is a try again by which the alert budget is checked
+        ("smooth", "f4", 1 if single else 0),  # level of u
         ("sustained", "f4", 1 if single else 0),  # evidence, smoothed
         ("unchanged", "f4", f),  # share of samples equal to the one before
         ("forecast", "f4", f),  # of the next input u
         ("error", "f4", f),  # mean |u - forecast|
-        ("error_mean", "f4", 0 if single else f),
-        ("error_variance", "f4", 0 if single else f),
+        ("error_square", "f4", 0 if single else f),  # mean (u - forecast)^2
+        ("part", "f4", 0 if single else f),  # (u - forecast)^2 in units of that, smoothed
         ("a_mean", "f4", 1 + shape.latent if single else 0),
         ("a_variance", "f4", 1 + shape.latent if single else 0),
         ("b_mean", "f4", 3 if single else 0),

@@ -43,7 +43,7 @@ Columns = dict[str, NDArray[Any]]
 Floats = NDArray[np.float32]
 
 TILE: Final = 256
-"""Rows in one matrix product, always full: a row's result then does not depend on the rows beside it."""
+"""Rows that the network goes over together."""
 MARGIN: Final = 2.0
 """By how much the spread of codes is taken for larger than what is known of it."""
 LEAST_VARIANCE: Final = 1e-3
@@ -202,8 +202,15 @@ def _relearn(
 
 def _margin(lifelong: Floats, u: Floats, age: NDArray[np.int32]) -> Floats:
     """What to multiply the spread among the kept inputs u (n, RECENT) with, for rows whose u had the variance `lifelong` (n,)."""
-    wider = np.maximum(lifelong / np.maximum(np.var(u, axis=1), np.float32(LEAST_VARIANCE)), np.float32(1.0))
+    wider = np.maximum(lifelong / np.maximum(_variance(u), np.float32(LEAST_VARIANCE)), np.float32(1.0))
     return np.where(age > R.RECENT, np.float32(MARGIN) * wider, np.float32(1.0))
+
+
+def _variance(u: Floats) -> Floats:
+    """Of each row of u (n, T). Column by column: in which order numpy sums along a row depends on how many rows there are."""
+    mean = sum(u.T, np.zeros(len(u), np.float32)) / np.float32(u.shape[1])
+    spread: Floats = sum(((column - mean) ** 2 for column in u.T), np.zeros(len(u), np.float32)) / np.float32(u.shape[1])
+    return spread
 
 
 @njit
@@ -231,6 +238,7 @@ class _Network:
         size = (shape.layers, TILE * shape.networks, shape.units)
         self._state = {name: np.zeros(size, np.float32) for name in _NETWORK[:4]}
         self._forecast = np.zeros((TILE, shape.features), np.float32)
+        self._past = [np.zeros((TILE, shape.networks * shape.inputs), np.float32)] * (max(R.JOINT_LAGS) + 1)  # inputs, newest first
 
     def step(self, inputs: Floats, live: NDArray[np.bool_]) -> tuple[Floats, Floats]:
         """Advances the `live` (n,) of n <= TILE rows by one input (n, width).
@@ -247,6 +255,9 @@ class _Network:
         code = self._linear("code", self._stack("encoder", x.reshape(-1, shape.inputs), each))
         top = self._stack("decoder", code, each)
         newest, coming = self._linear("newest", top), self._linear("next", top)
+        if shape.joint:
+            self._past = [x, *self._past[: max(R.JOINT_LAGS)]]
+            coming = coming + _products(np.hstack([self._past[lag] for lag in R.JOINT_LAGS]), self._tensors["linear.weight"])
         coming = np.clip(coming.reshape(TILE, -1), -R.INPUT_LIMIT, R.INPUT_LIMIT)
         self._forecast = np.where(moves[:, None], coming, self._forecast)
         return newest.reshape(TILE, -1)[:n, 0], code.reshape(TILE, shape.networks, -1)[:n, 0]
@@ -257,20 +268,31 @@ class _Network:
         return columns | {"forecast": self._forecast[:n]}
 
     def _linear(self, name: str, x: Floats) -> Floats:
-        product: Floats = x @ self._tensors[f"{name}.weight"].T + self._tensors[f"{name}.bias"]
-        return product
+        return _products(x, self._tensors[f"{name}.weight"]) + self._tensors[f"{name}.bias"]
 
     def _stack(self, part: str, x: Floats, each: NDArray[np.bool_]) -> Floats:
         tensors, hs, cs = self._tensors, self._state[f"{part}_h"], self._state[f"{part}_c"]
         for layer in range(self._shape.layers):
             bias = tensors[f"{part}.bias_ih_l{layer}"] + tensors[f"{part}.bias_hh_l{layer}"]
-            gates = x @ tensors[f"{part}.weight_ih_l{layer}"].T + hs[layer] @ tensors[f"{part}.weight_hh_l{layer}"].T + bias
+            gates = _products(x, tensors[f"{part}.weight_ih_l{layer}"]) + _products(hs[layer], tensors[f"{part}.weight_hh_l{layer}"]) + bias
             i, f, g, o = (np.ascontiguousarray(gate) for gate in np.split(gates, 4, axis=1))
             c = _sigmoid(f) * cs[layer] + _sigmoid(i) * np.tanh(g)
             h = _sigmoid(o) * np.tanh(c)
             cs[layer], hs[layer] = np.where(each, c, cs[layer]), np.where(each, h, hs[layer])
             x = h
         return x
+
+
+@njit
+def _products(x: Floats, weight: Floats) -> Floats:
+    """Products of x (n, K) with the rows of weight (M, K). A library's may depend, in the last bit, on where in x a row lies."""
+    across = weight.T.copy()
+    result = np.zeros((len(x), len(weight)), np.float32)
+    for i in range(len(x)):
+        for k in range(x.shape[1]):
+            for j in range(len(weight)):
+                result[i, j] += x[i, k] * across[k, j]
+    return result
 
 
 def _sigmoid(x: Floats) -> Floats:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from anomalyd.detector.artifact import Artifact
 from anomalyd.detector.layout import Shape
+from anomalyd.detector.recipe import JOINT_LAGS
 from anomalyd.detector.weights import tensor_shapes
 
 State = tuple[Tensor, Tensor]
@@ -56,6 +57,8 @@ class Autoencoder(nn.Module):
         self.next = nn.Linear(shape.units, out)
         self.older = nn.Linear(shape.units, out * (window - 1)) if window > 1 else None
         self.log_scale = nn.Linear(shape.units, out * (window + 1))
+        self.linear = nn.Linear(len(JOINT_LAGS) * out, out, bias=False) if shape.joint else None
+        """Of several features: the linear part of the forecast, a map of the newest inputs; `next` is what the decoder adds to it."""
 
     def recurrent(self, inputs: int) -> nn.Module:
         """One of the two recurrent parts: an LSTM, called with inputs (B, T, I) and a state."""

@@ -365,10 +365,11 @@ def build_step(layout: Layout, parts: Parts = Parts()) -> Kernel:  # noqa: B008 
     RUN, LONGEST, UNCHANGED = layout["run"].first, layout["longest"].first, layout["unchanged"].first
     RISES, FALLS, KIND = layout["rises"].first, layout["falls"].first, layout["kind"].first
     STEP_MS, ENVELOPE, SMOOTH = layout["step_ms"].first, layout["envelope"].first, layout["smooth"].first
+    REST = layout["rest"].first
     STEP_SPREAD = layout["step_spread"].first
     LONG_MEAN, LONG_VARIANCE, SUSTAINED = layout["long_mean"].first, layout["long_variance"].first, layout["sustained"].first
     FORECAST, ERROR = layout["forecast"].first, layout["error"].first
-    ERROR_MEAN, ERROR_VARIANCE = layout["error_mean"].first, layout["error_variance"].first
+    ERROR_SQUARE, PART = layout["error_square"].first, layout["part"].first
     A_MEAN, A_VARIANCE = layout["a_mean"].first, layout["a_variance"].first
     B_MEAN, B_VARIANCE = layout["b_mean"].first, layout["b_variance"].first
     EH, EC, DH, DC = (layout[n].first for n in ("encoder_h", "encoder_c", "decoder_h", "decoder_c"))
@@ -377,6 +378,9 @@ def build_step(layout: Layout, parts: Parts = Parts()) -> Kernel:  # noqa: B008 
     HISTOGRAM, RECENT = layout["histogram"].first, layout["recent"].first
     EPISODE = layout["episode"].offset
     SCALER = R.SCALER_SAMPLES if SINGLE else R.JOINT_SCALER_SAMPLES
+    CLIP_SD = R.CLIP_SD if SINGLE else R.JOINT_CLIP_SD
+    LAGS = np.array(R.JOINT_LAGS)
+    LAGGED = len(R.JOINT_LAGS) * F
     cells = build_cells(H, parts.build_cell)
     surprise, counted = parts.evidence, parts.counted
     # where the parts of the packed weights begin: see weights.pack
@@ -390,6 +394,7 @@ def build_step(layout: Layout, parts: Parts = Parts()) -> Kernel:  # noqa: B008 
     NEWEST_BIAS = NEWEST + OUT * H
     NEXT = NEWEST_BIAS + OUT
     NEXT_BIAS = NEXT + OUT * H
+    LINEAR = NEXT_BIAS + OUT
 
     @njit
     def restart(u1, at, f8, i4, f4, i8):
@@ -433,6 +438,8 @@ def build_step(layout: Layout, parts: Parts = Parts()) -> Kernel:  # noqa: B008 
                         restart(u1, at, f8, i4, f4, i8)
                     i4[a4 + BORN + k] = 0
         if kind == 2:
+            if not SINGLE and math.isnan(last):  # nobody knows over how many samples it has increased
+                return f8[a8 + SEEN + k]
             increase = x - last
             if increase < 0.0:
                 if x < 0.5 * last or fixed == COUNTER_KIND:
@@ -511,7 +518,7 @@ def build_step(layout: Layout, parts: Parts = Parts()) -> Kernel:  # noqa: B008 
             f4[a4 + UNCHANGED + k] = unchanged + F4(share) * ((_ONE if same else _ZERO) - unchanged)
 
             delta = y - mean
-            limit = max(R.CLIP_SD * sd, min(R.CLIP_SHARE * abs(delta), R.CLIP_FAR * sd))
+            limit = max(CLIP_SD * sd, min(R.CLIP_SHARE * abs(delta), R.CLIP_FAR * sd))
             if n >= 10:
                 delta = min(max(delta, -limit), limit)
             f8[a8 + MEAN + k] = mean + share * delta
@@ -528,6 +535,22 @@ def build_step(layout: Layout, parts: Parts = Parts()) -> Kernel:  # noqa: B008 
             inputs[lane, 2 * k] = u
             inputs[lane, 2 * k + 1] = d
         return guard
+
+    @njit
+    def absent(k, at, f8, i4, f4, inputs, lane, expected, low, high, i):
+        """A feature that the sample lacks: the network reads its mean, the expectation stands, nothing is learned."""
+        a8, a4 = at // 8, at // 4
+        inputs[lane, k if JOINT else 2 * k] = _ZERO
+        if not JOINT:
+            inputs[lane, 2 * k + 1] = _ZERO
+        mean = f8[a8 + MEAN + k]
+        sd = floored_sd(f8[a8 + VARIANCE + k], mean)
+        band = F4(R.BAND_ERRORS) * f4[a4 + ERROR + k]
+        known = i4[a4 + BORN + k] > 0
+        forecast = f4[a4 + FORECAST + k]
+        expected[i, k] = unscaled(forecast, mean, sd) if known else math.nan
+        low[i, k] = unscaled(forecast - band, mean, sd) if known else math.nan
+        high[i, k] = unscaled(forecast + band, mean, sd) if known else math.nan
 
     @njit
     def stack(w, at, inputs, x, lanes, count, f4, h_at, c_at, h, c, gates):
@@ -552,7 +575,19 @@ def build_step(layout: Layout, parts: Parts = Parts()) -> Kernel:  # noqa: B008 
             inputs = H
 
     @njit
-    def network(w, inputs, lanes, count, f4, i4, i2, x, h, c, gates, z, newest):
+    def linear(w, j, at, i4, i2, lagged):
+        """The linear part of the joint forecast of feature j: a map of the newest inputs, which the ring holds."""
+        ring = at // 2 + RECENT
+        age = i4[at // 4 + AGE]
+        if j == 0:
+            for n in range(len(LAGS)):
+                slot = ring + ((age - LAGS[n]) % R.RECENT) * INPUTS
+                for k in range(F):
+                    lagged[n * F + k] = F4(i2[slot + k]) * F4(1.0 / R.FIXED_POINT)
+        return dot(w[LINEAR + j * LAGGED : LINEAR + (j + 1) * LAGGED], lagged)
+
+    @njit
+    def network(w, inputs, lanes, count, f4, i4, i2, x, h, c, gates, z, newest, lagged):
         """Advances every recurrent state of `count` rows by one sample.
 
         newest[lane, k] becomes the reconstruction of u, z[lane] the code (of the last network), FORECAST in the row the next u.
@@ -577,6 +612,8 @@ def build_step(layout: Layout, parts: Parts = Parts()) -> Kernel:  # noqa: B008 
                 for j in range(OUT):
                     newest[lane, n * OUT + j] = dot(w[NEWEST + j * H : NEWEST + (j + 1) * H], h[lane]) + w[NEWEST_BIAS + j]
                     coming = dot(w[NEXT + j * H : NEXT + (j + 1) * H], h[lane]) + w[NEXT_BIAS + j]
+                    if JOINT:
+                        coming += linear(w, j, lanes[lane], i4, i2, lagged)
                     coming = min(max(coming, -F4(R.INPUT_LIMIT)), F4(R.INPUT_LIMIT))
                     f4[lanes[lane] // 4 + FORECAST + n * OUT + j] = coming
 
@@ -619,41 +656,46 @@ def build_step(layout: Layout, parts: Parts = Parts()) -> Kernel:  # noqa: B008 
         return total
 
     @njit
-    def joint_evidence(inputs, newest, lane, at, f4, i2, age, share, i):
-        """F > 1: summed evidence of the error, standardised per feature and averaged over features, now and smoothed; writes the shares."""
+    def joint_errors(lane, at, inputs, f4, i4, observed, share, i):
+        """F > 1: squared forecast errors in units of what each feature's errors usually are; then learns them. Must precede `network`.
+
+        `share` becomes each feature's part of their smoothed mean; returns the largest now. Missing features count as forecast exactly.
+        """
         a4 = at // 4
-        total = _ZERO
-        weight = F4(1.0 / min(age + 1.0, R.JOINT_SCALER_SAMPLES))
-        parts = F4(1e-6) * F4(F)
+        largest = total = _ZERO
         for k in range(F):
-            u = inputs[lane, k] if JOINT else inputs[lane, 2 * k]
-            error = abs(u - newest[lane, k])
-            mean, variance = f4[a4 + ERROR_MEAN + k], f4[a4 + ERROR_VARIANCE + k]
-            standard = (error - mean) / (F4(math.sqrt(variance)) + F4(1e-3))
-            standard = min(max(standard, -F4(R.JOINT_LIMIT)), F4(R.JOINT_LIMIT))
-            if age < 2:
-                standard = _ZERO
-            delta = error - mean
-            limit = F4(R.CLIP_SD) * (F4(math.sqrt(variance)) + F4(1e-3))
-            if age >= 10:
-                delta = min(max(delta, -limit), limit)
-            f4[a4 + ERROR_MEAN + k] = mean + weight * delta
-            f4[a4 + ERROR_VARIANCE + k] = (_ONE - weight) * (variance + weight * delta * delta)
-            total += standard
-            part = max(standard, _ZERO)
-            share[i, k] = part * part + F4(1e-6)
-            parts += part * part
+            n = i4[a4 + BORN + k]  # this sample counted
+            relative = _ZERO
+            if n > 1 and not math.isnan(observed[i, k]):
+                error = abs(inputs[lane, k if JOINT else 2 * k] - f4[a4 + FORECAST + k])
+                square = f4[a4 + ERROR_SQUARE + k]
+                scale = F4(math.sqrt(square + F4(R.JOINT_FLOOR**2)))
+                relative = min(error / scale, F4(R.JOINT_LIMIT))
+                relative *= relative
+                if n > 10:
+                    error = min(error, F4(R.JOINT_ERROR_CLIP) * scale)
+                f4[a4 + ERROR_SQUARE + k] = square + (error * error - square) * F4(1.0 / min(n - 1.0, R.JOINT_SCALER_SAMPLES))
+            largest = max(largest, relative)
+            part = f4[a4 + PART + k] + (relative - f4[a4 + PART + k]) * F4(2.0 / (R.JOINT_SAMPLES + 1.0))
+            f4[a4 + PART + k] = part
+            share[i, k] = part + F4(1e-6)
+            total += part + F4(1e-6)
         for k in range(F):
-            share[i, k] /= parts
-        now = total / F4(F)
-        smooth = f4[a4 + SMOOTH] + (now - f4[a4 + SMOOTH]) * F4(2.0 / (R.JOINT_SAMPLES + 1.0))
-        f4[a4 + SMOOTH] = smooth
+            share[i, k] /= total
+        return largest
+
+    @njit
+    def joint_evidence(largest, at, f4, i2, age):
+        """F > 1: evidence of the errors together, smoothed, of the largest one now, and of how large they are: what lasts becomes usual."""
+        smooth = _ZERO
+        for k in range(F):
+            smooth += f4[at // 4 + PART + k]
+        smooth /= F4(F)
+        first, second = at // 2 + HISTOGRAM, at // 2 + HISTOGRAM + R.BINS
         term = length_term(age)
-        evidence_ = _ZERO
-        for channel, error in enumerate((smooth, now)):
-            first = at // 2 + HISTOGRAM + channel * R.BINS
-            evidence_ += evidence(i2[first : first + R.BINS], max(error + _ONE, F4(1e-3)), age, term)
-        return evidence_
+        calibrated = evidence(i2[first : first + R.BINS], F4(math.sqrt(smooth)), age, term)
+        calibrated += F4(R.JOINT_LARGEST) * evidence(i2[second : second + R.BINS], F4(math.sqrt(largest)), age, term)
+        return calibrated + F4(math.log(_ONE + smooth))
 
     @njit
     def receive(i, lane, at, fixed, u1, f8, i8, f4, i4, times, values, inputs, backup, observed, expected, low, high):
@@ -675,7 +717,7 @@ def build_step(layout: Layout, parts: Parts = Parts()) -> Kernel:  # noqa: B008 
                 if dt == 0:
                     flag = REPEATED
                     for k in range(F):
-                        if min(max(values[i, k], -R.VALUE_LIMIT), R.VALUE_LIMIT) != f8[a8 + LAST + k]:
+                        if not math.isnan(values[i, k]) and min(max(values[i, k], -R.VALUE_LIMIT), R.VALUE_LIMIT) != f8[a8 + LAST + k]:
                             flag = 0
         if flag:
             backup[lane, :] = u1[at : at + ROW]
@@ -693,10 +735,18 @@ def build_step(layout: Layout, parts: Parts = Parts()) -> Kernel:  # noqa: B008 
 
         guard = _ZERO
         for k in range(F):
+            if not SINGLE and math.isnan(values[i, k]):
+                observed[i, k] = math.nan
+                f8[a8 + LAST + k] = math.nan
+                absent(k, at, f8, i4, f4, inputs, lane, expected, low, high, i)
+                continue
+            unknown = fixed == COUNTER_KIND and age == 0  # one reading of a counter is no rate yet
+            if not SINGLE:
+                unread = i4[a4 + KIND + k] == 0 or (math.isnan(f8[a8 + LAST + k]) and i4[a4 + BORN + k] == 0)
+                unknown = fixed == COUNTER_KIND and unread
             y = judged(values[i, k], k, dt, fixed, at, u1, f8, i8, f4, i4)
             if i4[a4 + KIND + k] == 2:
                 flag |= COUNTER
-            unknown = fixed == COUNTER_KIND and age == 0  # one reading of a counter is no rate yet
             if unknown:
                 y = 0.0
             observed[i, k] = y
@@ -732,14 +782,29 @@ def build_step(layout: Layout, parts: Parts = Parts()) -> Kernel:  # noqa: B008 
         return F4(R.SUSTAINED_SHARE) * smoothed
 
     @njit
-    def conclude(i, lane, at, flag, total, u1, f8, i8, f4, i4, times, budget, backup, observed, score, raw, flags):
+    def control(strength, threshold, flag, at, f4, i4, budget, tally):
+        """Counts the try that a sample is, if it is one, and whether it crosses the level; see `Detector.step`."""
+        a4 = at // 4
+        step_ms, rest = f4[a4 + STEP_MS], i4[a4 + REST]
+        if not flag & WARMUP:
+            tally[2] += np.int64(step_ms)
+        if rest == 0 and i4[a4 + AGE] >= R.CONTROL_AGE:
+            chance = budget[5] - budget[6] * max(step_ms, F4(R.TRIAL_MS))
+            if chance > 0.0:
+                tally[1] += np.int64(chance * min(1.0, step_ms / R.TRIAL_MS))
+                if flag & ARMED and budget[4] <= strength < threshold:
+                    tally[0] += 1
+        i4[a4 + REST] = R.CONTROL_REST if strength >= budget[4] else max(rest - 1, 0)
+
+    @njit
+    def conclude(i, lane, at, flag, total, u1, f8, i8, f4, i4, times, budget, tally, backup, observed, score, raw, flags):
         """What comes after the evidence: threshold, refractory envelope, flags; a sample that must not be learned is undone."""
         a8, a4 = at // 8, at // 4
         age = i4[a4 + AGE]
         log10_rate = budget[0] + F4(math.log(max(f4[a4 + STEP_MS], F4(R.TRIAL_MS)))) * _LOG10
         threshold = max((budget[1] - log10_rate) / budget[2], budget[3])
         if R.WARMUP_SAMPLES <= age < R.YOUNG_SAMPLES:
-            threshold += R.YOUNG_EVIDENCE * math.log10(R.YOUNG_SAMPLES / age)
+            threshold += R.YOUNG_DECADES / budget[2] * math.log10(R.YOUNG_SAMPLES / age)
         strength = max(total, counted(budget, SUSTAIN, sustain(observed[i, 0], total, at, f8, f4, i4))) if SINGLE else total
         result = 0.0
         if age < R.WARMUP_SAMPLES:
@@ -754,6 +819,8 @@ def build_step(layout: Layout, parts: Parts = Parts()) -> Kernel:  # noqa: B008 
         score[i] = result
         raw[i] = strength
         flags[i] = flag
+        if not flag & (LATE | REPEATED):
+            control(strength, threshold, flag, at, f4, i4, budget, tally)
         i4[a4 + AGE] = age + 1
         i8[a8 + TIME] = times[i]
         if flag & (LATE | REPEATED):
@@ -762,21 +829,22 @@ def build_step(layout: Layout, parts: Parts = Parts()) -> Kernel:  # noqa: B008 
             i4[a4 + LATE_RUN] = late_run
 
     @njit
-    def step(pages, rows, times, values, w, budget, fixed, verdicts, scratch):
+    def step(pages, rows, times, values, w, budget, tally, fixed, verdicts, scratch):
         """Scores every sample in order, then learns it.
 
-        `pages` are all rows, flat, once per element type; `fixed` is the kind of all series, 0 where each finds its own; `verdicts` are
-        the columns of Verdicts; `scratch` is as `new_scratch` makes it.
+        `pages` are all rows, flat, once per element type; `budget` and `tally` are as in `Detector.step`; `fixed` is the kind of all
+        series, 0 where each finds its own; `verdicts` are the columns of Verdicts; `scratch` is as `new_scratch` makes it.
         """
         u1, f8, i8, f4, i4, i2 = pages
         u1, f8, i8, f4, i4, i2 = unowned(u1), unowned(f8), unowned(i8), unowned(f4), unowned(i4), unowned(i2)
         rows, times, values, w, budget = unowned(rows), unowned(times), unowned(values), unowned(w), unowned(budget)
+        tally = unowned(tally)
         score, raw, observed, expected, low, high, share, flags = verdicts
         score, raw, observed, expected = unowned(score), unowned(raw), unowned(observed), unowned(expected)
         low, high, share, flags = unowned(low), unowned(high), unowned(share), unowned(flags)
-        inputs, newest, x, h, c, z, gates, v, distances, guards, backup, lanes, lane_flags = scratch
+        inputs, newest, x, h, c, z, gates, v, distances, guards, lagged, backup, lanes, lane_flags = scratch
         inputs, newest, x, h, c, z = unowned(inputs), unowned(newest), unowned(x), unowned(h), unowned(c), unowned(z)
-        gates, v, distances, guards = unowned(gates), unowned(v), unowned(distances), unowned(guards)
+        gates, v, distances, guards, lagged = unowned(gates), unowned(v), unowned(distances), unowned(guards), unowned(lagged)
         backup, lanes, lane_flags = unowned(backup), unowned(lanes), unowned(lane_flags)
         begin = 0
         while begin < len(rows):
@@ -799,7 +867,9 @@ def build_step(layout: Layout, parts: Parts = Parts()) -> Kernel:  # noqa: B008 
                 lane_flags[lane], guards[lane] = receive(
                     i, lane, lanes[lane], fixed, u1, f8, i8, f4, i4, times, values, inputs, backup, observed, expected, low, high
                 )
-            course(w, inputs, lanes, count, f4, i4, i2, x, h, c, gates, z, newest)
+                if not SINGLE:
+                    guards[lane] = joint_errors(lane, lanes[lane], inputs, f4, i4, observed, share, i)
+            course(w, inputs, lanes, count, f4, i4, i2, x, h, c, gates, z, newest, lagged)
             for lane in range(count):
                 i = begin + lane
                 at = lanes[lane]
@@ -809,8 +879,10 @@ def build_step(layout: Layout, parts: Parts = Parts()) -> Kernel:  # noqa: B008 
                     guard = counted(budget, GUARDS, guards[lane])
                     total = guard + single_evidence(inputs, newest, z, lane, at, f4, i2, age, budget, v, distances)
                 else:
-                    total = joint_evidence(inputs, newest, lane, at, f4, i2, age, share, i)
-                conclude(i, lane, at, lane_flags[lane], total, u1, f8, i8, f4, i4, times, budget, backup, observed, score, raw, flags)
+                    total = joint_evidence(guards[lane], at, f4, i2, age)
+                conclude(
+                    i, lane, at, lane_flags[lane], total, u1, f8, i8, f4, i4, times, budget, tally, backup, observed, score, raw, flags
+                )
             begin += count
 
     return step
@@ -830,6 +902,7 @@ def new_scratch(shape: Shape) -> tuple[NDArray[Any], ...]:
         (max(1 + shape.latent, 3),),
         (R.PROTOTYPES,),
         (LANES,),
+        (len(R.JOINT_LAGS) * shape.features,),
     ]
     backup = np.zeros((LANES, Layout(shape).row_bytes), np.uint8)
     return (*(np.zeros(size, np.float32) for size in floats), backup, np.zeros(LANES, np.int64), np.zeros(LANES, np.int64))
@@ -842,18 +915,16 @@ class CpuBackend:
         self,
         layout: Layout,
         artifact: Artifact,
-        threshold: NDArray[np.float64],
         fixed_kind: int = 0,
         parts: Parts = Parts(),  # noqa: B008 - a constant
     ) -> None:
         self._step = build_step(layout, parts)
         self._fixed_kind = fixed_kind
         self._weights = artifact.packed()
-        self._threshold = threshold
         self._shape = layout.shape
         self._threads = threading.local()
 
-    def step(self, pages: Pages, batch: SampleBatch, verdicts: Verdicts) -> None:
+    def step(self, pages: Pages, batch: SampleBatch, verdicts: Verdicts, threshold: NDArray[np.float64], tally: NDArray[np.int64]) -> None:
         """Fills `verdicts`; see Detector.step."""
         scratch = getattr(self._threads, "scratch", None)
         if scratch is None:
@@ -865,7 +936,8 @@ class CpuBackend:
             batch.time_ms,
             batch.value,
             self._weights,
-            self._threshold,
+            threshold,
+            tally,
             self._fixed_kind,
             (
                 verdicts.score,

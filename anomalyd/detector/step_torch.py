@@ -26,6 +26,24 @@ Rows = dict[str, Tensor]
 TILE = 256
 _F4, _F8, _I4 = torch.float32, torch.float64, torch.int32
 _TYPES = {"i8": torch.int64, "f8": _F8, "i4": _I4, "f4": _F4, "i2": torch.int16, "u1": torch.uint8}
+_OF_FEATURES = (
+    "kind",
+    "rises",
+    "falls",
+    "born",
+    "mean",
+    "variance",
+    "step_size",
+    "low",
+    "high",
+    "run",
+    "longest",
+    "unchanged",
+    "seen",
+    "error",
+    "forecast",
+)
+"""Fields that `judged` and `front` learn, feature by feature."""
 _KEPT_AT_RESTART = {"time", "step_ms", "step_spread", "late_run", "kind", "last", "episode"}
 
 
@@ -99,16 +117,17 @@ def judged(s: Rows, x: Tensor, dt: Tensor, *, single: bool, fixed: int = 0) -> T
     begun = (increase < 0) & (s["born"] > 0)
     increase = torch.where(increase < 0, x.clamp(min=0.0), increase)
     ms = torch.where(dt > 0, dt.to(_F8), s["step_ms"][:, 0].clamp(min=1.0).to(_F8))
-    rate = torch.where(begun, s["seen"], (increase / (ms[:, None] / 1000.0)).clamp(max=R.VALUE_LIMIT))
+    rate = torch.where(begun | last.isnan(), s["seen"], (increase / (ms[:, None] / 1000.0)).clamp(max=R.VALUE_LIMIT))
     return torch.where(s["kind"] == 2, rate, x)
 
 
-def front(s: Rows, y: Tensor, gap: Tensor, *, scaler: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def front(s: Rows, y: Tensor, gap: Tensor, *, single: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Scales the judged values (B, F) with the statistics before them, then learns them.
 
     Returns u, d (B, F), expected, low, high (B, F) in the units of y, and the evidence of the guards (B,).
     """
     n, mean, variance = s["born"], s["mean"], s["variance"]
+    scaler, clip_sd = (R.SCALER_SAMPLES, R.CLIP_SD) if single else (R.JOINT_SCALER_SAMPLES, R.JOINT_CLIP_SD)
     first = n == 0
     sd = floored(variance.sqrt(), mean)
     u = torch.where(first, 0.0, scaled(y, mean, sd))
@@ -144,7 +163,7 @@ def front(s: Rows, y: Tensor, gap: Tensor, *, scaler: float) -> tuple[Tensor, Te
     s["run"] = torch.where(first | same, run, 0).int()
     s["unchanged"] = torch.where(first, unchanged, unchanged + share.to(_F4) * (same.to(_F4) - unchanged))
     delta = y - mean
-    limit = torch.maximum(R.CLIP_SD * sd, torch.minimum(R.CLIP_SHARE * delta.abs(), R.CLIP_FAR * sd))
+    limit = torch.maximum(clip_sd * sd, torch.minimum(R.CLIP_SHARE * delta.abs(), R.CLIP_FAR * sd))
     delta = torch.where(n >= 10, torch.clamp(delta, -limit, limit), delta)
     size = difference.abs()
     limit_step = torch.maximum(R.CLIP_SD * scale, torch.minimum(R.CLIP_SHARE * size, R.CLIP_FAR_STEP * scale))
@@ -155,6 +174,21 @@ def front(s: Rows, y: Tensor, gap: Tensor, *, scaler: float) -> tuple[Tensor, Te
     s["seen"] = y
     s["born"] = n + 1
     return u, d, expected, low, high, guard.amax(dim=1).to(_F4)
+
+
+def absent(
+    s: Rows, before: Rows, missing: Tensor, u: Tensor, d: Tensor, expected: Tensor, low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """F > 1: undoes what `judged` and `front` did with features that the sample lacks, (B, F); returns u, d, expected, low and high.
+
+    The network reads their mean, the expectation stands as long as anything was seen of them, and nothing is learned of them.
+    """
+    for name in _OF_FEATURES:
+        s[name] = torch.where(missing, before[name], s[name])
+    s["last"] = torch.where(missing, math.nan, s["last"])
+    never = missing & (s["born"] == 0)
+    expected, low, high = (torch.where(never, math.nan, e) for e in (expected, low, high))
+    return torch.where(missing, 0.0, u), torch.where(missing, 0.0, d), expected, low, high
 
 
 def fixed(x: Tensor) -> Tensor:
@@ -183,7 +217,13 @@ def advance(s: Rows, network: Autoencoder, inputs: Tensor, shape: Shape) -> tupl
     out = network.step(inputs.reshape(b * n, -1), encoder, decoder)
     s["encoder_h"], s["encoder_c"] = flat(out.encoder[0]), flat(out.encoder[1])
     s["decoder_h"], s["decoder_c"] = flat(out.decoder[0]), flat(out.decoder[1])
-    s["forecast"] = out.next.reshape(b, -1).clamp(-R.INPUT_LIMIT, R.INPUT_LIMIT)
+    coming = out.next.reshape(b, -1)
+    if network.linear is not None:
+        ring = s["recent"].reshape(b, R.RECENT, -1)
+        slots = (s["age"].long() - torch.tensor(R.JOINT_LAGS, device=slot.device)) % R.RECENT  # (B, lags)
+        lagged = ring.gather(1, slots[:, :, None].expand(-1, -1, ring.shape[2])).to(_F4) / R.FIXED_POINT
+        coming = coming + network.linear(lagged.reshape(b, -1))
+    s["forecast"] = coming.clamp(-R.INPUT_LIMIT, R.INPUT_LIMIT)
     return out.newest.reshape(b, -1), out.code.reshape(b, n, -1)
 
 
@@ -292,31 +332,39 @@ def sustain(s: Rows, y: Tensor, evidence_: Tensor) -> Tensor:
     return R.SUSTAINED_SHARE * now
 
 
-def joint_evidence(s: Rows, u: Tensor, newest: Tensor) -> tuple[Tensor, Tensor]:
-    """F > 1: summed evidence (B,) of the error, standardised per feature and averaged, now and smoothed; and the shares (B, F)."""
-    age = s["age"]
-    error = (u - newest).abs()
-    mean, sd = s["error_mean"], s["error_variance"].sqrt() + 1e-3
-    standard = torch.where(age < 2, 0.0, ((error - mean) / sd).clamp(-R.JOINT_LIMIT, R.JOINT_LIMIT))
-    weight = 1.0 / (age + 1.0).clamp(max=R.JOINT_SCALER_SAMPLES)
-    delta = error - mean
-    delta = torch.where(age >= 10, torch.clamp(delta, -R.CLIP_SD * sd, R.CLIP_SD * sd), delta)
-    s["error_mean"] = mean + weight * delta
-    s["error_variance"] = (1.0 - weight) * (s["error_variance"] + weight * delta * delta)
-    part = standard.clamp(min=0.0) ** 2 + 1e-6
-    now = standard.mean(dim=1, keepdim=True)
-    s["smooth"] = s["smooth"] + (now - s["smooth"]) * (2.0 / (R.JOINT_SAMPLES + 1.0))
-    smooth_now = torch.cat([s["smooth"], now], dim=1)
-    both = [evidence(s, channel, (smooth_now[:, channel] + 1.0).clamp(min=1e-3)) for channel in (0, 1)]
-    return both[0] + both[1], part / part.sum(dim=1, keepdim=True)
+def joint_errors(s: Rows, u: Tensor, forecast: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """F > 1: squared forecast errors in units of what each feature's errors usually are; then learns them.
+
+    `present` (B, F) are the features that the sample has; the others count as forecast exactly. Returns the largest (B,) and each feature's
+    part (B, F) of their smoothed mean.
+    """
+    n = s["born"]  # this sample counted
+    known = present & (n > 1)
+    error, square = (u - forecast).abs(), s["error_square"]
+    scale = (square + R.JOINT_FLOOR**2).sqrt()
+    relative = torch.where(known, (error / scale).clamp(max=R.JOINT_LIMIT) ** 2, 0.0)
+    error = torch.where(n > 10, torch.minimum(error, R.JOINT_ERROR_CLIP * scale), error)
+    weight = 1.0 / (n - 1.0).clamp(min=1.0, max=R.JOINT_SCALER_SAMPLES)
+    s["error_square"] = torch.where(known, square + (error * error - square) * weight, square)
+    s["part"] = s["part"] + (relative - s["part"]) * (2.0 / (R.JOINT_SAMPLES + 1.0))
+    part = s["part"] + 1e-6
+    return relative.amax(dim=1), part / part.sum(dim=1, keepdim=True)
+
+
+def joint_evidence(s: Rows, largest: Tensor) -> Tensor:
+    """F > 1: evidence (B,) of the errors together, smoothed, of the largest now, and of how large they are: what lasts becomes usual."""
+    smooth = s["part"].mean(dim=1)
+    calibrated = evidence(s, 0, smooth.sqrt()) + R.JOINT_LARGEST * evidence(s, 1, largest.sqrt())
+    return calibrated + torch.log(1.0 + smooth)
 
 
 def step_rows(
     s: Rows, time: Tensor, x: Tensor, network: Autoencoder, shape: Shape, threshold: NDArray[np.float64], fixed: int = 0
-) -> dict[str, Tensor]:
-    """Scores one sample of each row: time (B,) in ms, x (B, F). Returns the columns of Verdicts; `s` becomes the state after.
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Scores one sample of each row: time (B,) in ms, x (B, F). Returns the columns of Verdicts and what is added to the tally, (B, 3).
 
-    `fixed` is the kind of all series, 0 where each finds its own.
+    `s` becomes the state after. `threshold` is as in `Detector.threshold_at`; `fixed` is the kind of all series, 0 where each finds
+    its own.
     """
     before = dict(s)
     age = s["age"][:, 0]
@@ -328,7 +376,8 @@ def step_rows(
     late_run = torch.where(set_back, 0, late_run)
     late = backwards & ~set_back
     dt = torch.where(set_back, 0, dt)
-    repeated = known & ~backwards & (dt == 0) & (x == s["last"]).all(dim=1)
+    missing = x.isnan()
+    repeated = known & ~backwards & (dt == 0) & ((x == s["last"]) | missing).all(dim=1)
     unlearned = late | repeated
 
     step_ms = s["step_ms"][:, 0]
@@ -342,26 +391,32 @@ def step_rows(
     gap = (dt.to(_F4) > R.GAP_STEPS * step_ms) & (age > 1)
 
     single = shape.features == 1
-    x = x.clamp(-R.VALUE_LIMIT, R.VALUE_LIMIT)
+    x = torch.where(missing, 0.0, x.clamp(-R.VALUE_LIMIT, R.VALUE_LIMIT))
+    unread = ~known[:, None] if single else (s["kind"] == 0) | (s["last"].isnan() & (s["born"] == 0))
+    unknown = unread & (fixed == COUNTER_KIND)  # one reading of a counter is no rate yet
+    forecast = s["forecast"]
     y = judged(s, x, dt, single=single, fixed=fixed)
-    unknown = ~known[:, None] & (fixed == COUNTER_KIND)  # one reading of a counter is no rate yet
     y = torch.where(unknown, 0.0, y)
-    u, d, expected, low, high, guard = front(s, y, gap, scaler=R.SCALER_SAMPLES if single else R.JOINT_SCALER_SAMPLES)
+    u, d, expected, low, high, guard = front(s, y, gap, single=single)
     s["born"] = torch.where(unknown, 0, s["born"])
     s["last"] = x
+    if not single:
+        u, d, expected, low, high = absent(s, before, missing, u, d, expected, low, high)
+        y = torch.where(missing, math.nan, y)
+        largest, share = joint_errors(s, u, forecast, ~missing)
     inputs = u[:, None, :] if shape.joint else torch.stack([u, d], dim=2)  # (B, networks, I)
     newest, code = advance(s, network, inputs, shape)
     if single:
         share = torch.ones_like(u)
         evidence_ = guard + single_evidence(s, u, d, newest, code)
     else:
-        evidence_, share = joint_evidence(s, u, newest)
+        evidence_ = joint_evidence(s, largest)
 
-    log10_budget, intercept, slope, lowest = (float(t) for t in threshold)
+    log10_budget, intercept, slope, lowest, level, per_try, alarms_per_ms = (float(t) for t in threshold)
     log10_rate = log10_budget + torch.log10(step_ms.clamp(min=R.TRIAL_MS).to(_F8))
     limit = ((intercept - log10_rate) / slope).clamp(min=lowest)
     age = s["age"][:, 0]
-    limit = limit + R.YOUNG_EVIDENCE * torch.log10(R.YOUNG_SAMPLES / age.double().clamp(min=1.0, max=R.YOUNG_SAMPLES))
+    limit = limit + R.YOUNG_DECADES / slope * torch.log10(R.YOUNG_SAMPLES / age.double().clamp(min=1.0, max=R.YOUNG_SAMPLES))
     warm = age >= R.WARMUP_SAMPLES
     strength = torch.maximum(evidence_, sustain(s, y[:, 0], evidence_)) if single else evidence_
     score = torch.where(warm, strength.to(_F8) / limit, 0.0)
@@ -369,6 +424,14 @@ def step_rows(
     armed = warm & (fresh > envelope)  # what begins arms, not what goes on
     decayed = torch.maximum(fresh.to(_F4), envelope * math.exp(-1.0 / R.ENVELOPE_SAMPLES))
     s["envelope"] = torch.where(warm, decayed, envelope)[:, None]
+    chance = per_try - alarms_per_ms * step_ms.clamp(min=R.TRIAL_MS).to(_F8)
+    rest, alarms, strange = s["rest"][:, 0], strength.to(_F8) >= limit, strength.to(_F8) >= level
+    trial = (rest == 0) & (age >= R.CONTROL_AGE) & (chance > 0.0) & ~unlearned
+    crossed = trial & armed & strange & ~alarms
+    likely = torch.where(trial, chance * (step_ms.to(_F8) / R.TRIAL_MS).clamp(max=1.0), 0.0).long()
+    watched = torch.where(warm & ~unlearned, step_ms.long(), 0)
+    rest = torch.where(strange, R.CONTROL_REST, (rest - 1).clamp(min=0))
+    s["rest"] = rest[:, None].int()
     s["age"] = s["age"] + 1
     s["time"] = time[:, None]
     counter = (s["kind"] == 2).any(dim=1)
@@ -376,7 +439,7 @@ def step_rows(
     for name, field in s.items():
         s[name] = torch.where(unlearned[:, None], before[name], field)
     s["late_run"] = late_run[:, None].int()
-    return {
+    columns = {
         "score": score,
         "evidence": strength.to(_F8),
         "observed": y,
@@ -386,6 +449,7 @@ def step_rows(
         "share": share,
         "flags": flags.to(torch.uint8),
     }
+    return columns, torch.stack([crossed.long(), likely, watched], dim=1)
 
 
 def rounds(row: NDArray[np.int32]) -> Iterator[NDArray[np.int64]]:
@@ -402,21 +466,23 @@ def rounds(row: NDArray[np.int32]) -> Iterator[NDArray[np.int64]]:
 class TorchBackend:
     """Runs `step_rows` over tiles of the batch on one device."""
 
-    def __init__(self, layout: Layout, artifact: Artifact, threshold: NDArray[np.float64], device: str, fixed_kind: int = 0) -> None:
+    def __init__(self, layout: Layout, artifact: Artifact, device: str, fixed_kind: int = 0) -> None:
         torch.backends.cuda.matmul.allow_tf32 = False  # results must not depend on the batch nor differ from the CPU's
         torch.backends.cudnn.allow_tf32 = False
-        self._layout, self._threshold, self._device = layout, threshold, torch.device(device)
+        self._layout, self._device = layout, torch.device(device)
         self._fixed_kind = fixed_kind
         self._network = Autoencoder.from_artifact(artifact).to(self._device).eval()
 
     @torch.inference_mode()
-    def step(self, pages: Pages, batch: SampleBatch, verdicts: Verdicts) -> None:
+    def step(self, pages: Pages, batch: SampleBatch, verdicts: Verdicts, threshold: NDArray[np.float64], tally: NDArray[np.int64]) -> None:
         """Fills `verdicts`; see Detector.step."""
         for members in rounds(batch.row):
             for begin in range(0, len(members), TILE):
-                self._tile(pages, batch, verdicts, members[begin : begin + TILE])
+                tally += self._tile(pages, batch, verdicts, threshold, members[begin : begin + TILE])
 
-    def _tile(self, pages: Pages, batch: SampleBatch, verdicts: Verdicts, samples: NDArray[np.int64]) -> None:
+    def _tile(
+        self, pages: Pages, batch: SampleBatch, verdicts: Verdicts, threshold: NDArray[np.float64], samples: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
         n = len(samples)
         to: Callable[[NDArray[np.generic]], Tensor] = lambda a: torch.from_numpy(a).to(self._device)  # noqa: E731 - three uses below
         host = np.zeros((TILE, self._layout.row_bytes), np.uint8)
@@ -424,8 +490,10 @@ class TorchBackend:
         host[:n], time[:n], value[:n] = pages.buffer[batch.row[samples]], batch.time_ms[samples], batch.value[samples]
         rows = to(host)
         s = unpack(rows, self._layout)
-        out = step_rows(s, to(time), to(value), self._network, self._layout.shape, self._threshold, self._fixed_kind)
+        out, counted = step_rows(s, to(time), to(value), self._network, self._layout.shape, threshold, self._fixed_kind)
         repack(s, rows, self._layout)
         pages.buffer[batch.row[samples]] = rows[:n].cpu().numpy()
         for name, column in out.items():
             getattr(verdicts, name)[samples] = column[:n].cpu().numpy()
+        tally: NDArray[np.int64] = counted[:n].sum(dim=0).cpu().numpy()
+        return tally

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomalyd.detector.layout import Shape
+from anomalyd.detector.recipe import JOINT_LAGS
 from anomalyd.errors import ArtifactError
 
 
@@ -27,6 +28,8 @@ def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
             shapes["code.weight"], shapes["code.bias"] = (z, h), (z,)
     for head in ("newest", "next"):
         shapes[f"{head}.weight"], shapes[f"{head}.bias"] = (out, h), (out,)
+    if shape.joint:
+        shapes["linear.weight"] = (out, len(JOINT_LAGS) * out)
     return shapes
 
 
@@ -59,4 +62,6 @@ def pack(tensors: Mapping[str, NDArray[np.float32]], shape: Shape) -> NDArray[np
     lstm("decoder")
     for head in ("newest", "next"):
         parts += [tensors[f"{head}.weight"], tensors[f"{head}.bias"]]
+    if shape.joint:
+        parts.append(tensors["linear.weight"])
     return np.concatenate([np.ascontiguousarray(part, np.float32).ravel() for part in parts])

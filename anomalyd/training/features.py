@@ -4,8 +4,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from anomalyd.batch import SampleBatch
+from anomalyd.detector import Artifact, Detector
 from anomalyd.detector.layout import Layout, Shape
-from anomalyd.detector.recipe import JOINT_SCALER_SAMPLES, SCALER_SAMPLES
+from anomalyd.detector.recipe import FIXED_POINT, RECENT
 from anomalyd.detector.step_torch import front, judged, unpack
 
 
@@ -24,7 +26,6 @@ def network_inputs(
     n, t, f = values.shape
     layout = Layout(shape)
     s = unpack(torch.zeros(n, layout.row_bytes, dtype=torch.uint8), layout)
-    scaler = SCALER_SAMPLES if f == 1 else JOINT_SCALER_SAMPLES
     dt = torch.from_numpy(step_ms).long()
     s["step_ms"] = dt[:, None].float()
     no_gap = torch.zeros(n, dtype=torch.bool)
@@ -32,7 +33,29 @@ def network_inputs(
     for i in range(t):
         x = torch.from_numpy(values[:, i])
         y = judged(s, x, dt, single=f == 1)
-        u, d, *_ = front(s, y, no_gap, scaler=scaler)
+        u, d, *_ = front(s, y, no_gap, single=f == 1)
         s["last"] = x
         u_all[:, i], d_all[:, i] = u.numpy(), d.numpy()
     return (u_all if shape.joint else np.concatenate([u_all, d_all], axis=2)), u_all
+
+
+def joint_inputs(history: NDArray[np.float64], step_ms: int, artifact: Artifact) -> NDArray[np.float32]:
+    """What a joint network is fed for one entity's history (T, F), NaN where a value is missing, (T, F): to 1/2048, as rows keep it.
+
+    Args:
+        history: in the order of time.
+        step_ms: its sampling interval.
+        artifact: of the network's shape; its weights do not matter.
+    """
+    shape = artifact.shape
+    detector = Detector(artifact, "cpu")
+    pages = detector.new_pages(1)
+    inputs = np.empty((len(history), shape.features), np.float32)
+    for start in range(0, len(history), RECENT):
+        values = np.ascontiguousarray(history[start : start + RECENT], np.float64)
+        n = len(values)
+        times = step_ms * np.arange(start + 1, start + n + 1, dtype=np.int64)
+        detector.step(pages, SampleBatch(np.zeros(n, np.int32), times, values, np.arange(n, dtype=np.int32)))
+        ring = pages.field("recent")[0].reshape(RECENT, shape.features)
+        inputs[start : start + n] = ring[(start + np.arange(n)) % RECENT] / FIXED_POINT
+    return inputs

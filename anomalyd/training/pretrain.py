@@ -1,6 +1,5 @@
 """`anomalyd pretrain`: makes the artifact that ships with the package, from generated series alone."""
 
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,8 +9,6 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from anomalyd import __version__
 from anomalyd.detector import Artifact, Calibration, Detector, Shape
@@ -19,7 +16,8 @@ from anomalyd.detector import artifact as artifacts
 from anomalyd.detector.network import Autoencoder
 from anomalyd.detector.weights import tensor_shapes
 from anomalyd.training import generate, trainer
-from anomalyd.training.calibrate import calibrate, on_cpu, realistic
+from anomalyd.training.bar import training_bar
+from anomalyd.training.calibrate import calibrate, on_cpu, realistic, realistic_several
 from anomalyd.training.features import network_inputs
 from anomalyd.training.trainer import Plan
 
@@ -33,10 +31,8 @@ def run(out: Path, seed: int = 0, plan: Plan | None = None) -> int:
     """Trains, calibrates and saves; progress on stderr, the artifact's hash on stdout. Returns the exit code."""
     plan = plan or Plan()
     began = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("loss {task.fields[loss]:.3f}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("training", total=plan.steps, loss=0.0)
-        network, loss = trained(seed, plan, lambda done, _, now: bar.update(task, completed=done, loss=now))
+    with training_bar(plan.steps) as progress:
+        network, loss = trained(seed, plan, progress)
     state = network.state_dict()
     artifact = described("pretrained", {name: state[name].numpy() for name in tensor_shapes(SHAPE)}, seed, plan, loss)
     saved = artifacts.save(calibrated(artifact, seed), out)
@@ -53,7 +49,7 @@ def trained(
     """A network fitted to generated series as the shipped one is, and its loss; see `trainer.fit`."""
     values, step_s = generate.series(*TRAINING_SERIES, seed=seed + 1)
     inputs, targets = network_inputs(values[:, :, None], step_s * 1000.0, SHAPE)
-    return trainer.fit(inputs, targets, SHAPE, plan, seed, progress, make)
+    return trainer.fit(inputs, targets, SHAPE, plan, seed, progress, make=make)
 
 
 def described(name: str, tensors: Mapping[str, NDArray[np.float32]], seed: int, plan: Plan, loss: float) -> Artifact:
@@ -82,7 +78,7 @@ def calibrated(artifact: Artifact, seed: int) -> Artifact:
     entities, step_s = generate.entities(*CALM_ENTITIES, seed=seed + 3)
     features = entities.shape[2]
     several = calibrate(replace(artifact, several=single).for_features(features), entities, step_s * 1000.0)
-    return replace(artifact, calibration=single, several=several)
+    return replace(artifact, calibration=single, several=realistic_several(several))
 
 
 def single_line(artifact: Artifact, seed: int, make: Callable[[Artifact], Detector] = on_cpu) -> Calibration:

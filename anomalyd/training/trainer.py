@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from anomalyd.detector.layout import Shape
 from anomalyd.detector.network import Autoencoder, SequenceOutput
+from anomalyd.detector.recipe import JOINT_LAGS
 
 Floats32 = NDArray[np.float32]
 
@@ -31,6 +33,8 @@ class Plan:
     """Standard deviation of noise added to the inputs, not to the targets (denoising)."""
     early: int = 32
     """The first samples of a series weigh a tenth: nobody can know a series before having seen it."""
+    loss: Literal["student", "huber"] = "student"
+    """Student-t with a learned scale follows how noisy each value is; Huber weighs all values alike, in units of their scale."""
 
 
 Progress = Callable[[int, int, float], None]
@@ -43,20 +47,26 @@ def fit(
     plan: Plan,
     seed: int,
     progress: Progress | None = None,
+    linear: Tensor | None = None,
     make: Callable[[Shape, int], Autoencoder] = Autoencoder,
 ) -> tuple[Autoencoder, float]:
     """Trains one network on many series.
 
-    `inputs` (N, T, I) and `targets` (N, T, F) come from the detector's own front end; `make` (shape, window) is the network to begin with.
+    `inputs` (N, T, I) and `targets` (N, T, F) come from the detector's own front end; `linear` is the linear part of a joint forecast,
+    the weight of `Autoencoder.linear`, and stays as it is; None: there is none. `make` (shape, window) is the network to begin with.
     Returns the network and the mean loss of the last tenth of the steps. Equal arguments give equal weights on the same machine with the
     same number of threads.
     """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     network = make(shape, plan.window)
-    optimiser = torch.optim.AdamW(network.parameters(), plan.learning_rate, weight_decay=plan.weight_decay)
+    if network.linear is not None:
+        weight = torch.zeros_like(network.linear.weight) if linear is None else linear
+        network.linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+    optimiser = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], plan.learning_rate, weight_decay=plan.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, plan.steps)
     x, y = torch.from_numpy(inputs), torch.from_numpy(targets)
+    known = None if network.linear is None else network.linear(lagged(x)).detach()
     stretches = max(1, x.shape[1] // plan.stretch)
     losses: list[float] = []
     done = 0
@@ -74,7 +84,10 @@ def fit(
             state = _detached(out.state)
             following = y[members, here.stop : here.stop + 1] if here.stop < y.shape[1] else wanted[:, -1:]
             earlier = y[members, max(0, here.start - plan.window + 1) : here.start]
-            loss = _loss(out, wanted, earlier, following, plan, first=k == 0)
+            coming = torch.cat([wanted[:, 1:], following], dim=1)
+            if known is not None:
+                coming = coming - known[members, here]
+            loss = _loss(out, wanted, earlier, coming, plan, first=k == 0)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call] # torch does not annotate it
             torch.nn.utils.clip_grad_norm_(network.parameters(), plan.clip)
@@ -92,23 +105,33 @@ def _detached(state: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]) -> tup
     return (a.detach(), b.detach()), (c.detach(), d.detach())
 
 
-def _loss(out: SequenceOutput, wanted: Tensor, earlier: Tensor, following: Tensor, plan: Plan, *, first: bool) -> Tensor:
-    """Student-t loss of the W newest values and of the next one, equal weights.
+def lagged(x: Tensor) -> Tensor:
+    """The inputs (N, T, F) that the linear part of a joint forecast sees at each step, (N, T, lags * F); zeros before the first."""
+    steps = x.shape[1]
+    return torch.cat([torch.nn.functional.pad(x, (0, 0, lag, 0))[:, :steps] for lag in JOINT_LAGS], dim=2)
 
-    `earlier` are up to W - 1 targets before this stretch, `following` the one after it.
+
+def _loss(out: SequenceOutput, wanted: Tensor, earlier: Tensor, coming: Tensor, plan: Plan, *, first: bool) -> Tensor:
+    """Loss of the W newest values and of the next one, equal weights.
+
+    `earlier` are up to W - 1 targets before this stretch, `coming` what the forecast should be at each step.
     """
     w, f = plan.window, wanted.shape[2]
     missing = w - 1 - earlier.shape[1]
     padded = torch.cat([earlier.new_zeros(earlier.shape[0], missing, f), earlier, wanted], dim=1)  # (B, W - 1 + T, F)
     # lags 0 … W - 1 of every step, newest first, as the heads give them
     window = torch.cat([padded[:, w - 1 - lag : padded.shape[1] - lag] for lag in range(w)], dim=2)
-    coming = torch.cat([wanted[:, 1:], following], dim=1)
     weight = torch.ones(wanted.shape[1])
     if first:
         weight[: plan.early] = 0.1
-    error = _student(window - out.window, out.window_log_scale).mean(dim=(0, 2)) + _student(coming - out.next, out.next_log_scale).mean(
-        dim=(0, 2)
-    )
+    if plan.loss == "huber":
+        both = (
+            torch.nn.functional.huber_loss(out.window, window, reduction="none"),
+            torch.nn.functional.huber_loss(out.next, coming, reduction="none"),
+        )
+    else:
+        both = _student(window - out.window, out.window_log_scale), _student(coming - out.next, out.next_log_scale)
+    error = both[0].mean(dim=(0, 2)) + both[1].mean(dim=(0, 2))
     return (error * weight).sum() / weight.sum()
 
 

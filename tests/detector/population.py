@@ -37,7 +37,8 @@ def batch_of(row: NDArray[np.integer] | int, time_ms: Times | int, value: Floats
     """A batch from rows, times and values (n,) or (n, F); scalars are repeated."""
     row, time_ms = np.broadcast_arrays(np.atleast_1d(row), np.atleast_1d(time_ms))
     value = np.asarray(value, np.float64)
-    value = np.ascontiguousarray(value if value.ndim == 2 else np.broadcast_to(value, len(row))[:, None])
+    # copied: what is broadcast cannot be written, and the step would be compiled again for it
+    value = np.array(value if value.ndim == 2 else np.broadcast_to(value, len(row))[:, None], order="C")
     return SampleBatch(row.astype(np.int32), time_ms.astype(np.int64), value, np.arange(len(row), dtype=np.int32))
 
 
@@ -63,15 +64,16 @@ def assert_same_bits(a: Verdicts, b: Verdicts) -> None:
         assert getattr(a, f.name).tobytes() == getattr(b, f.name).tobytes(), f.name
 
 
-def in_torch(detector: Detector, device: str = "cpu") -> Step:
-    """The step of the same detector in torch."""
-    backend = TorchBackend(detector.layout, detector.artifact, detector.threshold, device, detector.fixed_kind)
+def in_torch(detector: Detector, device: str = "cpu", tally: NDArray[np.int64] | None = None) -> Step:
+    """The step of the same detector in torch; `tally` is added to."""
+    rule = detector.threshold, np.zeros(3, np.int64) if tally is None else tally
+    backend = TorchBackend(detector.layout, detector.artifact, device, detector.fixed_kind)
 
     def step(pages: Pages, batch: SampleBatch) -> Verdicts:
         n, f = len(batch), detector.features
         a, b, c, d = np.empty((4, n, f))
         verdicts = Verdicts(np.empty(n), np.empty(n), a, b, c, d, np.empty((n, f), np.float32), np.empty(n, np.uint8))
-        backend.step(pages, batch, verdicts)
+        backend.step(pages, batch, verdicts, *rule)
         return verdicts
 
     return step

@@ -34,7 +34,7 @@ def _short_training(monkeypatch: pytest.MonkeyPatch) -> None:
     from anomalyd.training import joint
 
     monkeypatch.setattr(forecaster, "SERIES", (8, 64))
-    monkeypatch.setattr(forecaster, "PLAN", {"steps": 2, "batch": 4, "stretch": 32, "window": 1})
+    monkeypatch.setattr(forecaster, "STEPS", 2)
     # The step is compiled for every shape: this one is that of other tests, too.
     monkeypatch.setattr(joint, "PLAN", Plan(steps=2, batch=4, stretch=32, window=1))
     monkeypatch.setattr(joint, "UNITS", 7)
@@ -96,6 +96,19 @@ def test_a_sample_is_scored_before_it_is_learned(name: str) -> None:
     scores = raw(name, course(1))
 
     assert scores[SPIKE] > scores[700:SPIKE].max()
+
+
+def test_a_missing_value_counts_as_the_last_known_one_and_not_as_a_later_one() -> None:
+    value, known = course(3).copy(), course(3).copy()
+    value[:40, 1] = value[500:520, 0] = np.nan
+    known[:40, 1], known[500:520, 0] = 0.0, known[499, 0]
+    detector = BaselineDetector(BASELINES["robust-z"], 3, step_ms=STEP_MS, line=LINE)
+    pages, whole = detector.new_pages(1), detector.new_pages(1)
+
+    parts = [detector.step(pages, batch(part)) for part in (value[:30], value[30:510], value[510:])]
+    wanted = detector.step(whole, batch(known))
+
+    np.testing.assert_array_equal(np.concatenate([part.evidence for part in parts]), wanted.evidence)
 
 
 @EVERY

@@ -96,8 +96,9 @@ def _trained(variant: Variant, seed: int, bar: Progress) -> Artifact:
 
 def _stamp(variant: Variant, seed: int) -> str:
     """Of all that decides what the artifact holds."""
+    drawn = seed if variant.seeded else None
     root = Path(__file__).parents[2]
-    digest = hashlib.sha256(f"{variant.name} {seed} {version('torch')} {version('numpy')}".encode())
+    digest = hashlib.sha256(f"{variant.name} {drawn} {version('torch')} {version('numpy')}".encode())
     for file in sorted(file for package in _CODE for file in (root / package).rglob("*.py")):
         digest.update(file.read_bytes())
     digest.update((shipped() / artifacts.MANIFEST_FILE).read_bytes())

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from anomalyd.detector import Artifact, Detector, Options
 from anomalyd.detector.step_cpu import GUARDS, JUMP, LENGTH, SUSTAIN, VALUE, A, B, CpuBackend, Parts
@@ -24,6 +25,11 @@ class Variant:
     cell: Cell = "lstm"
     """Of the network: the shipped one, another that is trained alike, or the shipped one as training begins with it."""
     parts: Parts = Parts(counted=weighted)  # noqa: RUF009 - a constant
+
+    @property
+    def seeded(self) -> bool:
+        """Whether another seed would make another artifact: the network is trained, or begins to be."""
+        return self.cell != "lstm"
 
 
 _GRU: Final = Parts(build_cell=build_gru, counted=weighted)
@@ -61,8 +67,11 @@ class VariantDetector(Detector):
     """
 
     def __init__(self, variant: Variant, artifact: Artifact, options: Options | None = None) -> None:
+        self._weights = np.ones(WEIGHTS)
+        self._weights[list(variant.left_out)] = 0.0
         super().__init__(artifact, "cpu", options)
-        weights = np.ones(WEIGHTS)
-        weights[list(variant.left_out)] = 0.0
-        line = np.concatenate([self.threshold, weights])
-        self._backend = CpuBackend(self.layout, artifact, line, self.fixed_kind, variant.parts)
+        self._backend = CpuBackend(self.layout, artifact, self.fixed_kind, variant.parts)
+
+    def threshold_at(self, budget_per_day: float, correction: float = 0.0) -> NDArray[np.float64]:
+        """See Detector; with the weights of the parts behind it, (FIRST_WEIGHT + WEIGHTS,)."""
+        return np.concatenate([super().threshold_at(budget_per_day, correction), self._weights])

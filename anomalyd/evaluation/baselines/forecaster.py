@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SERIES: Final = (512, 1024)
 """Series that it is trained on, from the same generator and seed as those of the shipped artifact."""
-PLAN: Final = {"steps": 200, "batch": 64, "stretch": 64, "window": 1}
+STEPS: Final = 200
 """Less than for the shipped artifact: it is trained anew in every process, in less than a minute."""
 MEMORY: Final = 10_000.0
 LIMIT: Final = 30.0
@@ -87,19 +87,15 @@ def _pretrained(seed: int) -> Artifact:
     shape = artifacts.load(shipped()).shape
     values, step_s = generate.series(*SERIES, seed=seed + 1)
     inputs, targets = network_inputs(values[:, :, None], step_s * 1000.0, shape)
-    return _trained(inputs, targets, shape, Plan(**PLAN), seed)
+    return _trained(inputs, targets, shape, Plan(steps=STEPS, batch=64, stretch=64, window=1), seed)
 
 
 def _fitted(train: Floats, seed: int) -> Artifact:
     """One for several features, fitted like a joint model, but without noise on its inputs: nothing is to be copied here."""
-    from anomalyd.training.features import network_inputs  # noqa: PLC0415  as above
-    from anomalyd.training.joint import LATENT, PLAN, STEP_MS, STRETCH, UNITS  # noqa: PLC0415  as above
+    from anomalyd.training.joint import LATENT, PLAN, UNITS, joint_pieces  # noqa: PLC0415  as above
 
     shape = Shape(train.shape[1], UNITS, 1, LATENT, joint=True)
-    length = min(STRETCH, len(train))
-    scaled, _ = network_inputs(train[None], np.array([STEP_MS]), shape)
-    starts = range(0, len(train) - length + 1, max(1, length // 2))
-    pieces = np.stack([scaled[0, start : start + length] for start in starts])
+    _, pieces = joint_pieces([train], shape)
     return _trained(pieces, pieces, shape, replace(PLAN, input_noise=0.0), seed)
 
 

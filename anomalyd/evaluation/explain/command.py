@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from anomalyd.alerts.budget import MILLI
 from anomalyd.alerts.messages import iso
 from anomalyd.alerts.text import number
 from anomalyd.detector import Detector, Options
@@ -300,6 +301,8 @@ class Kept(NamedTuple):
     model: str
     """Hash of the artifact whose memory it is."""
     others: Sequence[Row]
+    correction: float
+    """Of the partition's threshold, in powers of ten."""
 
 
 def from_state(settings: Settings, series: str, topic: str | None, partition: int | None) -> Explanation:
@@ -357,7 +360,14 @@ def look(contents: Contents, place: Place, series: str, known: list[str]) -> Kep
         elif len(others) < OTHERS and _grown_up(row):
             others.append(row)
     if own is not None:
-        return Kept(place, own, _model_of(contents, own), [row for row in others if row.layout == own.layout])
+        corrections = () if contents.position is None else contents.position.corrections
+        return Kept(
+            place,
+            own,
+            _model_of(contents, own),
+            [row for row in others if row.layout == own.layout],
+            corrections[-1][1] / MILLI if corrections else 0.0,
+        )
     if any(key == series for key, _, _ in contents.episodes()):
         raise StateError(f"{series} has an alert and is on no page of state yet; pages are written as the daemon goes: try again later")
     return None
@@ -373,7 +383,10 @@ def explained(settings: Settings, kept: Kept) -> Explanation:
     stream = next(stream for stream in settings.streams if kept.place.source.topic in stream.topics)
     features = next((count for name, _, _, count in kept.row.layout if name == "last"), 1)
     artifact = artifacts.load(shipped()).for_features(features)
-    detector = Detector(artifact, "cpu", Options(settings.policy(stream).budget, stream.kind))
+    policy = settings.policy(stream)
+    detector = Detector(artifact, "cpu", Options(policy.budget, stream.kind))
+    if policy.budget_control:
+        detector.threshold = detector.threshold_at(policy.budget, kept.correction)
     same_model = kept.model == detector.model.hash
 
     def ours(rows: Sequence[Row]) -> NDArray[np.uint8]:

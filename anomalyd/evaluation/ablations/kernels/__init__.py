@@ -13,8 +13,8 @@ from anomalyd.detector.step_cpu import LANES, LENGTH, Kernel, tanh
 from anomalyd.jit import njit
 
 F4 = np.float32
-FIRST_WEIGHT: Final = 4
-"""Where the weights of the parts begin in the column of the threshold, behind what the detector has there."""
+FIRST_WEIGHT: Final = 7
+"""Where the weights of the parts begin among the numbers of the threshold: behind those of `Detector.threshold_at`."""
 WEIGHTS: Final = LENGTH + 1
 
 _HALF = F4(0.5)
@@ -66,7 +66,7 @@ def re_encoded(network: Kernel, layout: Layout) -> Kernel:
     AGE, RECENT = layout["age"].first, layout["recent"].first
 
     @njit
-    def course(w, inputs, lanes, count, f4, i4, i2, x, h, c, gates, z, newest):
+    def course(w, inputs, lanes, count, f4, i4, i2, x, h, c, gates, z, newest, lagged):
         own = inputs[:count].copy()
         for back in range(R.RECENT - 1, -1, -1):
             for lane in range(count):
@@ -80,7 +80,7 @@ def re_encoded(network: Kernel, layout: Layout) -> Kernel:
                 for j in range(INPUTS):
                     inputs[lane, j] = own[lane, j] if back == 0 else F4(i2[slot + j]) / F4(R.FIXED_POINT)
             # It puts what it reads into the newest slot of the ring, which is not read again.
-            network(w, inputs, lanes, count, f4, i4, i2, x, h, c, gates, z, newest)
+            network(w, inputs, lanes, count, f4, i4, i2, x, h, c, gates, z, newest, lagged)
 
     return course
 

@@ -207,7 +207,7 @@ def run(  # noqa: C901, PLR0912, PLR0915  # one straight function is the state m
 
         top = 0
         for f in range(1, share.shape[1]):
-            if share[i, f] > share[i, top]:
+            if share[i, f] > share[i, top] or np.isnan(observed[i, top]):
                 top = f
         side = BELOW if observed[i, top] < expected[i, top] else ABOVE
         deviation = abs(observed[i, top] - expected[i, top])

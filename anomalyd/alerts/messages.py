@@ -6,6 +6,7 @@ one field that a clock has written.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from importlib import resources
 from typing import Any, Final, Literal
 
 import msgspec
+import numpy as np
 
 from anomalyd.alerts.episodes import Transitions
 from anomalyd.alerts.machine import ABOVE, BELOW, CRITICAL, FIRING, RESOLVED, UPDATED, WARNING
@@ -50,8 +52,10 @@ class Feature(msgspec.Struct, frozen=True):
     """One feature of a sample with several, and its part of the score."""
 
     name: str
-    value: float
-    expected: float
+    value: float | None
+    """None: the sample lacks it."""
+    expected: float | None
+    """None: nothing is known of it yet."""
     share: float
 
 
@@ -171,7 +175,8 @@ class MessageBuilder:
         status = _STATUS[int(transitions.status[k])]
         ends_ms = int(transitions.ends_at_ms[k]) if status == "resolved" else None
         features = self._features(transitions, k)
-        top = 0 if features is None else int(transitions.share[k].argmax())
+        # One that the sample lacks has no value to tell of, even where all shares are equal.
+        top = 0 if features is None else int(np.where(np.isnan(transitions.observed[k]), -1.0, transitions.share[k]).argmax())
         peak, evidence = float(transitions.peak_score[k]), float(transitions.peak_evidence[k])
         reading = Reading(
             series=key,
@@ -183,7 +188,8 @@ class MessageBuilder:
             expected=float(transitions.expected[k, top]),
             low=float(transitions.low[k, top]),
             high=float(transitions.high[k, top]),
-            rate=bool(transitions.counter[k]),
+            # Of several features some may be counters: which, nobody has told us.
+            rate=bool(transitions.counter[k]) and features is None,
             score=float(transitions.score[k]),
             peak_score=peak,
             recurrence=None if self._rarity is None else self._rarity.recurrence(peak, evidence),
@@ -271,9 +277,13 @@ class MessageBuilder:
         share = transitions.share[k].tolist()
         return [
             # Shares are float32; six digits are all that they have.
-            Feature(names[f], float(transitions.observed[k, f]), float(transitions.expected[k, f]), round(share[f], 6))
+            Feature(names[f], _known(transitions.observed[k, f]), _known(transitions.expected[k, f]), round(share[f], 6))
             for f in sorted(range(count), key=lambda f: -share[f])
         ]
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
 
 
 def alert_id(stream: str, kind: Kind, series_key: str, starts_at_ms: int) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from anomalyd.app import stream_plan
+from anomalyd.app import artifact_of, stream_plan
 from anomalyd.detector import Artifact, Detector, Options
 from anomalyd.detector.detector import Device
 from anomalyd.errors import ConfigError, InputFileError
@@ -144,6 +144,7 @@ class Engine:
     def __init__(self, settings: Settings, stream: StreamSettings, models: Models, make: DetectorMaker = Detector) -> None:
         policy = settings.policy(stream)
         self._plan: StreamPlan = stream_plan(stream, policy)
+        self._stream = stream
         self._decoder = make_decoder(stream.format, FormatOptions(stream.timestamp_unit))
         self._capacity = settings.max_series
         self._models = models
@@ -157,7 +158,7 @@ class Engine:
     def replay(self, file: InputFile, table: Table | None, bar: "Bar", detector: Detector | None = None) -> Replay:
         """A file from a fresh start, under this detector or the one that is its own."""
         if detector is None:
-            detector = self._detector(self._models.pretrained if table is None else self._models.for_table(file, table))
+            detector = self._detector(artifact_of(self._stream) if table is None else self._models.for_table(file, table))
         began = time.perf_counter()
         if table is None:
             replay = replay_lines(file, self._plan, detector, self._decoder, self._capacity, bar.advance)

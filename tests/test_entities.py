@@ -83,8 +83,9 @@ def several() -> Several:
 
 
 def shard(detector: Detector, capacity: int = 4, *, entities: Entities = ABC, format: str = "influx", sweep: int = 8, **plan: Any) -> Shard:  # noqa: A002, ANN401  a plan's fields
+    chosen: dict[str, Any] = {"policy": POLICY, "entities": entities} | plan
     return Shard(
-        StreamPlan("hosts", **{"policy": POLICY, "entities": entities} | plan),
+        StreamPlan("hosts", **chosen),
         Source("metrics", 3),
         detector,
         make_decoder(format),

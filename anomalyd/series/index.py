@@ -115,8 +115,8 @@ class SeriesIndex:
         """The codes of these rows, in order, (n * F,)."""
         if self.features == 1:
             return rows
-        codes: NDArray[np.int32] = rows[:, None] * np.int32(self.features) + np.arange(self.features, dtype=np.int32)
-        return codes.reshape(-1)
+        codes: NDArray[np.int32] = np.add.outer(rows * self.features, np.arange(self.features, dtype=np.int32)).reshape(-1)
+        return codes
 
     def spellings(self, rows: NDArray[np.int32]) -> NDArray[np.uint64]:
         """The newest spelling of each feature of these rows, zeros where none is known, (n, F, 2)."""

@@ -15,8 +15,8 @@ from tests.support.topics import create_topic, produce, read_committed, read_unt
 pytestmark = pytest.mark.timeout(600)  # the step for six features is compiled at the first start
 
 START_S: Final = 1_760_000_000
-ROUNDS: Final = 600
-INCIDENT: Final = range(500, 510)
+ROUNDS: Final = 1100
+INCIDENT: Final = range(1000, 1010)
 FEATURES: Final = {
     "names": ['cpu.idle{cpu="cpu-total"}', 'cpu.user{cpu="cpu-total"}', "mem.used", "mem.free", "system.load1", "system.load5"],
     "by": ["host"],
@@ -31,7 +31,7 @@ def fleet() -> list[bytes]:
         for h, host in enumerate(("web-1", "web-2")):
             x = (50 + 5 * np.sin(i / 20) + noise[i, h]).tolist()
             if h == 0 and i in INCIDENT:
-                x[1], x[4] = x[1] + 60, x[4] - 45
+                x[1], x[4] = x[1] + 400, x[4] - 300
             tags = {"host": host, "cpu": "cpu-total"}
             for name, fields in (
                 ("cpu", {"idle": x[0], "user": x[1]}),

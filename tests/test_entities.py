@@ -17,7 +17,7 @@ from anomalyd.alerts.messages import load_schema
 from anomalyd.alerts.mutes import Mute
 from anomalyd.alerts.silence import SilencePolicy
 from anomalyd.batch import ARMED, LATE, REPEATED, WARMUP, SampleBatch, Source, Verdicts
-from anomalyd.detector import Detector, Pages
+from anomalyd.detector import Detector, Layout, Pages
 from anomalyd.detector import artifact as artifacts
 from anomalyd.detector.detector import shipped
 from anomalyd.detector.recipe import LATE_RUN
@@ -257,6 +257,30 @@ def test_an_entity_that_falls_silent_is_one_alert(several: Several) -> None:
         ("silent", "resolved", 'e{h="x"}'),
     ]
     assert "value" not in alerts[0]["annotations"]["description"]
+
+
+@pytest.mark.skipif(
+    "part" not in Layout(replace(artifacts.load(shipped()).shape, features=2)).fields, reason="the detector takes no missing features yet"
+)
+def test_the_real_detector_judges_what_is_there() -> None:
+    """One of six features never comes, another one stops for a while; the incident is in a third."""
+    names = "abcdef"
+    detector = Detector(artifacts.load(shipped()).for_features(6), "cpu")
+    noise = np.random.default_rng(1).standard_normal((1100, 6))
+    lines = []
+    for i in range(1100):
+        here = "ace" if 800 <= i < 1050 else "acde"
+        values = {name: 50 + noise[i, k] + (400 if name == "c" and 1000 <= i < 1010 else 0) for k, name in enumerate(names) if name in here}
+        lines.append(line("x", START_MS + 60_000 * i, **values))
+
+    outcome = shard(detector, entities=Entities([f"m.{name}" for name in names], ["h"], "e"), policy=Policy())
+
+    alerts = alerts_of(outcome.process(numbered(lines)))
+    assert [(alert["status"], alert["source"]["offset"]) for alert in alerts if alert["status"] == "firing"] == [("firing", 1000)]
+    features = {feature["name"]: feature for feature in alerts[0]["features"]}
+    assert (alerts[0]["features"][0]["name"], features["m.d"]["value"], features["m.b"]["value"]) == ("m.c", None, None)
+    assert features["m.d"]["expected"] == pytest.approx(50, abs=5)
+    assert features["m.b"]["expected"] is None
 
 
 # --- restarts

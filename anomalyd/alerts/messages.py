@@ -175,7 +175,7 @@ class MessageBuilder:
         status = _STATUS[int(transitions.status[k])]
         ends_ms = int(transitions.ends_at_ms[k]) if status == "resolved" else None
         features = self._features(transitions, k)
-        # One that the sample lacks has no value to tell of, even where all shares are equal.
+        # One that the sample lacks has no value to tell of, whatever its share.
         top = 0 if features is None else int(np.where(np.isnan(transitions.observed[k]), -1.0, transitions.share[k]).argmax())
         peak, evidence = float(transitions.peak_score[k]), float(transitions.peak_evidence[k])
         reading = Reading(
@@ -269,7 +269,7 @@ class MessageBuilder:
         return Message(alert.alert_id.encode(), self._encoder.encode(alert), alert)
 
     def _features(self, transitions: Transitions, k: int) -> list[Feature] | None:
-        """Every feature, largest share first (equal shares in the order of the sample); None where there is one only."""
+        """Every feature, largest share first (equal shares in the order of the sample), those that the sample lacks last; None for one."""
         count = transitions.share.shape[1]
         if count == 1:
             return None
@@ -278,7 +278,7 @@ class MessageBuilder:
         return [
             # Shares are float32; six digits are all that they have.
             Feature(names[f], _known(transitions.observed[k, f]), _known(transitions.expected[k, f]), round(share[f], 6))
-            for f in sorted(range(count), key=lambda f: -share[f])
+            for f in sorted(range(count), key=lambda f: (math.isnan(transitions.observed[k, f]), -share[f]))
         ]
 
 

@@ -45,7 +45,8 @@ def sample_facts(detector: Detector, trace: Trace, own: NDArray[np.int64], rows:
         names: of the features.
     """
     k, verdicts = int(own[-1]), trace.verdicts
-    top = int(verdicts.share[k].argmax())
+    order = np.lexsort((-verdicts.share[k], np.isnan(verdicts.observed[k])))  # those that the sample lacks come last
+    top = int(order[0])
     row, flags = fields(rows[-1], detector.layout), int(verdicts.flags[k])
     score, evidence = float(verdicts.score[k]), float(verdicts.evidence[k])
     threshold = evidence / score if score > 0 and evidence > 0 else threshold_of(detector, row)
@@ -57,7 +58,7 @@ def sample_facts(detector: Detector, trace: Trace, own: NDArray[np.int64], rows:
         {"name": names[f]}
         | {name: _known(float(getattr(verdicts, name)[k, f])) for name in ("observed", "expected", "low", "high")}
         | {"share": _short(float(verdicts.share[k, f]))}
-        for f in np.argsort(-verdicts.share[k], kind="stable").tolist()
+        for f in order.tolist()
     ]
     return {
         "sample": {

@@ -17,7 +17,7 @@ from anomalyd.alerts.messages import load_schema
 from anomalyd.alerts.mutes import Mute
 from anomalyd.alerts.silence import SilencePolicy
 from anomalyd.batch import ARMED, LATE, REPEATED, WARMUP, SampleBatch, Source, Verdicts
-from anomalyd.detector import Detector, Layout, Pages
+from anomalyd.detector import Detector, Pages
 from anomalyd.detector import artifact as artifacts
 from anomalyd.detector.detector import shipped
 from anomalyd.detector.recipe import LATE_RUN
@@ -259,9 +259,6 @@ def test_an_entity_that_falls_silent_is_one_alert(several: Several) -> None:
     assert "value" not in alerts[0]["annotations"]["description"]
 
 
-@pytest.mark.skipif(
-    "part" not in Layout(replace(artifacts.load(shipped()).shape, features=2)).fields, reason="the detector takes no missing features yet"
-)
 def test_the_real_detector_judges_what_is_there() -> None:
     """One of six features never comes, another one stops for a while; the incident is in a third."""
     names = "abcdef"

@@ -22,6 +22,7 @@ SEEDS ?= 2000
 BASE ?=
 CHAOS ?=
 PYTEST := $(BIN)/python -m pytest
+REST := --ignore=tests/simulation --cov --cov-report=
 
 .PHONY: help
 help: ## this list
@@ -32,13 +33,20 @@ demo: $(READY) ## the daemon on an embedded broker, with a live view, for a minu
 	$(BIN)/anomalyd demo --seconds $(SECONDS_OF_DEMO)
 
 .PHONY: test
-test: lint ## everything: linters and all tests with coverage; against a real Kafka where java and mvn are
-	@# The simulation needs processors only, most other tests wait for brokers: side by side they take half the time.
-	@log=$$(mktemp); nice -n 15 $(PYTEST) tests/simulation >"$$log" 2>&1 & simulation=$$!; \
-	trap 'kill $$simulation 2>/dev/null || true; rm -f "$$log"' EXIT; \
-	code=0; $(PYTEST) --ignore=tests/simulation --cov --cov-report=term || code=$$?; \
-	wait $$simulation || code=$$?; \
-	echo "== the simulation, which ran beside the other tests"; cat "$$log"; exit $$code
+test: $(READY) ## everything: linters and all tests with coverage; against a real Kafka where java and mvn are
+	@# Side by side: the simulation and what else needs processors only, and the tests that mostly wait for brokers, which go first. Kernels are
+	@# compiled in front of that, once and without coverage.
+	@logs=$$(mktemp -d); rm -f .cache/coverage .cache/coverage.*; \
+	nice -n 15 $(PYTEST) tests/simulation >$$logs/simulation 2>&1 & simulation=$$!; alone=; \
+	trap 'kill $$simulation $$alone 2>/dev/null || true; rm -rf "$$logs"' EXIT; \
+	$(MAKE) lint; \
+	$(BIN)/python -m anomalyd.warmup; \
+	COVERAGE_FILE=.cache/coverage.alone nice -n 5 $(PYTEST) $(REST) -m "not broker" -o timeout=600 >$$logs/alone 2>&1 & alone=$$!; \
+	code=0; COVERAGE_FILE=.cache/coverage.brokers $(PYTEST) $(REST) -m broker || code=$$?; \
+	wait $$alone || code=$$?; echo "== the tests that need no broker"; cat $$logs/alone; \
+	wait $$simulation || code=$$?; echo "== the simulation"; cat $$logs/simulation; \
+	$(BIN)/coverage combine --quiet || code=$$?; $(BIN)/coverage report || code=$$?; \
+	exit $$code
 
 .PHONY: check
 check: lint ## the quick loop: linters and the tests that need no broker

@@ -20,6 +20,7 @@ from typing import Any, Final, Self, get_args
 import structlog
 
 from anomalyd import __version__
+from anomalyd.alerts.budget import Pace
 from anomalyd.alerts.episodes import Policy
 from anomalyd.alerts.mutes import EVERY_DAY, Mute
 from anomalyd.alerts.silence import SilencePolicy
@@ -252,6 +253,8 @@ class Stream:
     """Fingerprint of everything that decides which series a spelling in a record stands for."""
     sweep_records: int | None = None
     """Offsets from one look for series that are no more to the next; None: as many as there may be series."""
+    pace: Pace | None = None
+    """How slowly thresholds give where the alert budget is not held; None: as usual."""
 
     def shard(self, source: Source, capacity: int, observer: Observer | None = None) -> Shard:
         """A shard for one partition."""
@@ -265,6 +268,7 @@ class Stream:
             series_ttl_ms=self.series_ttl_ms,
             sweep_records=self.sweep_records or max(LEAST_SWEEP_RECORDS, 1 << (capacity - 1).bit_length()),
             reading=self.reading,
+            pace=self.pace,
         )
 
 
@@ -337,6 +341,8 @@ def stream_plan(stream: StreamSettings, policy: AlertPolicy) -> StreamPlan:
             critical_score=policy.critical_score,
             direction=policy.direction,
             mutes=tuple(_mute(mute) for mute in policy.mutes),
+            budget_per_day=policy.budget,
+            budget_control=policy.budget_control,
         ),
         select=Selection(stream.include, stream.exclude, stream.drop_labels),
         entities=None

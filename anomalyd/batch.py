@@ -73,7 +73,7 @@ class SampleBatch:
     time_ms: NDArray[np.int64]
     """Event time in milliseconds since the epoch, shape (n,)."""
     value: NDArray[np.float64]
-    """Values, NaN for a feature that the sample lacks (F > 1 only), shape (n, F)."""
+    """Values, shape (n, F); finite, but for NaN where a sample of several features lacks one."""
     record: NDArray[np.int32]
     """Index of the source record in the list that was decoded, ascending, shape (n,)."""
     feature: NDArray[np.int32] | None = None
@@ -97,9 +97,9 @@ class Verdicts:
     evidence: NDArray[np.float64]
     """The raw monotone score behind it, finite, shape (n,)."""
     observed: NDArray[np.float64]
-    """The value that was judged (a rate per second for counters), shape (n, F)."""
+    """The value that was judged (a rate per second for counters), NaN where it is missing, shape (n, F)."""
     expected: NDArray[np.float64]
-    """What the model expected, in the units of `observed`, shape (n, F)."""
+    """What the model expected, in the units of `observed`, shape (n, F); NaN, as low and high, for a feature that was never seen."""
     low: NDArray[np.float64]
     """Lower end of the expected band, shape (n, F)."""
     high: NDArray[np.float64]

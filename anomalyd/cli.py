@@ -47,6 +47,12 @@ ConfigOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 TopicOption = Annotated[str | None, typer.Option(metavar="INPUT", help="This input topic only.  [default: all]")]
 PartitionOption = Annotated[int | None, typer.Option(min=0, help="This partition only.  [default: all]")]
+ModelOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--model", metavar="DIR", help="Score with this artifact, of train or pretrain, and fit nothing.  [default: the one that ships]"
+    ),
+]
 ReportOption = Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write one self-contained HTML report.")]
 
 
@@ -178,6 +184,7 @@ def backtest(
     shared: Annotated[
         bool, typer.Option("--shared", help="Files with train and test: one model for all files instead of one for each.")
     ] = False,
+    model: ModelOption = None,
 ) -> None:
     """Run the production engine over history: would it have told you?
 
@@ -196,7 +203,15 @@ def backtest(
 
     settings = load(config) if config is not None else None
     code = run_backtest(
-        paths=paths, settings=settings, out=out, report=report, json_output=json_output, format=format_, no_fit=no_fit, shared=shared
+        paths=paths,
+        settings=settings,
+        out=out,
+        report=report,
+        json_output=json_output,
+        format=format_,
+        no_fit=no_fit,
+        shared=shared,
+        model=model,
     )
     raise typer.Exit(code)
 
@@ -215,9 +230,13 @@ def evaluate(
     json_output: JsonOption = False,
     no_fit: Annotated[bool, typer.Option("--no-fit", help="Streams with train and test: fit nothing on train.")] = False,
     shared: Annotated[bool, typer.Option("--shared", help="Streams with train and test: one joint model for the set.")] = False,
-    seed: Annotated[int, typer.Option(help="Of what is trained or drawn.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of what is trained or drawn.  [default: 0]")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N,N,N", help="Once for each of these seeds; a single number: so many. Prints mean and spread.")
+    ] = None,
     half: Annotated[str | None, typer.Option(metavar="choose|hold", help="One half of the streams, by a hash of their names.")] = None,
     cold_start: Annotated[bool, typer.Option("--cold-start", help="Also begin fresh in front of each labelled segment.")] = False,
+    model: ModelOption = None,
 ) -> None:
     """Measure detection on a labelled set: each row is scored before it is learned, no row is seen twice.
 
@@ -229,10 +248,12 @@ def evaluate(
     Examples:
       anomalyd evaluate nab --data NAB
       anomalyd evaluate kpi --data sets --compare robust-z,seasonal-z --report kpi.html
-      anomalyd evaluate smd --data sets --seed 1 --json | tail -1
+      anomalyd evaluate smd --data sets --seeds 3 --json | tail -1
     """
     if half not in (None, "choose", "hold"):
         raise typer.BadParameter("valid are choose, hold", param_hint="--half")
+    if seed is not None and seeds is not None:
+        raise typer.BadParameter("say --seed or --seeds, not both", param_hint="--seeds")
     _log_warnings()
     from anomalyd.evaluation.evaluate import run as run_evaluate
     from anomalyd.settings import load
@@ -248,9 +269,10 @@ def evaluate(
         json_output=json_output,
         no_fit=no_fit,
         shared=shared,
-        seed=seed,
+        seeds=(seed or 0,) if seeds is None else _seeds(seeds),
         half=cast("Half | None", half),
         cold_start=cold_start,
+        model=model,
     )
     raise typer.Exit(code)
 
@@ -312,6 +334,31 @@ def explain(
         no_fit=no_fit,
     )
     raise typer.Exit(code)
+
+
+@app.command()
+def train(
+    data: Annotated[
+        list[Path],
+        typer.Argument(metavar="DATA...", help="History: CSV or CSV.gz with several value columns, npz; or directories of them."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write the artifact: weights (safetensors) and manifest.")],
+    seed: Annotated[int, typer.Option(help="Equal seeds and files make equal weights.")] = 0,
+) -> None:
+    """Train one joint model for entities that have the same features, on files of their past. Takes about a minute.
+
+    Each file is one entity. Of npz files with train and test only train is read. The history is taken as normal, column
+    `label` is not looked at, and a missing value counts as the last known one. Single metrics need no training.
+
+    \b
+    Examples:
+      anomalyd train servers/ --out servers-model
+      anomalyd backtest server-17.csv --model servers-model --report why.html
+    """
+    _log_warnings()
+    from anomalyd.training.train import run as run_train
+
+    raise typer.Exit(run_train(data, out, seed))
 
 
 @app.command()
@@ -509,6 +556,18 @@ def state_restart(
     from anomalyd.state_restart import restart
 
     raise typer.Exit(restart(settings, topic=topic, yes=yes))
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    """`0,1,2` are those, `3` is how many from 0."""
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    found = tuple(range(numbers[0])) if len(numbers) == 1 else numbers
+    if not found or min(found) < 0 or len(set(found)) < len(found):
+        raise typer.BadParameter(f"got {text!r}, must be different whole numbers from 0, such as 0,1,2, or how many", param_hint="--seeds")
+    return found
 
 
 def _log_warnings() -> None:

@@ -9,6 +9,7 @@ from typing import Final
 
 import structlog
 
+from anomalyd.alerts.budget import UNIT
 from anomalyd.batch import Source
 from anomalyd.partition import Parcel, Partition
 from anomalyd.shard import Outcome, Shard
@@ -19,6 +20,8 @@ LATE_S: Final = 10.0
 
 REJECTED_EVERY_S: Final = 60.0
 """Between warnings about rejected records, of which there may be thousands a second."""
+
+_MS_PER_DAY: Final = 86_400_000
 
 _log = structlog.get_logger(__name__)
 
@@ -50,6 +53,15 @@ class Lookout:
             decode_s=outcome.decode_s,
             step_s=outcome.step_s,
             episodes_s=outcome.episodes_s,
+        )
+        self._metrics.budget(
+            shard.stream.name,
+            asked=shard.budget_per_day,
+            watched_days=outcome.watched_ms / _MS_PER_DAY,
+            allowed=outcome.alarms_allowed,
+            fired=outcome.fired,
+            crossings=outcome.crossings,
+            expected=outcome.crossings_expected / UNIT,
         )
         if outcome.dead_letters:
             self._rejected.setdefault(shard.stream.name, Counter()).update(outcome.rejected)
@@ -86,6 +98,8 @@ class Lookout:
         for partition in partitions:
             if partition.source in ends:
                 self._metrics.lag(*partition.source, ends[partition.source] - partition.position)
+            if not partition.to_replay:
+                self._metrics.correction(*partition.source, partition.shard.correction)
         shards = [partition.shard for partition in partitions]
         self._metrics.state(
             series=sum(shard.series for shard in shards),

@@ -157,16 +157,17 @@ class Partition:
         work.episodes |= outcome.episodes
         work.forgotten |= outcome.forgotten
         work.policies += outcome.policies
+        work.corrections += outcome.corrections
         if not self.to_replay:
             # Not what the shard says now: it may be in the middle of the next batch.
             work.position, work.replay_from, work.stream_time_ms = self.position, outcome.replay_from, outcome.stream_time_ms
-            work.pulse = outcome.pulse
+            work.pulse, work.control = outcome.pulse, outcome.control
 
     def account(self) -> None:
         """The coming commit vouches for everything up to now. Only while no batch is under way."""
         work = self.parcel.work
         work.position, work.replay_from, work.stream_time_ms = self.position, self.shard.replay_from, self.shard.stream_time_ms
-        work.pulse = self.shard.pulse
+        work.pulse, work.control = self.shard.pulse, self.shard.control
 
     def take_parcel(self) -> Parcel:
         """What is to be committed now; what comes next goes into another one."""

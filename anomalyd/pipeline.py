@@ -537,6 +537,7 @@ class Pipeline(Owner):
         # What was told of the old one ends; nothing will ever be heard of it again.
         for outcome in (partition.shard.process([], partition.shard.live_from), partition.shard.forget_all()):
             outcome.pages, outcome.episodes, outcome.forgotten, outcome.policies = {}, {}, {}, []
+            outcome.corrections = []
             fresh.take_in(outcome, self._alerts_topic, self._dead_letter_topic)
         fresh.position = fresh.parcel.work.position = -1  # which is where the new topic begins; told in a moment
         return fresh

@@ -370,6 +370,9 @@ class AlertPolicy(_Section):
 
     budget: float = Field(default=0.1, gt=0, le=1_000)
     """False alarms that you accept per series and day of event time. Less: fewer alerts, only the strangest; more: more sensitive."""
+    budget_control: bool = True
+    """Hold the budget: where the series of a partition turn out to be strange more often, or less, than calibrated, the threshold gives,
+    slowly and within bounds. false leaves it where the calibration puts it."""
     min_deviation: float = Field(default=0.0, ge=0, le=1e18)
     """Least distance from the expected value that can alert, in the units of the series (per second for counters); 0: any. Such as 5 for
     a percentage, of which nobody wants to hear that 0.3 is unusual. Of several features the one with the largest share counts."""
@@ -659,7 +662,7 @@ class Settings(BaseSettings):
         data["alerts"] = self.alerts.model_dump(exclude=set(AlertPolicy.model_fields))
         data["streams"] = {}
         for stream in self.streams:
-            data["streams"][stream.name] = stream.model_dump(exclude={"name", "alerts"}) | {"alerts.budget": self.policy(stream).budget}
+            data["streams"][stream.name] = stream.model_dump(exclude={"name", "alerts"})
         return dict(_flat(data))
 
     def summary(self) -> list[str]:

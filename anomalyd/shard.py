@@ -16,6 +16,8 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from anomalyd.alerts.budget import MILLI, Pace
+from anomalyd.alerts.budget import Entry as Correction
 from anomalyd.alerts.episodes import Episodes, Policy, Transitions
 from anomalyd.alerts.messages import Message, MessageBuilder, Model
 from anomalyd.alerts.mutes import Mutes
@@ -25,9 +27,11 @@ from anomalyd.alerts.timeline import Entry, Timeline
 from anomalyd.batch import LATE, REPEATED, Record, SampleBatch, Source, Verdicts
 from anomalyd.detector import Detector, Pages
 from anomalyd.detector.assembler import Assembler
+from anomalyd.detector.detector import MS_PER_DAY
 from anomalyd.formats import Decoded, Decoder
 from anomalyd.series import Entities, Selection, SeriesIndex
 from anomalyd.series.key import parse_key
+from anomalyd.shard_budget import BudgetWatch
 from anomalyd.shard_silence import Found, Pulse, Silences
 from anomalyd.shard_state import ShardState
 from anomalyd.state.codec import Page
@@ -99,12 +103,16 @@ class Outcome:
     """Records of series that were forgotten, by key."""
     policies: list[Entry] = field(default_factory=list)
     """Alert policies that came into force, each with its input offset; a replay from in front of it needs to know."""
+    corrections: list[Correction] = field(default_factory=list)
+    """Likewise corrections of the threshold."""
     replay_from: int = 0
     """Input offset from which on records would have to be replayed if all these records, and all before, were written down."""
     stream_time_ms: int | None = None
     """Newest event time seen up to there."""
     pulse: tuple[int, ...] = ()
     """The partition's progress in event time, by which series are silent."""
+    control: tuple[int, ...] = ()
+    """What was counted so far to check the alert budget."""
     records: int = 0
     replayed: int = 0
     """Records that were learned once more, silently; they are not among `records`, and nothing else is told of them."""
@@ -121,6 +129,16 @@ class Outcome:
     """Alerts that did not fire because of a mute."""
     flapping: int = 0
     """Alerts that did not fire because the one before of their series had just ended."""
+    fired: int = 0
+    """Alerts that fired, but for those about silent series."""
+    crossings: int = 0
+    """Samples that crossed the level by which the alert budget is checked."""
+    crossings_expected: int = 0
+    """In billionths, how many should have by the calibration."""
+    watched_ms: int = 0
+    """Event time of all series together in which they could alert."""
+    alarms_allowed: float = 0.0
+    """Alerts that the budget allows for that."""
     decode_s: float = 0.0
     step_s: float = 0.0
     episodes_s: float = 0.0
@@ -143,8 +161,9 @@ class Outcome:
         self.episodes |= later.episodes
         self.forgotten |= later.forgotten
         self.policies += later.policies
+        self.corrections += later.corrections
         self.next_offset, self.replay_from, self.stream_time_ms = later.next_offset, later.replay_from, later.stream_time_ms
-        self.pulse = later.pulse
+        self.pulse, self.control = later.pulse, later.control
         for name in _SUMMED:
             setattr(self, name, getattr(self, name) + getattr(later, name))
 
@@ -160,6 +179,11 @@ _SUMMED: Final = (
     "expired",
     "muted",
     "flapping",
+    "fired",
+    "crossings",
+    "crossings_expected",
+    "watched_ms",
+    "alarms_allowed",
     "decode_s",
     "step_s",
     "episodes_s",
@@ -187,6 +211,7 @@ class Shard:
         series_ttl_ms: event time without a sample after which a series begins anew, and is forgotten some time later.
         sweep_records: offsets from one look for series to forget to the next.
         reading: fingerprint of format and selection, on which raw spellings of series depend.
+        pace: how slowly the threshold gives; None: as usual.
     """
 
     def __init__(
@@ -203,6 +228,7 @@ class Shard:
         series_ttl_ms: int = SERIES_TTL_MS,
         sweep_records: int = SWEEP_RECORDS,
         reading: str = "",
+        pace: Pace | None = None,
     ) -> None:
         self.stream = stream
         self.source = source
@@ -222,7 +248,8 @@ class Shard:
         features = "" if entities is None else entities.fingerprint
         self._state = ShardState(self.index, self.pages, self._episodes, detector, reading, features, clock)
         self._silences = Silences(stream.silence, self.index, self.pages, self._episodes, clock)
-        calibration = detector.artifact.calibration
+        self._watch = BudgetWatch(self.index, self.pages, pace)
+        self._tally = np.zeros(3, np.int64)
         self._messages = MessageBuilder(
             stream=stream.name,
             topic=source.topic,
@@ -231,7 +258,6 @@ class Shard:
             labels=stream.labels,
             annotations=stream.annotations,
             feature_names=feature_names if entities is None else entities.names,
-            rarity=Rarity(detector.options.budget_per_day, calibration.slope, calibration.lowest),
         )
         self._observer = observer
         self._now_ms = now_ms
@@ -241,6 +267,7 @@ class Shard:
         self._swept = -1  # offset of the record in front of which series were looked through last
         self._told: set[str] = set()  # series with transitions since the last outcome, in a replay since its beginning
         self._carried = Outcome()  # what a restore brought, for the next outcome
+        self._enforce()
 
     @property
     def device(self) -> str:
@@ -266,6 +293,22 @@ class Shard:
     def pulse(self) -> tuple[int, ...]:
         """The partition's progress in event time, by which series are silent."""
         return self._silences.pulse.state
+
+    @property
+    def control(self) -> tuple[int, ...]:
+        """What was counted so far to check the alert budget."""
+        return self._watch.state
+
+    @property
+    def budget_per_day(self) -> float:
+        """False alarms per series and day of event time that are acceptable."""
+        asked = self._timeline.policy.budget_per_day
+        return self._detector.options.budget_per_day if asked is None else asked
+
+    @property
+    def correction(self) -> float:
+        """Powers of ten by which normal data is taken to be strange more often than the calibration says."""
+        return self._watch.control.correction / MILLI if self._timeline.policy.budget_control else 0.0
 
     @property
     def replaying(self) -> bool:
@@ -319,6 +362,7 @@ class Shard:
         self.stream_time_ms = restored.stream_time_ms
         self._silences.pulse = Pulse(restored.pulse)
         self._timeline.begin(restored.policies, restored.replay_from)
+        self._watch.begin(restored)
         self._enforce()
         dropped = self._state.begin(restored, live)
         if dropped:
@@ -364,7 +408,8 @@ class Shard:
             outcome.episodes = state.episode_records(self._told)
             self._told.clear()
             outcome.pages = state.snapshot(snapshots)
-        outcome.replay_from, outcome.stream_time_ms, outcome.pulse = state.replay_from, self.stream_time_ms, self.pulse
+        outcome.replay_from, outcome.stream_time_ms = state.replay_from, self.stream_time_ms
+        outcome.pulse, outcome.control = self.pulse, self.control
         return outcome
 
     def _settle(self, outcome: Outcome) -> None:
@@ -380,6 +425,13 @@ class Shard:
         policy = self._timeline.policy
         self._episodes.policy = policy
         self._mutes = Mutes(policy.mutes)
+        self._weigh()
+
+    def _weigh(self) -> None:
+        """Another threshold may be in force."""
+        calibration = self._detector.artifact.calibration
+        self._threshold = self._detector.threshold_at(self.budget_per_day, self.correction)
+        self._messages.weigh(Rarity(self.budget_per_day, calibration.slope, calibration.lowest))
 
     def _replay(self, records: Sequence[Record], next_offset: int) -> int:
         """Learns the records in front of the position silently; returns how many there were."""
@@ -397,8 +449,10 @@ class Shard:
             self._state.reach(records[start].offset)
             if self._timeline.reach(records[start].offset):
                 self._enforce()
+            if self._watch.control.take_up(records[start].offset):
+                self._weigh()
             part = _Part(records[start : start + size])
-            boundary = min(self._state.boundary, self._timeline.boundary)
+            boundary = min(self._state.boundary, self._timeline.boundary, self._watch.control.boundary)
             if part.records[-1].offset >= boundary:
                 part = _Part([record for record in part.records if record.offset < boundary])
             decoding = time.perf_counter()
@@ -486,14 +540,23 @@ class Shard:
     def _between_looks(
         self, batch: SampleBatch, offsets: NDArray[np.int64], timestamp_of: Callable[[int], int], outcome: Outcome
     ) -> Iterator[tuple[int, int]]:
-        """Parts of a batch, each from one sample to before another; in between, silent series are looked for."""
-        begin, pulse = 0, self._silences.pulse
-        looking = self._silences.on and not self.replaying  # what came of it was told, and is known after a replay
-        while begin < len(batch):
-            end = pulse.due(batch, offsets, begin) if looking else len(batch)
-            if end == begin:
-                record = int(batch.record[begin])
-                offset = int(offsets[record])
+        """Parts of a batch, each from one sample to before another; in between, silent series are looked for, and the budget is checked."""
+        begin, pulse, n = 0, self._silences.pulse, len(batch)
+        if self.replaying:  # what came of it was told, or written down, and is known after a replay
+            yield 0, n
+            return
+        silence = budget = -1
+        while begin < n:
+            silence = silence if silence > begin else pulse.due(batch, offsets, begin, pulse.next_ms) if self._silences.on else n
+            budget = budget if budget > begin else self._watch.due(batch, offsets, begin)
+            record = int(batch.record[begin])
+            offset = int(offsets[record])
+            if budget == begin:
+                if corrections := self._watch.look(offset):
+                    outcome.corrections += corrections
+                    self._weigh()
+                continue
+            if silence == begin:
                 found = self._silences.look(offset, self._mutes.hold)
                 self._state.changed([one.row for one in found], offset)
                 self._told.update(self.index.keys[one.row] or "" for one in found)
@@ -501,8 +564,9 @@ class Shard:
                 alerts = (self._silence(one, self.index.keys[one.row] or "", offset, timestamp_of(record), now_ms) for one in found)
                 outcome.alerts += [alert for alert in alerts if alert is not None]
                 continue
-            if looking:
-                pulse.samples += end - begin
+            end = min(silence, budget)
+            pulse.samples += end - begin if self._silences.on else 0
+            self._watch.passed(end - begin)
             yield begin, end
             begin = end
 
@@ -566,8 +630,11 @@ class Shard:
         """
         began = time.perf_counter()
         returns = self._silences.returns(batch)
-        verdicts = self._detector.step(self.pages, batch)
+        self._tally[:] = 0
+        verdicts = self._detector.step(self.pages, batch, self._threshold, self._tally)
         stepped = time.perf_counter()
+        if not self.replaying:
+            self._counted(outcome)
         muted, flapping = self._episodes.muted, self._episodes.flapping
         transitions = self._episodes.advance(batch, verdicts, lapsed, self._mutes.column(batch, verdicts, self.index.keys))
         returned = self._silences.returned(verdicts, returns)
@@ -588,6 +655,7 @@ class Shard:
                     outcome.unwritten.append(record)
         outcome.samples += len(batch)
         outcome.alerts += alerts
+        outcome.fired += sum(alert.message.alert.status == "firing" and alert.message.alert.kind == "anomaly" for alert in alerts)
         outcome.step_s += stepped - began
         outcome.episodes_s += time.perf_counter() - stepped
         outcome.late += int(np.count_nonzero(verdicts.flags & LATE))
@@ -596,6 +664,15 @@ class Shard:
         outcome.flapping += self._episodes.flapping - flapping
         if self._observer is not None and not self.replaying:
             self._observer(self, batch, verdicts, [msgspec.json.decode(alert.message.value) for alert in alerts])
+
+    def _counted(self, outcome: Outcome) -> None:
+        """What the step has counted of news."""
+        crossings, expected, watched_ms = self._tally.tolist()
+        self._watch.control.count(crossings, expected)
+        outcome.crossings += crossings
+        outcome.crossings_expected += expected
+        outcome.watched_ms += watched_ms
+        outcome.alarms_allowed += watched_ms / MS_PER_DAY * self.budget_per_day
 
     def _alert(self, transitions: Transitions, k: int, key: str, offset: int, produced_ms: int, now_ms: int) -> OutgoingAlert | None:
         """The message of a transition; None if our own code fails to write it."""

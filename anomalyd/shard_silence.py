@@ -27,6 +27,7 @@ from anomalyd.detector import Pages
 from anomalyd.detector.layout import COUNTER_KIND
 from anomalyd.detector.recipe import WARMUP_SAMPLES
 from anomalyd.series import FRESH, SeriesIndex
+from anomalyd.shard_looks import Looks, middle
 
 TICK_MS: Final = 60_000
 """Least event time from one tick to the next."""
@@ -38,13 +39,11 @@ LEAST_TICKS: Final = 3
 STEADY: Final = 0.15
 """A step is steady if it is usually no farther than this part from the usual one: every other sample a tenth early or late, say."""
 _LEAST_SAMPLES: Final = 16
-_MOST_SHARE: Final = 16
-_MOST_SAMPLES: Final = 4096
-"""A look comes after at least half as many samples as there are series, and after 16 times as many and some, whatever the clocks say."""
+"""A look comes after at least so many samples, and at least half as many as there are series."""
 _THINNING: Final = 4
 
 
-class Pulse:
+class Pulse(Looks):
     """The progress of a partition, as far as it has to be remembered.
 
     Ticks are kept more sparsely the older they are, so their number grows with the logarithm of the time that they cover.
@@ -54,57 +53,27 @@ class Pulse:
     """
 
     def __init__(self, state: Sequence[int] = ()) -> None:
-        self.looked = -1
-        """Offset of the record in front of which series were looked through last."""
-        self.before = -1
-        """The same of the look before."""
-        self.samples = 0
-        """Samples since the last look."""
-        self.least = _LEAST_SAMPLES
-        """Samples from one look to the next, at least."""
+        super().__init__(_LEAST_SAMPLES)
         self.ticks: list[tuple[int, int]] = []
         """Offset of the record in front of which the partition's time was looked at, and this time; ascending."""
         if state:
-            self.looked, self.before, self.samples, self.least = state[:4]
+            self.begin(state[:4])
             self.ticks = list(zip(state[4::2], state[5::2], strict=True))
 
     @property
     def state(self) -> tuple[int, ...]:
         """All of it, for the changelog; nothing where nothing was ever counted."""
-        if self.looked < 0 and not self.samples:
-            return ()
-        return (self.looked, self.before, self.samples, self.least, *(number for tick in self.ticks for number in tick))
+        return (*super().state, *(number for tick in self.ticks for number in tick))
 
     @property
     def time_ms(self) -> int:
         """The partition's time at the last tick; 0: there was none."""
         return self.ticks[-1][1] if self.ticks else 0
 
-    def due(self, batch: SampleBatch, offsets: NDArray[np.int64], start: int) -> int:
-        """Index of the sample with which the record begins in front of which to look; the length of the batch: there is none.
-
-        Args:
-            batch: samples.
-            offsets: of the records, by their number in `batch.record`, ascending.
-            start: index of the first sample that is not counted yet; a record begins there.
-        """
-        n = len(batch)
-        first = start + max(0, self.least - self.samples)
-        most = start + max(0, _MOST_SHARE * self.least + _MOST_SAMPLES - self.samples)
-        if first < n and offsets[batch.record[first]] <= self.looked:
-            first = int(np.searchsorted(batch.record, batch.record[first], side="right"))  # looked at already, in front of the very record
-        if first >= n:
-            return n
-        found = first
-        if self.ticks:
-            late = np.flatnonzero(batch.time_ms[first : min(most, n)] >= (self.ticks[-1][1] // TICK_MS + 1) * TICK_MS)
-            found = first + int(late[0]) if len(late) else max(first, most)
-        return int(np.searchsorted(batch.record, batch.record[found])) if found < n else n
-
-    def look(self, offset: int, series: int) -> None:
-        """Takes note of a look in front of the record at this offset, with so many series."""
-        self.before, self.looked = self.looked, offset
-        self.samples, self.least = 0, max(_LEAST_SAMPLES, series // 2)
+    @property
+    def next_ms(self) -> int | None:
+        """Event time of a sample that is worth a look; None: that of every one."""
+        return (self.ticks[-1][1] // TICK_MS + 1) * TICK_MS if self.ticks else None
 
     def tick(self, time_ms: int, pause_ms: float) -> bool:
         """The partition's time at the last look; whether it was a tick that goes on from those before."""
@@ -171,12 +140,12 @@ class Silences:
         """
         pulse, last_use = self.pulse, self._index.last_use
         known = last_use < FRESH
-        heard = np.flatnonzero(known & (last_use >= pulse.before))
-        pulse.look(offset, int(np.count_nonzero(known)))
+        heard = pulse.heard(last_use)
+        pulse.look(offset, max(_LEAST_SAMPLES, int(np.count_nonzero(known)) // 2))
         if not len(heard):
             return []
-        now = int(_middle(self._columns["time"][heard]))
-        if not pulse.tick(now, max(PAUSE_MS, PAUSE_STEPS * _middle(self._columns["step_ms"][heard]))) or len(pulse.ticks) <= LEAST_TICKS:
+        now = int(middle(self._columns["time"][heard]))
+        if not pulse.tick(now, max(PAUSE_MS, PAUSE_STEPS * middle(self._columns["step_ms"][heard]))) or len(pulse.ticks) <= LEAST_TICKS:
             return []
         rows = np.flatnonzero(known & (last_use < pulse.ticks[-LEAST_TICKS][0]))
         silent = self._episodes.silent[rows] != 0
@@ -267,10 +236,3 @@ class Silences:
                 several=self._several,
             ),
         )
-
-
-def _middle(values: NDArray[Any]) -> float | int:
-    """The lower median."""
-    middle = (len(values) - 1) // 2
-    found: float | int = np.partition(values, middle)[middle].item()
-    return found

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
+from anomalyd.alerts.budget import MILLI
 from anomalyd.alerts.episodes import Policy
 from anomalyd.alerts.machine import EPISODE, OPEN
 from anomalyd.alerts.messages import iso
@@ -15,6 +16,7 @@ from anomalyd.errors import ConfigError, StateError, TopicError
 from anomalyd.kafka import topics
 from anomalyd.kafka.committed import CommittedLog
 from anomalyd.settings import Settings
+from anomalyd.shard_budget import days_of
 from anomalyd.state import codec
 from anomalyd.state.inspect import Contents, Finding, committed, whole
 from anomalyd.state.trial import CLAIMS_BEFORE_TRIAL
@@ -108,9 +110,20 @@ def _facts(place: Place, contents: Contents, bounds: tuple[int, int]) -> Facts:
             "oldest_page_behind": position.position - oldest if oldest is not None else None,
             "timeline": [{"from": offset, "model": model} for offset, model in position.timeline],
             "policies": [{"from": offset, "policy": json.loads(policy)} for offset, policy in position.policies],
+            "budget": _budget(position),
             "trial": None if position.trial is None else {"size": position.trial.size, "tries": position.trial.tries},
         }
     return facts
+
+
+def _budget(position: codec.Position) -> Facts:
+    """How the alert budget of a partition is held."""
+    days = days_of(position.control)
+    return {
+        "corrections": [{"from": offset, "powers_of_ten": powers / MILLI} for offset, powers in position.corrections],
+        "days": len(days),
+        "measured_to_expected": round(10 ** (sorted(days)[(len(days) - 1) // 2] / MILLI), 3) if days else None,
+    }
 
 
 def open_episodes(contents: Contents) -> Iterator[tuple[str, bytes, int]]:
@@ -149,10 +162,22 @@ def _told(facts: Facts) -> Iterator[str]:
         yield f"  model      {entry['model'][:12]} from {entry['from']:,}"
     for entry in facts.get("policies", []):
         yield f"  policy     {_differing(entry['policy'])} from {entry['from']:,}"
+    if (budget := facts.get("budget")) and (budget["days"] or budget["corrections"]):
+        yield f"  budget     {_held(budget)}"
     if trial := facts.get("trial"):
         yield f"  trial      the next {trial['size']:,} records may have ended the process; tries of a single one: {trial['tries']}"
     if facts["unreadable"]:
         yield f"  damage     {facts['unreadable']} records can't be used: anomalyd state verify says which"
+
+
+def _held(budget: Facts) -> str:
+    """How the alert budget is held, in a few words."""
+    measured = f"in {budget['days']} days the level was crossed {budget['measured_to_expected']:g} times as often as expected"
+    parts = [measured] if budget["days"] else []
+    if budget["corrections"]:
+        newest = budget["corrections"][-1]
+        parts.append(f"calibration corrected by 10^{newest['powers_of_ten']:+g} from {newest['from']:,}")
+    return "; ".join(parts)
 
 
 def _differing(policy: dict[str, Any]) -> str:

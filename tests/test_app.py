@@ -100,6 +100,7 @@ def test_the_policy_of_a_stream_is_what_its_settings_say(file: File) -> None:
         resolve_after_samples=4,
         critical_score=2,
         direction="above",
+        budget_per_day=0.1,
         mutes=(
             Mute(("cpu.*",), (6, 0), 22 * 60, 6 * 60, "Europe/Berlin"),
             Mute(start_ms=1_772_348_400_000, end_ms=1_772_350_200_000),
@@ -109,7 +110,10 @@ def test_the_policy_of_a_stream_is_what_its_settings_say(file: File) -> None:
 
 def test_policies_labels_and_annotations_are_taken_over(file: File) -> None:
     running, metrics = file.read(), Metrics()
-    file.write(alerts={"min_deviation": 3, "labels": {"team": "a"}}, streams=[HOSTS | {"alerts": {"direction": "above"}}, PODS])
+    file.write(
+        alerts={"min_deviation": 3, "labels": {"team": "a"}, "budget": 0.4},
+        streams=[HOSTS | {"alerts": {"direction": "above", "budget_control": False}}, PODS],
+    )
 
     with structlog.testing.capture_logs() as logs:
         plans = read_plans(running, file.read, metrics)
@@ -120,7 +124,8 @@ def test_policies_labels_and_annotations_are_taken_over(file: File) -> None:
         "more": ("hosts", "above"),
         "pods": ("pods", "both"),
     }
-    assert {(plan.policy.min_deviation, plan.labels["team"]) for plan in plans.values()} == {(3, "a")}
+    assert {(plan.policy.min_deviation, plan.policy.budget_per_day, plan.labels["team"]) for plan in plans.values()} == {(3, 0.4, "a")}
+    assert {topic: plan.policy.budget_control for topic, plan in plans.items()} == {"metrics": False, "more": False, "pods": True}
     assert [entry["event"] for entry in logs] == ["config_reloaded"]
     assert value(metrics, "anomalyd_config_reload_success") == 1
     assert value(metrics, "anomalyd_config_reload_success_timestamp_seconds") > 1e9
@@ -149,7 +154,7 @@ def test_what_needs_a_restart_is_named_and_not_taken_over(file: File) -> None:
         "alerts.topic",
         *(f"kafka.{key}" for key in ("sasl_mechanism", "sasl_password", "sasl_username", "security_protocol", "session_timeout_ms")),
         "max_series",
-        *(f"streams.{key}" for key in ("hosts.alerts.budget", "hosts.include", "hosts.topics", "new", "pods")),
+        *(f"streams.{key}" for key in ("hosts.include", "hosts.topics", "new", "pods")),
     ]
     assert SECRET not in str(logs)
 

@@ -25,6 +25,8 @@ COMMANDS = [
     ["demo"],
     ["backtest"],
     ["explain"],
+    ["evaluate"],
+    ["train"],
     ["pretrain"],
     ["config", "check"],
     ["config", "show"],
@@ -176,11 +178,13 @@ def test_config_check_says_what_it_found(command: Command, good: Path, monkeypat
     assert "hunter2" not in result.out
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in (["demo"], ["pretrain"], ["config", "schema"])], ids=" ".join)
+@pytest.mark.parametrize(
+    "name", [name for name in COMMANDS if name not in (["demo"], ["train"], ["pretrain"], ["config", "schema"])], ids=" ".join
+)
 def test_wrong_configuration_is_2_and_names_the_field(command: Command, tmp_path: Path, name: list[str]) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text(GOOD + "alerts: {budget: -1}\n")
-    result = command(*name, *(["x.csv"] if name == ["backtest"] else []), "-c", path)
+    result = command(*name, *{"backtest": ["x.csv"], "evaluate": ["nab", "--data", "x"]}.get(name[0], []), "-c", path)
 
     assert result == Result(2, "", f"anomalyd: {path}: alerts.budget: got -1, must be greater than 0\n")
 
@@ -238,7 +242,7 @@ def test_demo_hands_over_its_options(command: Command, handed: Handed) -> None:
 
 def test_backtest_hands_over_its_options(command: Command, good: Path, handed: Handed) -> None:
     seen = handed("anomalyd.evaluation.backtest", "run", 0)
-    options = ["--out", "o", "--report", "r.html", "--json", "--format", "influx", "--no-fit", "--shared"]
+    options = ["--out", "o", "--report", "r.html", "--json", "--format", "influx", "--no-fit", "--shared", "--model", "m"]
 
     assert command("backtest", "a.csv", "b", "-c", good, *options).code == 0
     seen.pop("positional")
@@ -251,9 +255,49 @@ def test_backtest_hands_over_its_options(command: Command, good: Path, handed: H
         "format": "influx",
         "no_fit": True,
         "shared": True,
+        "model": Path("m"),
     }
     assert command("backtest", "a.csv").code == 0
     assert seen["settings"] is None
+
+
+def test_evaluate_hands_over_its_options(command: Command, good: Path, handed: Handed) -> None:
+    seen = handed("anomalyd.evaluation.evaluate", "run", 0)
+    options = ["--detector", "robust-z", "--compare", "a,b", "--out", "o", "--report", "r.html", "--json", "--no-fit", "--shared"]
+
+    assert command("evaluate", "kpi", "--data", "d", "-c", good, *options, "--half", "hold", "--cold-start", "--model", "m").code == 0
+    assert seen == {
+        "positional": ("kpi", Path("d"), load(good)),
+        "detector": "robust-z",
+        "compare": ("a", "b"),
+        "out": Path("o"),
+        "report": Path("r.html"),
+        "json_output": True,
+        "no_fit": True,
+        "shared": True,
+        "seeds": (0,),
+        "half": "hold",
+        "cold_start": True,
+        "model": Path("m"),
+    }
+
+
+@pytest.mark.parametrize(("option", "seeds"), [("3", (0, 1, 2)), ("0,5", (0, 5)), ("1", (0,))])
+def test_seeds_are_named_or_counted(command: Command, handed: Handed, option: str, seeds: tuple[int, ...]) -> None:
+    seen = handed("anomalyd.evaluation.evaluate", "run", 0)
+
+    assert command("evaluate", "kpi", "--data", "d", "--seeds", option).code == 0
+    assert seen["seeds"] == seeds
+    assert command("evaluate", "kpi", "--data", "d", "--seed", 4).code == 0
+    assert seen["seeds"] == (4,)
+
+
+@pytest.mark.parametrize("option", ["", "0", "a", "1,1", "-1,2", "1,"])
+def test_seeds_that_are_none_are_2(command: Command, option: str) -> None:
+    result = command("evaluate", "kpi", "--data", "d", f"--seeds={option}")
+
+    assert result.code == 2
+    assert "must be different whole numbers" in result.err
 
 
 def test_explain_hands_over_its_options(command: Command, good: Path, handed: Handed) -> None:
@@ -278,6 +322,13 @@ def test_explain_hands_over_its_options(command: Command, good: Path, handed: Ha
     }
     assert command("explain", "a.csv").code == 0
     assert (seen["settings"], seen["series"], seen["at"], seen["row"]) == (None, None, None, None)
+
+
+def test_train_hands_over_its_options(command: Command, handed: Handed) -> None:
+    seen = handed("anomalyd.training.train", "run", 0)
+
+    assert command("train", "a.csv", "b", "--out", "o", "--seed", 7).code == 0
+    assert seen["positional"] == ([Path("a.csv"), Path("b")], Path("o"), 7)
 
 
 def test_pretrain_hands_over_its_options(command: Command, handed: Handed) -> None:

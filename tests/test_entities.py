@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from numpy.typing import NDArray
 
 from anomalyd.alerts.episodes import Policy
 from anomalyd.alerts.messages import load_schema
@@ -44,7 +45,9 @@ class Several(Detector):
         pages.page_rows = self.page_rows
         return pages
 
-    def step(self, pages: Pages, batch: SampleBatch) -> Verdicts:
+    def step(
+        self, pages: Pages, batch: SampleBatch, threshold: NDArray[np.float64] | None = None, tally: NDArray[np.int64] | None = None
+    ) -> Verdicts:
         n = len(batch)
         assert batch.value.shape == (n, 3)
         flags, score, expected = np.full(n, ARMED, np.uint8), np.zeros(n), np.zeros((n, 3))

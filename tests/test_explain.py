@@ -275,7 +275,7 @@ def test_several_features_have_shares_and_the_first_has_the_window(tmp_path: Pat
     assert 350 <= sample["row"] < 354
     assert [feature["name"] for feature in sample["features"]] == ["mem", "cpu"]
     assert sum(feature["share"] for feature in sample["features"]) == pytest.approx(1, abs=1e-5)
-    assert [channel["name"] for channel in found["channels"]] == ["smoothed", "now", "size", "guards"]
+    assert [channel["name"] for channel in found["channels"]] == ["smoothed", "largest", "size", "guards"]
     assert sum(channel["evidence"] for channel in found["channels"]) == pytest.approx(sample["evidence"], abs=0.05)
     assert (found["window"]["feature"], found["learned"]["feature"]) == ("mem", "mem")
     assert found["window"]["steps"][-1]["value"] == pytest.approx(columns["mem"][sample["row"]], rel=1e-5)

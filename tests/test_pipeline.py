@@ -143,6 +143,9 @@ class FakeShard:
     silent_series = 0
     stream_time_ms = 5_000
     pulse = ()
+    control = ()
+    correction = 0.0
+    budget_per_day = 0.1
 
     def __init__(self, source: Source, alert_every: int = 0, gate: threading.Event | None = None, device: str = "cpu") -> None:
         self.device = device

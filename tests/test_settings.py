@@ -265,7 +265,7 @@ def mute(**fields: object) -> dict[str, Any]:
         ({"alerts": {"mutes": {"days": ["mon"]}}}, "alerts.mutes: got a mapping, must be a list"),
         ({"alerts": {"mutes": [{"days": ["mon"]}] * 101}}, "alerts.mutes: got a list, must have at most 100 entries"),
         ({"alerts": {"budget": None}}, "alerts.budget: got nothing, must be a number"),
-        ({"alerts": {"bugdet": 1}}, "alerts.bugdet: unknown key (did you mean budget?), valid are budget, min_deviation, "),
+        ({"alerts": {"bugdet": 1}}, "alerts.bugdet: unknown key (did you mean budget?), valid are budget, budget_control, "),
         ({"alerts": {"labels": {"team": 5}}}, "alerts.labels.team: got 5, must be text; put it in quotes"),
         ({"alerts": {"labels": {"a-b": "x"}}}, 'alerts.labels.a-b: got "a-b", must be a label name'),
         ({"alerts": {"labels": {5: "x"}}}, "alerts.labels[5]: got 5, must be text; put it in quotes"),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from numpy.typing import NDArray
 
+from anomalyd.alerts.budget import Pace
 from anomalyd.alerts.episodes import Policy
 from anomalyd.alerts.messages import load_schema
 from anomalyd.alerts.mutes import Mute
@@ -50,8 +51,12 @@ class Plain(Detector):
         pages.page_rows = self.page_rows
         return pages
 
-    def step(self, pages: Pages, batch: SampleBatch) -> Verdicts:
-        n = len(batch)
+    def step(
+        self, pages: Pages, batch: SampleBatch, threshold: NDArray[np.float64] | None = None, tally: NDArray[np.int64] | None = None
+    ) -> Verdicts:
+        n, limit = len(batch), 1.0
+        if threshold is not None:
+            limit = 10 ** (threshold[1] - self.threshold[1] - (threshold[0] - self.threshold[0]) / 10)
         flags, score, expected = np.full(n, ARMED, np.uint8), np.zeros(n), np.zeros((n, 1))
         view = {name: pages.field(name)[:, 0] for name in ("time", "age", "late_run", "last", "mean", "seen")}
         for i, (row, time, value) in enumerate(zip(batch.row.tolist(), batch.time_ms.tolist(), batch.value[:, 0].tolist(), strict=True)):
@@ -68,11 +73,14 @@ class Plain(Detector):
             if state["age"] < 2:
                 flags[i] |= WARMUP
             else:
-                score[i] = abs(value - state["mean"])
+                score[i] = abs(value - state["mean"]) / limit
+                if tally is not None:
+                    tally += (score[i] >= 0.5, 200_000_000, 1_000)
             view["age"][row] = state["age"] + 1
             view["time"][row] = time
             view["last"][row] = view["seen"][row] = value
-            view["mean"][row] = 0.7 * state["mean"] + 0.3 * value
+            # What was in force when it was learned is remembered, too, as the real one does by its envelope.
+            view["mean"][row] = 0.7 * state["mean"] + 0.3 * value + 1e-9 * limit
         share = np.ones((n, 1), np.float32)
         return Verdicts(score, score, batch.value, expected, expected, expected, share, flags)
 
@@ -88,10 +96,22 @@ POLICY = Policy(resolve_after_samples=2, update_interval_ms=60_000, max_gap_ms=2
 SWEEP = 8
 
 
+PACE = Pace(hour_ms=10_000, day_ms=20_000, expected=0.4, days=6, doubt=0.6, samples=2)
+
+
 def shard(detector: Detector, capacity: int = 4, policy: Policy = POLICY, reading: str = "influx", sweep: int = SWEEP) -> Shard:
-    plan, source = StreamPlan("hosts", policy), Source("metrics", 3)
-    decoder = make_decoder("influx")
-    return Shard(plan, source, detector, decoder, capacity, now_ms=lambda: 5, series_ttl_ms=TTL_MS, sweep_records=sweep, reading=reading)
+    return Shard(
+        StreamPlan("hosts", policy),
+        Source("metrics", 3),
+        detector,
+        make_decoder("influx"),
+        capacity,
+        now_ms=lambda: 5,
+        series_ttl_ms=TTL_MS,
+        sweep_records=sweep,
+        reading=reading,
+        pace=PACE,
+    )
 
 
 def line(series: str, time_ms: int, value: float) -> str:
@@ -110,6 +130,9 @@ class Log:
     forgotten: dict[bytes, Forgotten] = field(default_factory=dict)
     policies: list[tuple[int, str]] = field(default_factory=list)
     """All that were ever in force."""
+    corrections: list[tuple[int, int]] = field(default_factory=list)
+    """Likewise."""
+    control: tuple[int, ...] = ()
     told: list[Any] = field(default_factory=list)
     divergences: int = 0
     pulse: tuple[int, ...] = ()
@@ -119,6 +142,7 @@ class Log:
             self.told += told(outcome)
             self.divergences += outcome.divergences
             self.policies += outcome.policies
+            self.corrections += outcome.corrections
             for key, page in outcome.pages.items():
                 if page is None:
                     self.pages.pop(key, None)
@@ -135,7 +159,7 @@ class Log:
                 self.forgotten[key] = gone
         last = outcomes[-1]
         self.position, self.replay_from, self.stream_time_ms = last.next_offset, last.replay_from, last.stream_time_ms
-        self.pulse = last.pulse
+        self.pulse, self.control = last.pulse, last.control
         assert self.replay_from <= self.position
         self.episodes = {series: found for series, found in self.episodes.items() if found.position > self.replay_from}
         self.forgotten = {key: gone for key, gone in self.forgotten.items() if gone.offset + 1 > self.replay_from}
@@ -151,7 +175,17 @@ class Log:
                 forgotten[series] = max(gone.offset, forgotten.get(series, -1))
         policies = needed(tuple(self.policies), self.replay_from)
         episodes = dict(self.episodes)
-        return Restored(self.position, self.replay_from, self.stream_time_ms, episodes, forgotten, policies=policies, pulse=self.pulse)
+        return Restored(
+            self.position,
+            self.replay_from,
+            self.stream_time_ms,
+            episodes,
+            forgotten,
+            policies=policies,
+            pulse=self.pulse,
+            control=self.control,
+            corrections=needed(tuple(self.corrections), self.replay_from),
+        )
 
     def into(self, fresh: Shard) -> Shard:
         for page in self.read_pages():
@@ -214,6 +248,8 @@ POLICIES = (
         critical_score=1.5,
         mutes=(Mute(('{h=~"[0-3]"}',), from_min=0, to_min=30), Mute(start_ms=START_MS, end_ms=START_MS + 40_000)),
     ),
+    replace(POLICY, budget_per_day=1.0),
+    replace(POLICY, budget_control=False),
 )
 ACTS = st.builds(
     Act,
@@ -248,7 +284,7 @@ def live_through(make: Callable[[], Shard], records: list[Record], acts: Sequenc
         position = min(part[-1].offset + 1 + act.snapshots, *left, 10**9)
         outcome = current.process(part, position, snapshots=act.snapshots)
         if current.replaying:
-            same = Outcome(position, replay_from=log.replay_from, stream_time_ms=log.stream_time_ms, pulse=log.pulse)
+            same = Outcome(position, replay_from=log.replay_from, stream_time_ms=log.stream_time_ms, pulse=log.pulse, control=log.control)
             assert outcome == replace(same, replayed=len(part))
             continue
         pending.append(outcome)
@@ -280,6 +316,9 @@ def assert_equal_lives(make: Callable[[], Shard], records: list[Record], acts: S
     assert survivor.open_episodes == golden.open_episodes
     assert survivor.stream_time_ms == golden.stream_time_ms
     assert survivor.pulse == golden.pulse
+    assert survivor.control == golden.control
+    assert survivor.correction == golden.correction
+    assert log.corrections == whole.corrections
     assert log.divergences == 0
     validator = Draft202012Validator(load_schema())
     for alert in whole.alerts:

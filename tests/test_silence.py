@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from numpy.typing import NDArray
 
 from anomalyd.alerts.episodes import Policy
 from anomalyd.alerts.messages import Alert, load_schema
@@ -33,12 +34,14 @@ NOISE = np.random.default_rng(0).standard_normal(9973)
 class Steady(Plain):
     """Whose series have a steady step and are old enough from their second sample on."""
 
-    def step(self, pages: Pages, batch: SampleBatch) -> Verdicts:
-        parts = [self._one(pages, taken(batch, slice(i, i + 1))) for i in range(len(batch))]
+    def step(
+        self, pages: Pages, batch: SampleBatch, threshold: NDArray[np.float64] | None = None, tally: NDArray[np.int64] | None = None
+    ) -> Verdicts:
+        parts = [self._one(pages, taken(batch, slice(i, i + 1)), threshold) for i in range(len(batch))]
         return joined(parts) if parts else super().step(pages, batch)
 
-    def _one(self, pages: Pages, batch: SampleBatch) -> Verdicts:
-        verdicts = super().step(pages, batch)
+    def _one(self, pages: Pages, batch: SampleBatch, threshold: NDArray[np.float64] | None) -> Verdicts:
+        verdicts = super().step(pages, batch, threshold)
         if not verdicts.flags[0] & (LATE | REPEATED):
             pages.field("step_ms")[batch.row[0]] = 30_000
             pages.field("age")[batch.row[0]] += 99
@@ -343,7 +346,7 @@ def test_a_silence_is_resolved_by_the_next_owner_though_its_page_was_never_writt
 def test_the_pulse_grows_slowly_and_comes_back() -> None:
     pulse = Pulse()
     for minute in range(20_000):
-        pulse.look(minute, 100)
+        pulse.look(minute, 50)
         pulse.tick(minute * MINUTE_MS, HOUR_MS)
 
     assert len(pulse.ticks) < 80

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from anomalyd import state_commands
+from anomalyd.alerts.budget import Control
 from anomalyd.alerts.episodes import Policy
 from anomalyd.alerts.mutes import Mute
 from anomalyd.alerts.timeline import written
@@ -29,7 +30,11 @@ def rig(kafka: str, capsys: pytest.CaptureFixture[str]) -> Rig:
 def test_inspect_tells_what_a_restart_would_find(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = {"a": row(1.0, **FIRING), "b": row(2.0)}, {"c": row(3.0)}
     policies = ((0, written(Policy())), (120, written(Policy(min_deviation=2.5, mutes=(Mute(to_min=60),)))))
-    last = position(1, 150, 100, replay_from=110, policies=policies)
+    control = Control()
+    control.begin((0, 0, 0, 0, 0, 0, *[300] * 9), ((120, 250),), 150)
+    last = position(
+        1, 150, 100, replay_from=110, policies=policies, control=(9, 9, 9, 256, *control.state), corrections=((20, 100), (120, 250))
+    )
     pages = [page(0, 100, first), position(0, 100, -1, replay_from=80)], [page(1, 140, second), last]
     asyncio.run(rig.write([FENCE], *pages, [FENCE], cut=True))
 
@@ -46,6 +51,11 @@ def test_inspect_tells_what_a_restart_would_find(rig: Rig, capsys: pytest.Captur
     assert (one["pages"], one["series"], one["open_episodes"], one["claims"], one["claimed_by"]) == (2, 3, 1, 1, "host-a")
     assert one["timeline"] == [{"from": 0, "model": "m" * 32}]
     assert [(entry["from"], entry["policy"]["min_deviation"]) for entry in one["policies"]] == [(0, 0.0), (120, 2.5)]
+    assert one["budget"] == {
+        "corrections": [{"from": 20, "powers_of_ten": 0.1}, {"from": 120, "powers_of_ten": 0.25}],
+        "days": 9,
+        "measured_to_expected": 1.995,
+    }
     assert one["log_end"] > one["log_start"] == 0
     assert one["restore_bytes"] > one["page_bytes"] > 3 * ROW_BYTES
     assert (two["partition"], two["position"], two["pages"]) == (1, None, 0)
@@ -54,6 +64,7 @@ def test_inspect_tells_what_a_restart_would_find(rig: Rig, capsys: pytest.Captur
     told = capsys.readouterr().out
     assert re.search(r"position +150 \(number 1\), event time 2025-10-09T08:54:20.000Z", told)
     assert "replays 40 records at most, from 110" in told
+    assert "in 9 days the level was crossed 1.995 times as often as expected; calibration corrected by 10^+0.25 from 120" in told
     assert "1 process has claimed it since the position last moved, the last of them host-a" in told
     assert re.search(r"policy +the defaults from 0\n +policy +min_deviation 2.5, 1 mutes from 120\n", told)
     assert f"{rig.source}/1" not in told

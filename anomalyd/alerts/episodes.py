@@ -1,5 +1,6 @@
 """Episodes: one alert's life for one series. The rules are in `machine`; here are the policy, the memory and the outcome in columns."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -46,6 +47,10 @@ class Policy:
     """Event time without a sample after which an episode does not go on. Long, because a weekly series is a series too."""
     mutes: tuple[Mute, ...] = ()
     """Times in which no alert fires."""
+    budget_per_day: float | None = None
+    """False alarms per series and day of event time that are acceptable, for which a score of 1 stands; None: as the detector has it."""
+    budget_control: bool = True
+    """Whether the threshold gives where normal data turns out to be strange more or less often than the calibration says."""
 
     def __post_init__(self) -> None:
         if self.direction not in _SIDES:
@@ -64,6 +69,8 @@ class Policy:
             value = getattr(self, name)
             if not least <= value < 1 << 62:
                 raise ConfigError(f"{name}: got {value}, valid is {least} or more")
+        if self.budget_per_day is not None and not 0 < self.budget_per_day < math.inf:
+            raise ConfigError(f"budget_per_day: got {self.budget_per_day}, valid is more than 0")
 
 
 @dataclass(frozen=True, slots=True)

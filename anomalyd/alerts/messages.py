@@ -154,6 +154,10 @@ class MessageBuilder:
         """From now on messages carry these labels and annotations instead."""
         self._labels, self._annotations = dict(labels), dict(annotations)
 
+    def weigh(self, rarity: Rarity) -> None:
+        """From now on scores and evidence mean this."""
+        self._rarity = rarity
+
     def build(
         self, transitions: Transitions, k: int, *, key: str, name: str, labels: Mapping[str, str], offset: int, detected_at_ms: int
     ) -> Message:

@@ -47,10 +47,10 @@ class Artifact:
     tensors: Mapping[str, NDArray[np.float32]]
     several: Calibration | None = None
     """The calibration for several features, where a univariate network may be applied to each of them."""
-    feature_names: tuple[str, ...] = ()
-    """What the features are, in order; empty where nobody said."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """How it was made: seed, data, losses, library versions. For people, not for the daemon."""
+    feature_names: tuple[str, ...] | None = None
+    """Of a joint network's values, in its order, where they are known."""
     hash: str = ""
     """SHA-256 over the manifest, which holds that of the weights; empty until saved or loaded."""
 
@@ -119,13 +119,13 @@ def load(folder: Path) -> Artifact:
             calibration=Calibration(**manifest["calibration"]),
             several=Calibration(**manifest["calibration_several"]) if manifest["calibration_several"] else None,
             tensors=load_tensors(weights),
-            feature_names=tuple(str(name) for name in manifest.get("feature_names", ())),
             training=manifest["training"],
+            feature_names=tuple(map(str, manifest["feature_names"])) if "feature_names" in manifest else None,
             hash=manifest["hash"],
         )
-        if artifact.feature_names and len(artifact.feature_names) != artifact.shape.features:
-            raise ArtifactError(f"it names {len(artifact.feature_names)} features and has {artifact.shape.features}")
         artifact.packed()
+        if artifact.feature_names is not None and len(artifact.feature_names) != artifact.shape.features:
+            raise ArtifactError(f"it names {len(artifact.feature_names)} features and has {artifact.shape.features}")
     except (KeyError, TypeError, SafetensorError, ArtifactError) as error:
         msg = f"{folder} is not a usable artifact: {error}"
         raise ArtifactError(msg) from error
@@ -144,7 +144,7 @@ def _written(artifact: Artifact) -> tuple[dict[str, Any], bytes]:
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "training": dict(artifact.training),
     }
-    if artifact.feature_names:
+    if artifact.feature_names is not None:
         manifest["feature_names"] = list(artifact.feature_names)
     manifest["hash"] = _hash(manifest)
     return manifest, weights

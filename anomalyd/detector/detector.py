@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from anomalyd.batch import SampleBatch, Verdicts
 from anomalyd.detector import artifact as artifacts
+from anomalyd.detector import recipe as R  # noqa: N812 - constants, as in the steps
 from anomalyd.detector.artifact import Artifact
 from anomalyd.detector.layout import COUNTER_KIND, GAUGE_KIND, Layout
 from anomalyd.detector.pages import Pages
@@ -46,8 +47,8 @@ class ModelInfo:
 class Backend(Protocol):
     """The step: scores samples in order and updates their rows."""
 
-    def step(self, pages: Pages, batch: SampleBatch, verdicts: Verdicts) -> None:
-        """Fills `verdicts`."""
+    def step(self, pages: Pages, batch: SampleBatch, verdicts: Verdicts, threshold: NDArray[np.float64], tally: NDArray[np.int64]) -> None:
+        """Fills `verdicts`; the rest is as in `Detector.step`."""
 
 
 def shipped() -> Path:
@@ -70,11 +71,8 @@ class Detector:
         self.layout = Layout(artifact.shape)
         self.features = artifact.shape.features
         self.model = ModelInfo(artifact.name, artifact.version, artifact.hash)
-        calibration = artifact.calibration
-        # log10 of false alarms per sample is log10_budget + log10(step in ms)
-        self.threshold: NDArray[np.float64] = np.array(
-            [math.log10(self.options.budget_per_day / MS_PER_DAY), calibration.intercept, calibration.slope, calibration.lowest]
-        )
+        self.threshold = self.threshold_at(self.options.budget_per_day)
+        """What a score of 1 stands for unless something else is said."""
         self.fixed_kind = _FIXED[self.options.kind]
         """The field `kind` of every row; 0: each series' own."""
         self.device, self._backend = _backend(self, device)
@@ -98,12 +96,46 @@ class Detector:
         """The shipped detector with default options."""
         return cls.load()
 
+    def threshold_at(self, budget_per_day: float, correction: float = 0.0) -> NDArray[np.float64]:
+        """What a score of 1 stands for, as numbers that the step understands.
+
+        With them goes the level by which the budget is checked: that of the calibration's own 10^-3, whatever the correction is. Crossings
+        that go on to an alarm are not expected below the threshold.
+
+        Args:
+            budget_per_day: false alarms per series and day of event time.
+            correction: powers of ten by which normal data is strange more often than the calibration says.
+
+        Returns:
+            Numbers (7,): log10 of the budget per ms (with log10 of the step in ms that of false alarms per sample), intercept, slope,
+            lowest threshold, level of evidence; in 10^-9, crossings of it to be expected of a try, and alarms of each ms of a try.
+        """
+        line = self.artifact.calibration
+        log10_budget = math.log10(budget_per_day / MS_PER_DAY)
+        level = max((line.intercept - math.log10(R.CONTROL_RATE)) / line.slope, line.lowest)
+        crossings, alarms = 10.0 ** (line.intercept - line.slope * level), 10.0 ** (log10_budget - correction)
+        return np.array([log10_budget, line.intercept + correction, line.slope, line.lowest, level, 1e9 * crossings, 1e9 * alarms])
+
     def new_pages(self, capacity: int) -> Pages:
         """Empty state for at most `capacity` series of one partition."""
         return Pages(self.layout, capacity)
 
-    def step(self, pages: Pages, batch: SampleBatch) -> Verdicts:
-        """Scores every sample against its series' state, in order, then learns it. Releases the GIL."""
+    def step(
+        self,
+        pages: Pages,
+        batch: SampleBatch,
+        threshold: NDArray[np.float64] | None = None,
+        tally: NDArray[np.int64] | None = None,
+    ) -> Verdicts:
+        """Scores every sample against its series' state, in order, then learns it. Releases the GIL.
+
+        Args:
+            pages: state.
+            batch: samples of series in it.
+            threshold: as `threshold_at` makes it; None: that of the options.
+            tally: is added to, (3,): samples that cross the level of `threshold_at` and do not alarm; how many of them were to be expected,
+                in 10^-9; time watched, in ms: the usual steps of samples behind warm-up.
+        """
         n, f = len(batch), self.features
         verdicts = Verdicts(
             score=np.empty(n),
@@ -115,14 +147,16 @@ class Detector:
             share=np.empty((n, f), np.float32),
             flags=np.empty(n, np.uint8),
         )
-        self._backend.step(pages, batch, verdicts)
+        self._backend.step(
+            pages, batch, verdicts, self.threshold if threshold is None else threshold, np.zeros(3, np.int64) if tally is None else tally
+        )
         return verdicts
 
     def update(self, series_keys: Sequence[str], times_ms: Sequence[int], values: NDArray[np.float64] | Sequence[float]) -> Verdicts:
         """The same for use as a library: keys of any text, state kept inside, at most a million series.
 
-        `values` has shape (n,) or (n, F). Raises ValueError for columns of different lengths, values of another width or not finite,
-        and too many series; nothing is learned then.
+        `values` has shape (n,) or (n, F); of several features those that are NaN are missing. Raises ValueError for columns of different
+        lengths, values of another width or not finite, and too many series; nothing is learned then.
         """
         # copies: the compiled step is one for contiguous arrays that can be written, and would be compiled again for others
         time_ms, column = np.array(times_ms, np.int64), np.array(values, np.float64, order="C")
@@ -133,8 +167,8 @@ class Detector:
         if column.shape[1] != self.features:
             msg = f"samples have {column.shape[1]} values, the model wants {self.features}"
             raise ValueError(msg)
-        if not np.isfinite(column).all():
-            msg = "values must be finite"
+        if np.isinf(column).any() or (self.features == 1 and np.isnan(column).any()):
+            msg = "values must be finite; of several features some may be NaN, which says that they are missing"
             raise ValueError(msg)
         if self._own is None:
             self._own = self.new_pages(1_000_000)
@@ -153,10 +187,10 @@ def _backend(detector: Detector, device: Device) -> tuple[str, Backend]:
         from anomalyd.detector import step_torch
 
         if step_torch.cuda_available():
-            return "cuda", step_torch.TorchBackend(detector.layout, detector.artifact, detector.threshold, "cuda", detector.fixed_kind)
+            return "cuda", step_torch.TorchBackend(detector.layout, detector.artifact, "cuda", detector.fixed_kind)
         if device == "cuda":
             msg = "device: cuda, but torch sees no GPU; use device: cpu or auto"
             raise ArtifactError(msg)
     from anomalyd.detector import step_cpu
 
-    return "cpu", step_cpu.CpuBackend(detector.layout, detector.artifact, detector.threshold, detector.fixed_kind)
+    return "cpu", step_cpu.CpuBackend(detector.layout, detector.artifact, detector.fixed_kind)

@@ -265,20 +265,20 @@ def _single(artifact: Artifact, layout: Layout, before: NDArray[np.uint8], new: 
 
 
 def _joint(layout: Layout, before: NDArray[np.uint8], old: Row, new: Row) -> list[Channel]:
-    """Several features: their forecast errors, smoothed and now, and how large they are; all follow from how the smoothed ones moved."""
+    """Several features: their forecast errors together, the largest, and their size; all follow from how the smoothed ones moved."""
     import torch
 
     from anomalyd.detector import step_torch
 
     part, was = new["part"].astype(np.float64), old["part"].astype(np.float64)
-    now = max(0.0, float((was + (part - was) * (R.JOINT_SAMPLES + 1.0) / 2.0).mean()))
+    largest = max(0.0, float((was + (part - was) * (R.JOINT_SAMPLES + 1.0) / 2.0).max()))
     smooth = float(part.mean())
     s = step_torch.unpack(torch.from_numpy(before.copy())[None, :], layout)
     with torch.inference_mode():
-        errors = [torch.tensor([math.sqrt(measure)], dtype=torch.float32) for measure in (smooth, now)]
+        errors = [torch.tensor([math.sqrt(measure)], dtype=torch.float32) for measure in (smooth, largest)]
         parts = [float(step_torch.evidence(s, number, error)[0]) for number, error in enumerate(errors)]
-    evidence = parts[0], R.JOINT_NOW * parts[1], math.log1p(smooth)
-    measures = math.sqrt(smooth), math.sqrt(now), smooth
+    evidence = parts[0], R.JOINT_LARGEST * parts[1], math.log1p(smooth)
+    measures = math.sqrt(smooth), math.sqrt(largest), smooth
     return [Channel(name, measure, share, about) for (name, about), measure, share in zip(_SEVERAL, measures, evidence, strict=True)]
 
 
@@ -299,7 +299,7 @@ _SINGLE: Final = (
 )
 _SEVERAL: Final = (
     ("smoothed", "the features have been far from their forecast for some samples, more than is usual for the series"),
-    ("now", "the features of this sample are far from their forecast, more than is usual for the series"),
+    ("largest", "one feature of this sample is far from its forecast, more than is usual for the series"),
     ("size", "how far they have been, in units of their usual errors"),
 )
 

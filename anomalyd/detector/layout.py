@@ -47,7 +47,7 @@ class Shape:
 
     @property
     def channels(self) -> int:
-        """Calibrated channels: four for a single feature, the joint error smoothed and now otherwise."""
+        """Calibrated channels: four for a single feature, the joint error smoothed and the largest one otherwise."""
         return 4 if self.features == 1 else 2
 
 
@@ -100,6 +100,7 @@ def _table(shape: Shape) -> list[tuple[str, str, int]]:
         ("step_ms", "f4", 1),  # usual distance of samples
         ("step_spread", "f4", 1),  # mean |distance - step_ms|, in ms, each counted as half a step at most
         ("envelope", "f4", 1),  # refractory
+        ("rest", "i4", 1),  # samples until the series is a try again by which the alert budget is checked
         ("smooth", "f4", 1 if single else 0),  # level of u
         ("sustained", "f4", 1 if single else 0),  # evidence, smoothed
         ("unchanged", "f4", f),  # share of samples equal to the one before

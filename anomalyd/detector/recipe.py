@@ -89,10 +89,18 @@ FLAT_LIMIT: Final = 16.0
 WARMUP_SAMPLES: Final = 100
 YOUNG_SAMPLES: Final = 1000.0
 """A series younger than this has seen little of what is usual for it,"""
-YOUNG_EVIDENCE: Final = 5.0
-"""and needs so much more evidence for each power of ten that it is younger."""
+YOUNG_DECADES: Final = 1.118
+"""and has to be as strange as what is so many powers of ten rarer, for each power of ten that it is younger."""
 ENVELOPE_SAMPLES: Final = 200.0
 """Refractory: after an alarm a new one must exceed an envelope that decays over this many samples."""
+CONTROL_RATE: Final = 1e-3
+"""How often a series crosses the level by which the alert budget is checked, for each try: often enough to be counted, strange enough to be
+like an alarm."""
+CONTROL_AGE: Final = YOUNG_SAMPLES
+"""Younger series are not counted."""
+CONTROL_REST: Final = 200
+"""What crosses in a cluster counts once: after evidence above the level so many samples below it come before the series is a try again.
+The refractory of alarms, and so of the rate that the calibration knows, is as long."""
 TRIAL_MS: Final = 60_000.0
 """Samples closer together than a minute are no independent tries: the alert budget is shared out over minutes at the finest."""
 LEVEL_SAMPLES: Final = 16.0
@@ -107,8 +115,8 @@ SUSTAINED_SHARE: Final = 0.8
 """Part of it that counts beside the evidence of a single sample: more, and slow drifts alarm."""
 JOINT_SAMPLES: Final = 15.0
 """Exponentially weighted span over which the joint error of F > 1 is smoothed: "still abnormal", not "new just now"."""
-JOINT_NOW: Final = 0.3
-"""Weight of the evidence of the joint error as it is now, beside the smoothed one."""
+JOINT_LARGEST: Final = 0.3
+"""Weight of the evidence of the largest error of a sample, beside that of all together: an incident may begin in one feature."""
 JOINT_FLOOR: Final = 0.3
 """Smallest scale of a feature's forecast error, in asinh units: to miss by less what is always forecast exactly is hardly strange."""
 JOINT_CLIP_SD: Final = 20.0

@@ -318,6 +318,7 @@ def build_step(layout: Layout) -> Callable[..., None]:
     RUN, LONGEST, UNCHANGED = layout["run"].first, layout["longest"].first, layout["unchanged"].first
     RISES, FALLS, KIND = layout["rises"].first, layout["falls"].first, layout["kind"].first
     STEP_MS, ENVELOPE, SMOOTH = layout["step_ms"].first, layout["envelope"].first, layout["smooth"].first
+    REST = layout["rest"].first
     STEP_SPREAD = layout["step_spread"].first
     LONG_MEAN, LONG_VARIANCE, SUSTAINED = layout["long_mean"].first, layout["long_variance"].first, layout["sustained"].first
     FORECAST, ERROR = layout["forecast"].first, layout["error"].first
@@ -608,10 +609,10 @@ def build_step(layout: Layout) -> Callable[..., None]:
     def joint_errors(lane, at, inputs, f4, i4, observed, share, i):
         """F > 1: squared forecast errors in units of what each feature's errors usually are; then learns them. Must precede `network`.
 
-        `share` becomes each feature's part of their smoothed mean; returns their mean now. Missing features count as forecast exactly.
+        `share` becomes each feature's part of their smoothed mean; returns the largest now. Missing features count as forecast exactly.
         """
         a4 = at // 4
-        now = total = _ZERO
+        largest = total = _ZERO
         for k in range(F):
             n = i4[a4 + BORN + k]  # this sample counted
             relative = _ZERO
@@ -624,18 +625,18 @@ def build_step(layout: Layout) -> Callable[..., None]:
                 if n > 10:
                     error = min(error, F4(R.JOINT_ERROR_CLIP) * scale)
                 f4[a4 + ERROR_SQUARE + k] = square + (error * error - square) * F4(1.0 / min(n - 1.0, R.JOINT_SCALER_SAMPLES))
-            now += relative
+            largest = max(largest, relative)
             part = f4[a4 + PART + k] + (relative - f4[a4 + PART + k]) * F4(2.0 / (R.JOINT_SAMPLES + 1.0))
             f4[a4 + PART + k] = part
             share[i, k] = part + F4(1e-6)
             total += part + F4(1e-6)
         for k in range(F):
             share[i, k] /= total
-        return now / F4(F)
+        return largest
 
     @njit
-    def joint_evidence(now, at, f4, i2, age):
-        """F > 1: evidence of the joint error, smoothed and now, and of how large the smoothed one is: what lasts becomes usual."""
+    def joint_evidence(largest, at, f4, i2, age):
+        """F > 1: evidence of the errors together, smoothed, of the largest one now, and of how large they are: what lasts becomes usual."""
         smooth = _ZERO
         for k in range(F):
             smooth += f4[at // 4 + PART + k]
@@ -643,7 +644,7 @@ def build_step(layout: Layout) -> Callable[..., None]:
         first, second = at // 2 + HISTOGRAM, at // 2 + HISTOGRAM + R.BINS
         term = length_term(age)
         calibrated = evidence(i2[first : first + R.BINS], F4(math.sqrt(smooth)), age, term)
-        calibrated += F4(R.JOINT_NOW) * evidence(i2[second : second + R.BINS], F4(math.sqrt(now)), age, term)
+        calibrated += F4(R.JOINT_LARGEST) * evidence(i2[second : second + R.BINS], F4(math.sqrt(largest)), age, term)
         return calibrated + F4(math.log(_ONE + smooth))
 
     @njit
@@ -731,14 +732,29 @@ def build_step(layout: Layout) -> Callable[..., None]:
         return F4(R.SUSTAINED_SHARE) * smoothed
 
     @njit
-    def conclude(i, lane, at, flag, total, u1, f8, i8, f4, i4, times, budget, backup, observed, score, raw, flags):
+    def control(strength, threshold, flag, at, f4, i4, budget, tally):
+        """Counts the try that a sample is, if it is one, and whether it crosses the level; see `Detector.step`."""
+        a4 = at // 4
+        step_ms, rest = f4[a4 + STEP_MS], i4[a4 + REST]
+        if not flag & WARMUP:
+            tally[2] += np.int64(step_ms)
+        if rest == 0 and i4[a4 + AGE] >= R.CONTROL_AGE:
+            chance = budget[5] - budget[6] * max(step_ms, F4(R.TRIAL_MS))
+            if chance > 0.0:
+                tally[1] += np.int64(chance * min(1.0, step_ms / R.TRIAL_MS))
+                if flag & ARMED and budget[4] <= strength < threshold:
+                    tally[0] += 1
+        i4[a4 + REST] = R.CONTROL_REST if strength >= budget[4] else max(rest - 1, 0)
+
+    @njit
+    def conclude(i, lane, at, flag, total, u1, f8, i8, f4, i4, times, budget, tally, backup, observed, score, raw, flags):
         """What comes after the evidence: threshold, refractory envelope, flags; a sample that must not be learned is undone."""
         a8, a4 = at // 8, at // 4
         age = i4[a4 + AGE]
         log10_rate = budget[0] + F4(math.log(max(f4[a4 + STEP_MS], F4(R.TRIAL_MS)))) * _LOG10
         threshold = max((budget[1] - log10_rate) / budget[2], budget[3])
         if R.WARMUP_SAMPLES <= age < R.YOUNG_SAMPLES:
-            threshold += R.YOUNG_EVIDENCE * math.log10(R.YOUNG_SAMPLES / age)
+            threshold += R.YOUNG_DECADES / budget[2] * math.log10(R.YOUNG_SAMPLES / age)
         strength = max(total, sustain(observed[i, 0], total, at, f8, f4, i4)) if SINGLE else total
         result = 0.0
         if age < R.WARMUP_SAMPLES:
@@ -753,6 +769,8 @@ def build_step(layout: Layout) -> Callable[..., None]:
         score[i] = result
         raw[i] = strength
         flags[i] = flag
+        if not flag & (LATE | REPEATED):
+            control(strength, threshold, flag, at, f4, i4, budget, tally)
         i4[a4 + AGE] = age + 1
         i8[a8 + TIME] = times[i]
         if flag & (LATE | REPEATED):
@@ -761,15 +779,16 @@ def build_step(layout: Layout) -> Callable[..., None]:
             i4[a4 + LATE_RUN] = late_run
 
     @njit
-    def step(pages, rows, times, values, w, budget, fixed, verdicts, scratch):
+    def step(pages, rows, times, values, w, budget, tally, fixed, verdicts, scratch):
         """Scores every sample in order, then learns it.
 
-        `pages` are all rows, flat, once per element type; `fixed` is the kind of all series, 0 where each finds its own; `verdicts` are
-        the columns of Verdicts; `scratch` is as `new_scratch` makes it.
+        `pages` are all rows, flat, once per element type; `budget` and `tally` are as in `Detector.step`; `fixed` is the kind of all
+        series, 0 where each finds its own; `verdicts` are the columns of Verdicts; `scratch` is as `new_scratch` makes it.
         """
         u1, f8, i8, f4, i4, i2 = pages
         u1, f8, i8, f4, i4, i2 = unowned(u1), unowned(f8), unowned(i8), unowned(f4), unowned(i4), unowned(i2)
         rows, times, values, w, budget = unowned(rows), unowned(times), unowned(values), unowned(w), unowned(budget)
+        tally = unowned(tally)
         score, raw, observed, expected, low, high, share, flags = verdicts
         score, raw, observed, expected = unowned(score), unowned(raw), unowned(observed), unowned(expected)
         low, high, share, flags = unowned(low), unowned(high), unowned(share), unowned(flags)
@@ -810,7 +829,9 @@ def build_step(layout: Layout) -> Callable[..., None]:
                     total = guards[lane] + single_evidence(inputs, newest, z, lane, at, f4, i2, age, v, distances)
                 else:
                     total = joint_evidence(guards[lane], at, f4, i2, age)
-                conclude(i, lane, at, lane_flags[lane], total, u1, f8, i8, f4, i4, times, budget, backup, observed, score, raw, flags)
+                conclude(
+                    i, lane, at, lane_flags[lane], total, u1, f8, i8, f4, i4, times, budget, tally, backup, observed, score, raw, flags
+                )
             begin += count
 
     return step
@@ -839,15 +860,14 @@ def new_scratch(shape: Shape) -> tuple[NDArray[Any], ...]:
 class CpuBackend:
     """Runs the compiled step over the flat views of a partition's pages."""
 
-    def __init__(self, layout: Layout, artifact: Artifact, threshold: NDArray[np.float64], fixed_kind: int = 0) -> None:
+    def __init__(self, layout: Layout, artifact: Artifact, fixed_kind: int = 0) -> None:
         self._step = build_step(layout)
         self._fixed_kind = fixed_kind
         self._weights = artifact.packed()
-        self._threshold = threshold
         self._shape = layout.shape
         self._threads = threading.local()
 
-    def step(self, pages: Pages, batch: SampleBatch, verdicts: Verdicts) -> None:
+    def step(self, pages: Pages, batch: SampleBatch, verdicts: Verdicts, threshold: NDArray[np.float64], tally: NDArray[np.int64]) -> None:
         """Fills `verdicts`; see Detector.step."""
         scratch = getattr(self._threads, "scratch", None)
         if scratch is None:
@@ -859,7 +879,8 @@ class CpuBackend:
             batch.time_ms,
             batch.value,
             self._weights,
-            self._threshold,
+            threshold,
+            tally,
             self._fixed_kind,
             (
                 verdicts.score,

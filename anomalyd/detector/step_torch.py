@@ -335,7 +335,7 @@ def sustain(s: Rows, y: Tensor, evidence_: Tensor) -> Tensor:
 def joint_errors(s: Rows, u: Tensor, forecast: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     """F > 1: squared forecast errors in units of what each feature's errors usually are; then learns them.
 
-    `present` (B, F) are the features that the sample has; the others count as forecast exactly. Returns their mean (B,) and each feature's
+    `present` (B, F) are the features that the sample has; the others count as forecast exactly. Returns the largest (B,) and each feature's
     part (B, F) of their smoothed mean.
     """
     n = s["born"]  # this sample counted
@@ -348,22 +348,23 @@ def joint_errors(s: Rows, u: Tensor, forecast: Tensor, present: Tensor) -> tuple
     s["error_square"] = torch.where(known, square + (error * error - square) * weight, square)
     s["part"] = s["part"] + (relative - s["part"]) * (2.0 / (R.JOINT_SAMPLES + 1.0))
     part = s["part"] + 1e-6
-    return relative.mean(dim=1), part / part.sum(dim=1, keepdim=True)
+    return relative.amax(dim=1), part / part.sum(dim=1, keepdim=True)
 
 
-def joint_evidence(s: Rows, now: Tensor) -> Tensor:
-    """F > 1: evidence (B,) of the joint error, smoothed and now, and of how large the smoothed one is: what lasts becomes usual."""
+def joint_evidence(s: Rows, largest: Tensor) -> Tensor:
+    """F > 1: evidence (B,) of the errors together, smoothed, of the largest now, and of how large they are: what lasts becomes usual."""
     smooth = s["part"].mean(dim=1)
-    calibrated = evidence(s, 0, smooth.sqrt()) + R.JOINT_NOW * evidence(s, 1, now.sqrt())
+    calibrated = evidence(s, 0, smooth.sqrt()) + R.JOINT_LARGEST * evidence(s, 1, largest.sqrt())
     return calibrated + torch.log(1.0 + smooth)
 
 
 def step_rows(
     s: Rows, time: Tensor, x: Tensor, network: Autoencoder, shape: Shape, threshold: NDArray[np.float64], fixed: int = 0
-) -> dict[str, Tensor]:
-    """Scores one sample of each row: time (B,) in ms, x (B, F). Returns the columns of Verdicts; `s` becomes the state after.
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Scores one sample of each row: time (B,) in ms, x (B, F). Returns the columns of Verdicts and what is added to the tally, (B, 3).
 
-    `fixed` is the kind of all series, 0 where each finds its own.
+    `s` becomes the state after. `threshold` is as in `Detector.threshold_at`; `fixed` is the kind of all series, 0 where each finds
+    its own.
     """
     before = dict(s)
     age = s["age"][:, 0]
@@ -402,20 +403,20 @@ def step_rows(
     if not single:
         u, d, expected, low, high = absent(s, before, missing, u, d, expected, low, high)
         y = torch.where(missing, math.nan, y)
-        now, share = joint_errors(s, u, forecast, ~missing)
+        largest, share = joint_errors(s, u, forecast, ~missing)
     inputs = u[:, None, :] if shape.joint else torch.stack([u, d], dim=2)  # (B, networks, I)
     newest, code = advance(s, network, inputs, shape)
     if single:
         share = torch.ones_like(u)
         evidence_ = guard + single_evidence(s, u, d, newest, code)
     else:
-        evidence_ = joint_evidence(s, now)
+        evidence_ = joint_evidence(s, largest)
 
-    log10_budget, intercept, slope, lowest = (float(t) for t in threshold)
+    log10_budget, intercept, slope, lowest, level, per_try, alarms_per_ms = (float(t) for t in threshold)
     log10_rate = log10_budget + torch.log10(step_ms.clamp(min=R.TRIAL_MS).to(_F8))
     limit = ((intercept - log10_rate) / slope).clamp(min=lowest)
     age = s["age"][:, 0]
-    limit = limit + R.YOUNG_EVIDENCE * torch.log10(R.YOUNG_SAMPLES / age.double().clamp(min=1.0, max=R.YOUNG_SAMPLES))
+    limit = limit + R.YOUNG_DECADES / slope * torch.log10(R.YOUNG_SAMPLES / age.double().clamp(min=1.0, max=R.YOUNG_SAMPLES))
     warm = age >= R.WARMUP_SAMPLES
     strength = torch.maximum(evidence_, sustain(s, y[:, 0], evidence_)) if single else evidence_
     score = torch.where(warm, strength.to(_F8) / limit, 0.0)
@@ -423,6 +424,14 @@ def step_rows(
     armed = warm & (fresh > envelope)  # what begins arms, not what goes on
     decayed = torch.maximum(fresh.to(_F4), envelope * math.exp(-1.0 / R.ENVELOPE_SAMPLES))
     s["envelope"] = torch.where(warm, decayed, envelope)[:, None]
+    chance = per_try - alarms_per_ms * step_ms.clamp(min=R.TRIAL_MS).to(_F8)
+    rest, alarms, strange = s["rest"][:, 0], strength.to(_F8) >= limit, strength.to(_F8) >= level
+    trial = (rest == 0) & (age >= R.CONTROL_AGE) & (chance > 0.0) & ~unlearned
+    crossed = trial & armed & strange & ~alarms
+    likely = torch.where(trial, chance * (step_ms.to(_F8) / R.TRIAL_MS).clamp(max=1.0), 0.0).long()
+    watched = torch.where(warm & ~unlearned, step_ms.long(), 0)
+    rest = torch.where(strange, R.CONTROL_REST, (rest - 1).clamp(min=0))
+    s["rest"] = rest[:, None].int()
     s["age"] = s["age"] + 1
     s["time"] = time[:, None]
     counter = (s["kind"] == 2).any(dim=1)
@@ -430,7 +439,7 @@ def step_rows(
     for name, field in s.items():
         s[name] = torch.where(unlearned[:, None], before[name], field)
     s["late_run"] = late_run[:, None].int()
-    return {
+    columns = {
         "score": score,
         "evidence": strength.to(_F8),
         "observed": y,
@@ -440,6 +449,7 @@ def step_rows(
         "share": share,
         "flags": flags.to(torch.uint8),
     }
+    return columns, torch.stack([crossed.long(), likely, watched], dim=1)
 
 
 def rounds(row: NDArray[np.int32]) -> Iterator[NDArray[np.int64]]:
@@ -456,21 +466,23 @@ def rounds(row: NDArray[np.int32]) -> Iterator[NDArray[np.int64]]:
 class TorchBackend:
     """Runs `step_rows` over tiles of the batch on one device."""
 
-    def __init__(self, layout: Layout, artifact: Artifact, threshold: NDArray[np.float64], device: str, fixed_kind: int = 0) -> None:
+    def __init__(self, layout: Layout, artifact: Artifact, device: str, fixed_kind: int = 0) -> None:
         torch.backends.cuda.matmul.allow_tf32 = False  # results must not depend on the batch nor differ from the CPU's
         torch.backends.cudnn.allow_tf32 = False
-        self._layout, self._threshold, self._device = layout, threshold, torch.device(device)
+        self._layout, self._device = layout, torch.device(device)
         self._fixed_kind = fixed_kind
         self._network = Autoencoder.from_artifact(artifact).to(self._device).eval()
 
     @torch.inference_mode()
-    def step(self, pages: Pages, batch: SampleBatch, verdicts: Verdicts) -> None:
+    def step(self, pages: Pages, batch: SampleBatch, verdicts: Verdicts, threshold: NDArray[np.float64], tally: NDArray[np.int64]) -> None:
         """Fills `verdicts`; see Detector.step."""
         for members in rounds(batch.row):
             for begin in range(0, len(members), TILE):
-                self._tile(pages, batch, verdicts, members[begin : begin + TILE])
+                tally += self._tile(pages, batch, verdicts, threshold, members[begin : begin + TILE])
 
-    def _tile(self, pages: Pages, batch: SampleBatch, verdicts: Verdicts, samples: NDArray[np.int64]) -> None:
+    def _tile(
+        self, pages: Pages, batch: SampleBatch, verdicts: Verdicts, threshold: NDArray[np.float64], samples: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
         n = len(samples)
         to: Callable[[NDArray[np.generic]], Tensor] = lambda a: torch.from_numpy(a).to(self._device)  # noqa: E731 - three uses below
         host = np.zeros((TILE, self._layout.row_bytes), np.uint8)
@@ -478,8 +490,10 @@ class TorchBackend:
         host[:n], time[:n], value[:n] = pages.buffer[batch.row[samples]], batch.time_ms[samples], batch.value[samples]
         rows = to(host)
         s = unpack(rows, self._layout)
-        out = step_rows(s, to(time), to(value), self._network, self._layout.shape, self._threshold, self._fixed_kind)
+        out, counted = step_rows(s, to(time), to(value), self._network, self._layout.shape, threshold, self._fixed_kind)
         repack(s, rows, self._layout)
         pages.buffer[batch.row[samples]] = rows[:n].cpu().numpy()
         for name, column in out.items():
             getattr(verdicts, name)[samples] = column[:n].cpu().numpy()
+        tally: NDArray[np.int64] = counted[:n].sum(dim=0).cpu().numpy()
+        return tally

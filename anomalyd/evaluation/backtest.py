@@ -53,6 +53,7 @@ def run(
     format: str | None,  # noqa: A002  the name of the command's option
     no_fit: bool,
     shared: bool,
+    model: Path | None = None,
 ) -> int:
     """Streams files through the engine, writes what was asked for, prints a summary; returns the exit code.
 
@@ -67,14 +68,16 @@ def run(
         format: of files that are neither CSV nor npz.
         no_fit: do not fit models on train.
         shared: one model for all files with train.
+        model: folder of the artifact that scores all files; nothing is fitted then.
 
     Raises:
+        ArtifactError: the model cannot be used.
         ConfigError: something cannot be written, or the format is none.
-        InputFileError: a file cannot be used, or none has a sample.
+        InputFileError: a file cannot be used, with that model, or none has a sample.
     """
     stream = stream_for(settings, format)
     files = find(paths, lines=format is not None or settings is not None)
-    engine = Engine(settings or settings_for(stream), stream, Models(files, fit=not no_fit, shared=shared))
+    engine = Engine(settings or settings_for(stream), stream, Models(files, fit=not no_fit, shared=shared, folder=model))
     results = []
     with ExitStack() as stack:
         writer = stack.enter_context(Writer(out)) if out is not None else None
@@ -154,11 +157,12 @@ class Engine:
         self._detectors: dict[str, Detector] = {}
         self.busy_s = 0.0
         """Time spent on streaming, without reading tables and fitting models."""
+        self.streamed = 0
+        """Samples scored in it."""
 
     def replay(self, file: InputFile, table: Table | None, bar: "Bar", detector: Detector | None = None) -> Replay:
         """A file from a fresh start, under this detector or the one that is its own."""
-        if detector is None:
-            detector = self._detector(artifact_of(self._stream) if table is None else self._models.for_table(file, table))
+        detector = detector or self.detector(file, table)
         began = time.perf_counter()
         if table is None:
             replay = replay_lines(file, self._plan, detector, self._decoder, self._capacity, bar.advance)
@@ -166,10 +170,13 @@ class Engine:
             bar.expect(len(table) + (0 if table.train is None else len(table.train)))
             replay = replay_table(file, table, self._plan, detector, bar.advance)
         self.busy_s += time.perf_counter() - began
+        self.streamed += len(replay.trace)
         return replay
 
-    def _detector(self, artifact: Artifact) -> Detector:
-        # State lies in the shards; a detector may serve any number of files.
+    def detector(self, file: InputFile, table: Table | None) -> Detector:
+        """The one that is a file's own. State lies in the shards: a detector may serve any number of files."""
+        models = self._models
+        artifact = models.for_records(file, artifact_of(self._stream)) if table is None else models.for_table(file, table)
         name = f"{artifact.hash} {artifact.shape.features}"
         if name not in self._detectors:
             self._detectors = {name: self._make(artifact, self._device, self.options)}
@@ -297,10 +304,10 @@ class Bar:
         part = rows / self._rows if self._rows else 0.0
         self._progress.update(self._task, advance=part, samples=self._samples)
 
-    def finish(self, replay: Replay) -> None:
+    def finish(self, replay: Replay | None = None) -> None:
         """The file is done."""
         self._done += 1
-        self._episodes += replay.episodes
+        self._episodes += 0 if replay is None else replay.episodes
         self._progress.update(self._task, completed=self._done, episodes=self._episodes)
 
     def complain(self, file: InputFile, replay: Replay) -> None:

@@ -1,43 +1,30 @@
 """`anomalyd evaluate`: a labelled set through the production engine, strictly online, and what the measures say."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from anomalyd.detector import Detector, Options
+from anomalyd.detector import Detector
 from anomalyd.errors import ConfigError, InputFileError
 from anomalyd.evaluation.backtest import Bar, Engine, Writer, settings_for, stream_for, write_text
 from anomalyd.evaluation.baselines import BASELINES, BaselineDetector
-from anomalyd.evaluation.measures import Paired, average_precision, paired
+from anomalyd.evaluation.coldstart import ColdStart, cold_starts, ratio
 from anomalyd.evaluation.models import Models
-from anomalyd.evaluation.readers import Table
+from anomalyd.evaluation.readers import InputFile, Table
 from anomalyd.evaluation.replay import Replay
-from anomalyd.evaluation.scorecard import SHOWN, Card, card, nab, text_of, totals, usual_step_ms
+from anomalyd.evaluation.results import Result, Run, against
+from anomalyd.evaluation.saying import as_json, as_text
+from anomalyd.evaluation.scorecard import Card, card, nab, totals, usual_step_ms
 from anomalyd.evaluation.sets import Half, Labelled, LabelledSet
 from anomalyd.evaluation.verdictpage import Page
-from anomalyd.settings import Settings
+from anomalyd.settings import Settings, StreamSettings
 
 OURS: Final = "anomalyd"
-COMPARED: Final = ("vus_pr", "auc_pr", "best_f1")
-"""Measures of a stream by which detectors are compared, stream by stream."""
-FRESH: Final = (100, 500)
-"""Rows in front of a labelled segment at which a cold start begins, at least and at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """A detector on a set."""
-
-    detector: str
-    cards: tuple[Card, ...]
-    measures: dict[str, float | None]
-    samples: int
-    samples_per_s: int
 
 
 def run(
@@ -52,9 +39,10 @@ def run(
     json_output: bool = False,
     no_fit: bool = False,
     shared: bool = False,
-    seed: int = 0,
+    seeds: Sequence[int] = (0,),
     half: Half | None = None,
     cold_start: bool = False,
+    model: Path | None = None,
 ) -> int:
     """Measures detectors on a set and prints what came out; returns the exit code.
 
@@ -64,16 +52,18 @@ def run(
         settings: a configuration, for its alert policy and device; None: the defaults.
         detector: which one; `anomalyd`, or one of `BASELINES`.
         compare: others, on the same streams; `all` for every one.
-        out: folder for scores and alerts.
-        report: HTML file.
+        out: folder for scores and alerts; those of other detectors, and of further seeds, in folders below.
+        report: HTML file, with pictures of the first detector and seed.
         json_output: one JSON object instead of tables.
         no_fit: fit nothing on train.
         shared: one joint model for the set instead of one for each file.
-        seed: of what is trained or drawn.
+        seeds: of what is trained or drawn, at least one; that is done once for each.
         half: of the streams; None: all.
         cold_start: measure that too.
+        model: folder of the artifact that scores all streams; nothing is fitted then.
 
     Raises:
+        ArtifactError: the model cannot be used.
         ConfigError: no such detector, or something cannot be written.
         InputFileError: the set cannot be used.
     """
@@ -84,42 +74,121 @@ def run(
         raise InputFileError(f"{labelled_set.folder}: this half has no stream")
     stream = stream_for(settings, None)
     settings = settings or settings_for(stream)
+    budget = settings.policy(stream).budget
     names = _names(detector, compare)
     page = Page(f"anomalyd evaluate {name}") if report is not None else None
     results = []
     with ExitStack() as stack:
-        bar = stack.enter_context(Bar(len(labelled_set.files) * len(names)))
+        bar = stack.enter_context(Bar(len(labelled_set.files) * len(names) * len(seeds)))
         for number, who in enumerate(names):
-            models = Models(labelled_set.files, fit=not no_fit, shared=shared, seed=seed)
-            engine = Engine(settings, stream, models)
-            writer = None if out is None else stack.enter_context(Writer(out if number == 0 else out / who))
-            cards, fresh = [], []
+            trials = [
+                Trial(who, settings, stream, Models(labelled_set.files, fit=not no_fit, shared=shared, seed=seed, folder=model), seed)
+                for seed in seeds
+            ]
+            writers = Writers(stack, None if out is None else out if number == 0 else out / who)
             for file in labelled_set.files:
                 bar.start(file)
                 labelled = labelled_set.read(file)
-                own = None if who == OURS else _baseline(who, labelled.table, engine.options, seed, fit=not no_fit)
-                replay = engine.replay(file, labelled.table, bar, own)
-                cards.append(card(labelled, replay))
-                if cold_start:
-                    fresh += list(_cold_starts(engine, labelled, replay, bar, seed, own))
-                bar.finish(replay)
-                if writer is not None:
-                    writer.write(file, replay)
-                if page is not None and number == 0:
-                    page.take(labelled, replay, cards[-1])
-            measures = totals(cards, settings.policy(stream).budget)
-            if name == "nab":
-                measures = nab(cards) | measures
-            if cold_start:
-                measures["cold_start"] = _ratio(fresh)
-            samples = sum(len(one.evidence) for one in cards)
-            results.append(Result(who, tuple(cards), measures, samples, round(samples / max(engine.busy_s, 1e-9))))
-    against = {other.detector: _against(results[0], other) for other in results[1:]}
+                replay = None
+                for turn, trial in enumerate(trials):
+                    if replay is None or trial.draws(labelled.table):
+                        replay = trial.stream(labelled, bar)
+                        writers.write(turn, trial.seed, file, replay)
+                        if page is not None and number == turn == 0:
+                            page.take(labelled, replay, trial.cards[-1])
+                    else:
+                        trial.repeat(trials[0])
+                    if cold_start:
+                        trial.start_cold(labelled, replay, bar)
+                    bar.finish(replay if turn == 0 else None)
+            results.append(_result(who, trials, budget, of_nab=name == "nab", cold_start=cold_start))
+    differences = {other.detector: against(results[0], other) for other in results[1:]}
     if page is not None and report is not None:
-        write_text(report, page.render([(one.detector, one.measures) for one in results], results[0].cards))
-    lines = [json.dumps(_json(name, results, against))] if json_output else list(_text(results, against))
+        write_text(report, page.render([(one.detector, one.measures) for one in results], results[0].runs[0].cards))
+    lines = [json.dumps(as_json(name, results, differences))] if json_output else list(as_text(results, differences))
     print(*lines, sep="\n")  # noqa: T201  the command's result
     return 0
+
+
+class Trial:
+    """A detector with one seed: made for each stream, cards kept.
+
+    Args:
+        name: of the detector.
+        settings: for policy, room and device.
+        stream: whose policy counts.
+        models: the weights for each file.
+        seed: of what is trained or drawn.
+    """
+
+    def __init__(self, name: str, settings: Settings, stream: StreamSettings, models: Models, seed: int) -> None:
+        self.seed = seed
+        self.engine = Engine(settings, stream, models)
+        self.cards: list[Card] = []
+        self.cold: list[ColdStart] = []
+        self.detector: Detector | None = None
+        """Of the newest stream."""
+        self._name = name
+        self._models = models
+
+    def draws(self, table: Table) -> bool:
+        """Whether another seed would make another detector for this stream."""
+        return self._models.fits(table) if self._name == OURS else BASELINES[self._name].seeded
+
+    def stream(self, labelled: Labelled, bar: Bar) -> Replay:
+        """The whole stream from a fresh start."""
+        self.detector = self._made(labelled)
+        replay = self.engine.replay(labelled.file, labelled.table, bar, self.detector)
+        self.cards.append(card(labelled, replay))
+        return replay
+
+    def repeat(self, other: "Trial") -> None:
+        """Takes over what another trial found in this stream, where the seed makes no difference."""
+        self.detector = other.detector
+        self.cards.append(other.cards[-1])
+
+    def start_cold(self, labelled: Labelled, warm: Replay, bar: Bar) -> None:
+        """Begins in front of each labelled segment, with the model of `stream` and fresh state."""
+
+        def evidence(part: Table) -> NDArray[np.float64]:
+            return self.engine.replay(labelled.file, part, bar, self.detector).trace.verdicts.evidence
+
+        self.cold += cold_starts(labelled, warm.trace.verdicts.evidence, self.seed, evidence)
+
+    def _made(self, labelled: Labelled) -> Detector:
+        table = labelled.table
+        if self._name == OURS:
+            return self.engine.detector(labelled.file, table)
+        return BaselineDetector(
+            BASELINES[self._name],
+            table.value.shape[1],
+            train=table.train if self._models.fit else None,
+            step_ms=int(usual_step_ms(table.time_ms)),
+            seed=self.seed,
+            options=self.engine.options,
+        )
+
+
+class Writers:
+    """Writes scores and alerts: of the first seed into the folder itself, of others into one below it that is made when it is needed.
+
+    Args:
+        stack: closes what is opened.
+        folder: None: nothing is written.
+    """
+
+    def __init__(self, stack: ExitStack, folder: Path | None) -> None:
+        self._stack = stack
+        self._folder = folder
+        self._opened: dict[int, Writer] = {}
+
+    def write(self, turn: int, seed: int, file: InputFile, replay: Replay) -> None:
+        """Adds one input's outputs. Raises ConfigError."""
+        if self._folder is None:
+            return
+        if turn not in self._opened:
+            self._opened[turn] = self._stack.enter_context(Writer(self._folder if turn == 0 else self._folder / f"seed-{seed}"))
+        self._opened[turn].write(file, replay)
 
 
 def _names(detector: str, compare: Sequence[str]) -> list[str]:
@@ -131,113 +200,15 @@ def _names(detector: str, compare: Sequence[str]) -> list[str]:
     return names
 
 
-def _baseline(name: str, table: Table, options: Options, seed: int, *, fit: bool) -> BaselineDetector:
-    step_ms = int(usual_step_ms(table.time_ms))
-    train = table.train if fit else None
-    return BaselineDetector(BASELINES[name], table.value.shape[1], train=train, step_ms=step_ms, seed=seed, options=options)
-
-
-def _cold_starts(
-    engine: Engine, labelled: Labelled, warm: Replay, bar: Bar, seed: int, detector: Detector | None
-) -> Iterator[tuple[float, float]]:
-    """Average precision around each labelled segment: of one that has just met the stream, and of one that saw all of it."""
-    rng = np.random.default_rng([seed, len(labelled.table)])
-    label, evidence = labelled.label, warm.trace.verdicts.evidence
-    for first, last in labelled.windows:
-        before = int(rng.integers(FRESH[0], FRESH[1] + 1))
-        # Earlier segments would be trained on, and are no part of the question.
-        rows = slice(max(0, first - before), last + 1)
-        if first - rows.start < FRESH[0]:
-            continue
-        cold = engine.replay(labelled.file, _part(labelled.table, rows), bar, detector)
-        ours = average_precision(cold.trace.verdicts.evidence, label[rows])
-        theirs = average_precision(evidence[rows], label[rows])
-        if ours is not None and theirs is not None:
-            yield ours, theirs
-
-
-def _part(table: Table, rows: slice) -> Table:
-    """Some rows, without what came before."""
-    label = None if table.label is None else table.label[rows]
-    return replace(table, row=table.row[rows], time_ms=table.time_ms[rows], value=table.value[rows], label=label, train=None)
-
-
-def _ratio(pairs: Sequence[tuple[float, float]]) -> float | None:
-    return sum(a for a, _ in pairs) / sum(b for _, b in pairs) if pairs else None
-
-
-def _against(ours: Result, theirs: Result) -> dict[str, Paired]:
-    found = {}
-    for name in COMPARED:
-        a, b = ([_float(one.figures[name]) for one in result.cards] for result in (ours, theirs))
-        compared = paired(a, b)
-        if compared is not None:
-            found[name] = compared
-    return found
-
-
-def _float(value: float | str | None) -> float | None:
-    return None if value is None else float(value)
-
-
-# --- what comes out -----------------------------------------------------------------------------------------------
-
-
-def _json(name: str, results: Sequence[Result], against: dict[str, dict[str, Paired]]) -> dict[str, Any]:
-    first = results[0]
-    found: dict[str, Any] = {
-        "set": name,
-        "detector": first.detector,
-        "streams": len(first.cards),
-        "samples": first.samples,
-        "samples_per_s": first.samples_per_s,
-        **_figures(first),
-    }
-    if against:
-        found["compared"] = {
-            other.detector: {
-                **_figures(other),
-                "difference": {
-                    measure: {
-                        "mean": round(pair.difference.value, 4),
-                        "low": round(pair.difference.low, 4),
-                        "high": round(pair.difference.high, 4),
-                        "won": round(pair.won, 4),
-                        "streams": pair.streams,
-                    }
-                    for measure, pair in against[other.detector].items()
-                },
-            }
-            for other in results[1:]
-        }
-    return found
-
-
-def _figures(result: Result) -> dict[str, Any]:
-    per_stream = [{"stream": one.stream, **_rounded(one.figures)} for one in result.cards]
-    return {"measures": _rounded(result.measures), "per_stream": per_stream}
-
-
-def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
-    return {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
-
-
-def _text(results: Sequence[Result], against: dict[str, dict[str, Paired]]) -> Iterator[str]:
-    first = results[0]
-    width = max(6, *(len(one.stream) for one in first.cards))
-    yield f"{'stream':<{width}}" + "".join(f"  {name:>14}" for name in SHOWN)
-    for one in first.cards:
-        yield f"{one.stream:<{width}}" + "".join(f"  {text_of(one.figures[name]):>14}" for name in SHOWN)
-    yield ""
-    names = list(first.measures)
-    wide = max(len(name) for name in names)
-    yield f"{'measure':<{wide}}" + "".join(f"  {result.detector:>18}" for result in results)
-    for name in names:
-        yield f"{name:<{wide}}" + "".join(f"  {text_of(result.measures.get(name)):>18}" for result in results)
-    for other, pairs in against.items():
-        yield ""
-        yield f"{first.detector} against {other}, stream by stream"
-        for name, pair in pairs.items():
-            interval = f"[{pair.difference.low:+.3f}, {pair.difference.high:+.3f}]"
-            yield f"  {name:<10} {pair.difference.value:+.3f} {interval}, better on {pair.won:.0%} of {pair.streams}"
-    yield f"{first.samples_per_s:,} samples/s"
+def _result(name: str, trials: Sequence[Trial], budget: float, *, of_nab: bool, cold_start: bool) -> Result:
+    runs = []
+    for trial in trials:
+        measures = totals(trial.cards, budget)
+        if of_nab:
+            measures = nab(trial.cards) | measures
+        if cold_start:
+            measures["cold_start"] = ratio(trial.cold)
+        runs.append(Run(trial.seed, tuple(trial.cards), measures))
+    streamed, busy_s = sum(trial.engine.streamed for trial in trials), sum(trial.engine.busy_s for trial in trials)
+    samples = sum(len(one.evidence) for one in trials[0].cards)
+    return Result(name, tuple(runs), samples, round(streamed / max(busy_s, 1e-9)))

@@ -1,8 +1,8 @@
-"""Which weights score a file: the shipped ones, or a joint model fitted on the train part of files with several values."""
+"""Which weights score a file: those asked for; else, of several values with a train, a joint model fitted on that; else those that ship."""
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Final
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +10,9 @@ from numpy.typing import NDArray
 from anomalyd.detector import Artifact
 from anomalyd.detector import artifact as artifacts
 from anomalyd.detector.detector import shipped
-from anomalyd.errors import InputFileError
+from anomalyd.errors import ArtifactError, ConfigError, InputFileError
 from anomalyd.evaluation.readers import InputFile, Table, read_table
-
-LEAST_TRAIN: Final = 256
-"""Rows below which there is nothing to fit a model on."""
+from anomalyd.training.history import LEAST_TRAIN, filled
 
 
 class Models:
@@ -25,12 +23,22 @@ class Models:
         fit: fit joint models; otherwise the shipped network looks at each value by itself.
         shared: fit one model for all files with equally many values instead of one for each.
         seed: of the training.
+        folder: of an artifact that scores all files; nothing is fitted then.
+
+    Raises:
+        ArtifactError: there is none, or it cannot be used.
+        ConfigError: fitting was asked for besides.
     """
 
-    def __init__(self, files: Sequence[InputFile], *, fit: bool, shared: bool, seed: int = 0) -> None:
+    def __init__(self, files: Sequence[InputFile], *, fit: bool, shared: bool, seed: int = 0, folder: Path | None = None) -> None:
+        if folder is not None and (shared or not fit):
+            raise ConfigError("--model: fits nothing on train, so --shared and --no-fit do not go with it")
+        self._folder = folder
+        self._given = None if folder is None else artifacts.load(folder)
         self._files = files
         self._seed = seed
-        self._fit, self._shared = fit, shared
+        self.fit = fit
+        self._shared = shared
         self._fitted: dict[int, Artifact] = {}  # by number of values
 
     @cached_property
@@ -38,32 +46,54 @@ class Models:
         """The shipped one. Raises ArtifactError."""
         return artifacts.load(shipped())
 
+    def fits(self, table: Table) -> bool:
+        """Whether a model is fitted for the table."""
+        return self._given is None and self.fit and table.train is not None and table.value.shape[1] > 1
+
+    def for_records(self, file: InputFile, configured: Artifact) -> Artifact:
+        """The one for a file of records, by default the `configured` one. Raises InputFileError: the one asked for has other features."""
+        return configured if self._given is None else self._suited(file, self._given, configured.shape.features)
+
     def for_table(self, file: InputFile, table: Table) -> Artifact:
         """The one for a file.
 
         Raises:
-            InputFileError: its train part is too short to fit a model.
+            InputFileError: its train part is too short to fit a model, or the model asked for is for other values.
         """
         features = table.value.shape[1]
+        if self._given is not None:
+            wanted = self._given.feature_names
+            if file.kind == "csv" and wanted is not None and sorted(wanted) == sorted(table.names) and wanted != table.names:
+                raise InputFileError(f"{file.path}: columns must be in the order of the model {self._folder}: {', '.join(wanted)}")
+            return self._suited(file, self._given, features)
         if features == 1:
             return self.pretrained
-        if not self._fit or table.train is None:
+        if not self.fits(table):
             return self.pretrained.for_features(features)
         if not self._shared:
-            return _fitted([_long_enough(file, table.train)], self._seed)
+            return _fitted([_long_enough(file, table)], self._seed)
         if features not in self._fitted:
             self._fitted[features] = _fitted(self._histories(features), self._seed)
         return self._fitted[features]
 
+    def _suited(self, file: InputFile, given: Artifact, features: int) -> Artifact:
+        try:
+            return given.for_features(features)
+        except ArtifactError:
+            of = "" if given.feature_names is None else f" ({', '.join(given.feature_names)})"
+            have = "single values" if features == 1 else f"{features} values a row"
+            raise InputFileError(f"{file.path}: has {have}; the model {self._folder} is for {given.shape.features}{of}") from None
+
     def _histories(self, features: int) -> list[NDArray[np.float64]]:
         tables = ((file, read_table(file)) for file in self._files if file.kind == "npz")
-        return [_long_enough(file, t.train) for file, t in tables if t.train is not None and t.value.shape[1] == features]
+        return [_long_enough(file, table) for file, table in tables if table.train is not None and table.value.shape[1] == features]
 
 
-def _long_enough(file: InputFile, train: NDArray[np.float64]) -> NDArray[np.float64]:
-    if len(train) < LEAST_TRAIN:
-        raise InputFileError(f"{file.path}: train has {len(train)} rows, a model needs {LEAST_TRAIN}; use --no-fit")
-    return train
+def _long_enough(file: InputFile, table: Table) -> NDArray[np.float64]:
+    rows = 0 if table.train is None else len(table.train)
+    if table.train is None or rows < LEAST_TRAIN:
+        raise InputFileError(f"{file.path}: train has {rows} rows, a model needs {LEAST_TRAIN}; use --no-fit")
+    return filled(table.train)
 
 
 def _fitted(histories: list[NDArray[np.float64]], seed: int) -> Artifact:

@@ -5,7 +5,8 @@
 - `.npz`: `timestamp,value[,label]`, `timestamp,values[,label]` or `train,test[,label]`; the last has no times and gets steps of one minute.
 - any other file: one record a line, in a stream format, gzipped or not.
 
-Rows with a missing or non-finite value are no samples; the others keep their row numbers.
+What is not finite is missing. A row without any value is no sample; the others keep their row numbers. Of several values some may be
+missing (NaN), of a single one none is.
 """
 
 import csv
@@ -59,15 +60,15 @@ class Table:
     time_ms: NDArray[np.int64]
     """Event time, shape (n,)."""
     value: NDArray[np.float64]
-    """Finite values, shape (n, F)."""
+    """Finite values, or NaN where one of several is missing, shape (n, F)."""
     names: tuple[str, ...]
     """Of the values, F of them."""
     label: NDArray[np.uint8] | None
     """1 where the row is known to be anomalous, shape (n,)."""
     train: NDArray[np.float64] | None
-    """Finite rows of history that come directly before the first, shape (m, F); their times end one step before it."""
+    """Rows of history that come directly before the first, like `value`, shape (m, F); their times end one step before it."""
     skipped: int
-    """Rows (train not counted) that had a missing or non-finite value."""
+    """Rows (train not counted) without any value."""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -144,7 +145,7 @@ def _kind(path: Path, *, lines: bool) -> Kind:
         return "csv"
     if lines:
         return "lines"
-    raise InputFileError(f"{path}: neither CSV nor npz; for a file of one record a line name its format with --format")
+    raise InputFileError(f"{path}: neither CSV nor npz; for a file of one record a line name its format with --format (backtest, explain)")
 
 
 def _name(path: Path, parent: Path) -> str:
@@ -271,7 +272,7 @@ def _read_npz(path: Path) -> Table:
         train, test = _matrix(path, arrays, "train"), _matrix(path, arrays, "test")
         if train.shape[1] != test.shape[1]:
             raise InputFileError(f"{path}: train has {train.shape[1]} columns, test has {test.shape[1]}")
-        usable = train[np.isfinite(train).all(axis=1)]
+        usable = _known(train)[1]
         time_ms = FIRST_MS + STEP_MS * (len(usable) + np.arange(len(test), dtype=np.int64))
         return _table(path, time_ms, test, _feature_names(test), label, usable)
     name = next((name for name in ("value", "values") if name in arrays), None)
@@ -321,10 +322,17 @@ def _table(
     label: NDArray[np.float64] | None,
     train: NDArray[np.float64] | None = None,
 ) -> Table:
-    """Keeps the rows whose values are all finite."""
+    """Keeps the rows that have a value."""
     lengths = {TIMESTAMP: len(time_ms), "values": len(value), LABEL: len(value if label is None else label)}
     if len(set(lengths.values())) > 1:
         raise InputFileError(f"{path}: columns of unequal length: {', '.join(f'{name} {length}' for name, length in lengths.items())}")
-    row = np.flatnonzero(np.isfinite(value).all(axis=1)).astype(np.int64)
+    row, known = _known(value)
     truth = None if label is None else (label[row] > 0).astype(np.uint8)
-    return Table(row, time_ms[row], np.ascontiguousarray(value[row]), names, truth, train, len(value) - len(row))
+    return Table(row, time_ms[row], known, names, truth, train, len(value) - len(row))
+
+
+def _known(value: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The rows of (n, F) that have a finite value: their numbers, and their values with NaN for every other one."""
+    finite = np.isfinite(value)
+    row: NDArray[np.int64] = np.flatnonzero(finite.any(axis=1)).astype(np.int64)
+    return row, np.where(finite[row], value[row], np.nan)

@@ -45,7 +45,7 @@ class Card:
     fired: NDArray[np.int64]
     """Row at which each episode fired, and its last row, shape (k, 2)."""
     told: Told
-    figures: dict[str, float | int | str | None]
+    figures: dict[str, float | None]
     """By name; None where a stream cannot have the measure."""
 
 
@@ -63,7 +63,7 @@ def card(labelled: Labelled, replay: Replay) -> Card:
     fired = _fired_rows(labelled, replay)
     told = judge(fired, label, table.time_ms, settling=SETTLING if table.train is None else 0)
     f1 = best_f1(evidence, label)
-    figures: dict[str, float | int | str | None] = {
+    figures: dict[str, float | None] = {
         "rows": len(table),
         "anomalous_rows": int(label.sum()),
         "events": len(told.events),
@@ -78,6 +78,7 @@ def card(labelled: Labelled, replay: Replay) -> Card:
     }
     if verdicts.share.shape[1] > 1:
         causes = labelled.causes
+        figures["causes"] = sum(bool(cause.dims) for cause in causes)
         figures |= {f"hit_rate_{percent}": hit_rate(verdicts.share, causes, percent) for percent in (100, 150)}
     detection = np.where(verdicts.flags & ARMED != 0, evidence, -np.inf)
     return Card(labelled.name, evidence, detection, labelled.windows, fired, told, figures)
@@ -102,7 +103,7 @@ def totals(cards: Sequence[Card], budget: float) -> dict[str, float | None]:
     found["false_episodes_per_series_day_high"] = None if false is None else false.high
     found["false_episodes_to_budget"] = None if false is None else false.value / budget
     if any("hit_rate_150" in one for one in figures):
-        found |= {f"hit_rate_{percent}": _mean(figures, f"hit_rate_{percent}") for percent in (100, 150)}
+        found |= {f"hit_rate_{percent}": _mean_of_causes(figures, f"hit_rate_{percent}") for percent in (100, 150)}
     return found
 
 
@@ -148,3 +149,9 @@ def _fired_rows(labelled: Labelled, replay: Replay) -> NDArray[np.int64]:
 def _mean(figures: Sequence[dict[str, Any]], name: str) -> float | None:
     values = [one[name] for one in figures if one.get(name) is not None]
     return math.fsum(values) / len(values) if values else None
+
+
+def _mean_of_causes(figures: Sequence[dict[str, Any]], name: str) -> float | None:
+    """Each entry of the interpretation counts alike, however many its stream has."""
+    known = [one for one in figures if one.get(name) is not None]
+    return math.fsum(one[name] * one["causes"] for one in known) / sum(one["causes"] for one in known) if known else None

@@ -47,7 +47,7 @@ class Labelled:
     windows: tuple[tuple[int, int], ...]
     """First and last row (both inside) of each anomaly, in rows of the table."""
     causes: tuple[Entry, ...]
-    """What is known about causes, in rows of the file."""
+    """What is known about causes, in rows of the table."""
 
     @property
     def name(self) -> str:
@@ -106,7 +106,7 @@ class LabelledSet:
         label = np.zeros(len(table), np.uint8)
         for first, last in windows:
             label[first : last + 1] = 1
-        return Labelled(file, replace(table, label=label), tuple(windows), tuple(self._of_causes(file)))
+        return Labelled(file, replace(table, label=label), tuple(windows), tuple(self._of_causes(file, table)))
 
     def _of_windows(self, file: InputFile, table: Table) -> list[tuple[int, int]] | None:
         found = next((spans for key, spans in (self._windows or {}).items() if key.removesuffix(".csv") == file.name), None)
@@ -122,13 +122,18 @@ class LabelledSet:
                 windows.append((int(inside[0]), int(last[0]) if len(last) else int(inside[-1])))
         return windows
 
-    def _of_causes(self, file: InputFile) -> Iterator[Entry]:
+    def _of_causes(self, file: InputFile, table: Table) -> Iterator[Entry]:
         inclusive = int(self.name in _END_INCLUSIVE)
         for entry in self._causes.get(file.name, ()):
             try:
-                yield Entry(int(entry["start"]), int(entry["end"]) + inclusive, tuple(int(number) - 1 for number in entry["dims"]))
+                span = [int(entry["start"]), int(entry["end"]) + inclusive]
+                dims = tuple(int(number) - 1 for number in entry["dims"])
             except (KeyError, TypeError, ValueError):
                 raise InputFileError(f"{self.folder / CAUSES}: {file.name}: got {entry!r}, must have start, end and dims") from None
+            # Rows without any value are not in the table.
+            start, end = np.searchsorted(table.row, span).tolist()
+            if start < end:
+                yield Entry(start, end, dims)
 
     def _json(self, name: str) -> dict[str, Any] | None:
         path = self.folder / name

@@ -66,6 +66,10 @@ class Position(msgspec.Struct, frozen=True, array_like=True):
     """Written without transactions, or while records that were know more than the position: the chain may fork, pages may be ahead."""
     pulse: tuple[int, ...] = ()
     """The partition's progress in event time, by which series are silent: `shard_silence.Pulse`."""
+    control: tuple[int, ...] = ()
+    """What was counted to check the alert budget: `shard_budget.BudgetWatch`."""
+    corrections: tuple[tuple[int, int], ...] = ()
+    """By how much the threshold gives from which input offset on, in thousandths of a power of ten, oldest first."""
 
 
 class Fence(msgspec.Struct, frozen=True, array_like=True):

@@ -183,6 +183,8 @@ class Contents:
             self._find(offset, f"{name} has a model timeline that goes back", _OURS)
         if any(later[0] < earlier[0] for earlier, later in pairwise(found.policies)):
             self._find(offset, f"{name} has a timeline of alert policies that goes back", _OURS)
+        if any(later[0] < earlier[0] for earlier, later in pairwise(found.corrections)):
+            self._find(offset, f"{name} has a timeline of corrections that goes back", _OURS)
         self._pending.clear()
         if moved_on(before, found):
             self.owners.clear()

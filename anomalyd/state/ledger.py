@@ -14,7 +14,7 @@ Nothing here knows of a Kafka client; the simulation in tests/ runs it against a
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import structlog
 
@@ -28,6 +28,8 @@ from anomalyd.state.ports import LogReader, Restored, Work, Writer
 
 _FIRST_PAUSE_S: Final = 0.1
 _MOST_PAUSE_S: Final = 5.0
+
+_T = TypeVar("_T")
 
 _log = structlog.get_logger(__name__)
 
@@ -218,7 +220,14 @@ class Ledger:
 
     async def _read(self, reader: LogReader, last: Position, fence: int, load: Callable[[list[Page]], Awaitable[None]]) -> Restored:
         restored = Restored(
-            last.position, last.replay_from, last.stream_time_ms, policies=last.policies, trial=last.trial, pulse=last.pulse
+            last.position,
+            last.replay_from,
+            last.stream_time_ms,
+            policies=last.policies,
+            trial=last.trial,
+            pulse=last.pulse,
+            control=last.control,
+            corrections=last.corrections,
         )
         episodes: dict[bytes, Episode] = {}
         forgotten: dict[bytes, Forgotten] = {}
@@ -314,6 +323,7 @@ class Ledger:
         if not timeline or timeline[-1][1] != self._model:
             timeline = (*timeline, (work.position if earlier is None else earlier.position, self._model))
         policies = (*(() if earlier is None else earlier.policies), *work.policies)
+        corrections = (*(() if earlier is None else earlier.corrections), *work.corrections)
         return Position(
             sequence=0 if last is None else last.sequence + 1,
             previous=-1 if last is None else last.position,
@@ -330,6 +340,8 @@ class Ledger:
             plain=not self._transactional or work.position < self._plain_until,
             policies=needed(policies, work.replay_from),
             pulse=work.pulse,
+            control=work.control,
+            corrections=needed(corrections, work.replay_from),
         )
 
     async def _surely(self, messages: Sequence[Any], entries: Sequence[Entry], position: Position) -> list[int]:
@@ -405,7 +417,7 @@ class Ledger:
         return ours
 
 
-def needed(timeline: tuple[tuple[int, str], ...], replay_from: int) -> tuple[tuple[int, str], ...]:
+def needed(timeline: tuple[tuple[int, _T], ...], replay_from: int) -> tuple[tuple[int, _T], ...]:
     """What of a timeline, oldest first, a replay from an input offset meets."""
     while len(timeline) > 1 and timeline[1][0] <= replay_from:
         timeline = timeline[1:]

@@ -80,6 +80,11 @@ class Restored:
     """Instances of other groups that have claimed it lately, by name."""
     pulse: tuple[int, ...] = ()
     """The partition's progress in event time, by which series are silent."""
+    control: tuple[int, ...] = ()
+    """What was counted up to the position to check the alert budget."""
+    corrections: tuple[tuple[int, int], ...] = ()
+    """Corrections of the threshold by the input offset from which on they were in force, oldest first; in front of the first one there was
+    none."""
     missing: bool = False
     """There is no position, and the log does not begin at its beginning: what was there is gone."""
 
@@ -103,6 +108,8 @@ class Work:
     """Records of forgotten series by key."""
     policies: list[tuple[int, str]] = field(default_factory=list)
     """Alert policies that came into force, by input offset, ascending."""
+    corrections: list[tuple[int, int]] = field(default_factory=list)
+    """Corrections of the threshold that came into force, by input offset, ascending."""
     trial: Trial | None = None
     """Set before records are processed that may end the process."""
     clean: bool = False
@@ -111,6 +118,8 @@ class Work:
     """The input topic was made anew: the position goes back, and nothing from before counts."""
     pulse: tuple[int, ...] = ()
     """The partition's progress in event time, by which series are silent."""
+    control: tuple[int, ...] = ()
+    """What was counted to check the alert budget."""
 
     def __bool__(self) -> bool:
         return self.position >= 0

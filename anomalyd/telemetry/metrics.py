@@ -5,6 +5,7 @@ are preset to zero, except topic, partition and stream, which the configuration 
 The daemon calls the verbs below once per batch, checkpoint or rebalance, never per sample.
 """
 
+import contextlib
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple, TypeVar
@@ -84,10 +85,7 @@ class Metrics:
         self._dead_letters = counter("dead_letters", "Records written to the dead-letter topic.")
         alerts = counter("alerts", "Alert messages written and acknowledged, by status and severity.", ("status", "severity"))
         self._alerts = {(status, severity): alerts.labels(status, severity) for status in STATUSES for severity in SEVERITIES}
-        self._muted = counter("alerts_muted", "Alerts that did not fire because of a mute in the alert policy.")
-        self._flapping = counter(
-            "alerts_flapping", "Alerts that did not fire because the one before of their series ended less than alerts.reopen_after_s ago."
-        )
+        self._declare_alerts()
         dropped = counter("messages_dropped", "Alerts and dead letters given up: their topic refuses their size.", ("kind",))
         self._dropped = _Children(dropped, KINDS)
         # Not preset: the age of a time that nobody has seen yet would be that of 1970.
@@ -136,6 +134,32 @@ class Metrics:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
+
+    def _declare_alerts(self) -> None:
+        counter, gauge = self._counter, self._gauge
+        self._muted = counter("alerts_muted", "Alerts that did not fire because of a mute in the alert policy.")
+        self._flapping = counter(
+            "alerts_flapping", "Alerts that did not fire because the one before of their series ended less than alerts.reopen_after_s ago."
+        )
+        self._budget = _Children(gauge("budget_per_series_day", "False alarms per series and day that are asked for.", ("stream",)))
+        self._watched = _Children(
+            counter("budget_series_days", "Event time of all series together in which they could alert, in days.", ("stream",))
+        )
+        self._allowed = _Children(counter("budget_alerts_allowed", "Alerts that the budget allows for these series-days.", ("stream",)))
+        self._fired = _Children(
+            counter("budget_alerts_fired", "Alerts that fired, false ones and real ones, but for those about silent series.", ("stream",))
+        )
+        self._crossings = _Children(
+            counter("budget_crossings", "Samples that crossed the level by which the budget is checked, without an alarm.", ("stream",))
+        )
+        self._crossings_expected = _Children(
+            counter("budget_crossings_expected", "How many should have by the calibration; as many, if it is right.", ("stream",))
+        )
+        self._correction = gauge(
+            "budget_correction",
+            "Powers of ten by which a partition's normal data is strange more often than calibrated; its thresholds give for it.",
+            ("topic", "partition"),
+        )
 
     def _declare_state(self) -> None:
         counter, gauge = self._counter, self._gauge
@@ -279,15 +303,39 @@ class Metrics:
         self._assigned.set(partitions)
 
     def revoked(self, topic: str, partition: int) -> None:
-        """The partition is no longer ours: its lag is somebody else's to report."""
-        try:
-            self._lag.remove(topic, str(partition))
-        except KeyError:
-            return  # its lag was never known
+        """The partition is no longer ours: its lag and correction are somebody else's to report."""
+        for gauge in (self._lag, self._correction):
+            with contextlib.suppress(KeyError):  # it was never known
+                gauge.remove(topic, str(partition))
 
     def lag(self, topic: str, partition: int, records: int) -> None:
         """Records of an assigned partition that are not yet read."""
         self._lag.labels(topic, str(partition)).set(max(0, records))
+
+    def budget(
+        self, stream: str, *, asked: float, watched_days: float, allowed: float, fired: int, crossings: int, expected: float
+    ) -> None:
+        """What a batch of a stream says about its alert budget.
+
+        Args:
+            stream: its name.
+            asked: false alarms per series and day.
+            watched_days: event time of all series together in which they could alert.
+            allowed: alerts that the budget allows for it.
+            fired: alerts that did.
+            crossings: of the level by which the budget is checked.
+            expected: as many should have been.
+        """
+        self._budget[stream].set(asked)
+        self._watched[stream].inc(watched_days)
+        self._allowed[stream].inc(allowed)
+        self._fired[stream].inc(fired)
+        self._crossings[stream].inc(crossings)
+        self._crossings_expected[stream].inc(expected)
+
+    def correction(self, topic: str, partition: int, powers: float) -> None:
+        """By how many powers of ten the calibration is corrected in an assigned partition."""
+        self._correction.labels(topic, str(partition)).set(powers)
 
     def paused(self, partitions: int) -> None:
         """So many partitions are paused because the detector is busy."""

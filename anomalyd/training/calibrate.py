@@ -25,6 +25,8 @@ TYPICAL: Final = 0.9
 CALM_TO_REAL: Final = 2.3
 """Generated calm series alarm so many times as often as real ones between their incidents, single metrics of public sets (half of them; see
 docs/detection.md): they are made to be awkward."""
+CALM_TO_REAL_SEVERAL: Final = 10.0
+"""The same for entities with several features; by the choosing halves of three public sets real ones alarm even less."""
 START: Final = 250
 """Samples of each series that are left out: full confidence comes with age."""
 
@@ -41,6 +43,13 @@ def calibrate(artifact: Artifact, values: NDArray[np.float64], step_ms: NDArray[
 def realistic(calibration: Calibration) -> Calibration:
     """The line for real series, from the one that generated calm series gave."""
     return replace(calibration, intercept=round(calibration.intercept - math.log10(CALM_TO_REAL), 4))
+
+
+def realistic_several(calibration: Calibration) -> Calibration:
+    """The same for entities with several features. The line is steep, so its lowest threshold moves with it."""
+    rarer = math.log10(CALM_TO_REAL_SEVERAL)
+    lowest = round(calibration.lowest - rarer / calibration.slope, 4)
+    return replace(calibration, intercept=round(calibration.intercept - rarer, 4), lowest=lowest)
 
 
 def line(evidence: NDArray[np.float64], armed: NDArray[np.bool_]) -> Calibration:

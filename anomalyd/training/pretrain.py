@@ -1,6 +1,5 @@
 """`anomalyd pretrain`: makes the artifact that ships with the package, from generated series alone."""
 
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -8,15 +7,14 @@ from typing import Final
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from anomalyd import __version__
 from anomalyd.detector import Artifact, Calibration, Shape
 from anomalyd.detector import artifact as artifacts
 from anomalyd.detector.weights import tensor_shapes
 from anomalyd.training import generate
-from anomalyd.training.calibrate import calibrate, realistic
+from anomalyd.training.bar import training_bar
+from anomalyd.training.calibrate import calibrate, realistic, realistic_several
 from anomalyd.training.features import network_inputs
 from anomalyd.training.trainer import Plan, fit
 
@@ -30,12 +28,10 @@ def run(out: Path, seed: int = 0, plan: Plan | None = None) -> int:
     """Trains, calibrates and saves; progress on stderr, the artifact's hash on stdout. Returns the exit code."""
     plan = plan or Plan()
     began = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("loss {task.fields[loss]:.3f}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("training", total=plan.steps, loss=0.0)
+    with training_bar(plan.steps) as progress:
         values, step_s = generate.series(*TRAINING_SERIES, seed=seed + 1)
         inputs, targets = network_inputs(values[:, :, None], step_s * 1000.0, SHAPE)
-        network, loss = fit(inputs, targets, SHAPE, plan, seed, lambda done, _, now: bar.update(task, completed=done, loss=now))
+        network, loss = fit(inputs, targets, SHAPE, plan, seed, progress)
     state = network.state_dict()
     artifact = Artifact(
         name="pretrained",
@@ -65,4 +61,4 @@ def calibrated(artifact: Artifact, seed: int) -> Artifact:
     entities, step_s = generate.entities(*CALM_ENTITIES, seed=seed + 3)
     features = entities.shape[2]
     several = calibrate(replace(artifact, several=single).for_features(features), entities, step_s * 1000.0)
-    return replace(artifact, calibration=single, several=several)
+    return replace(artifact, calibration=single, several=realistic_several(several))

@@ -63,15 +63,16 @@ def assert_same_bits(a: Verdicts, b: Verdicts) -> None:
         assert getattr(a, f.name).tobytes() == getattr(b, f.name).tobytes(), f.name
 
 
-def in_torch(detector: Detector, device: str = "cpu") -> Step:
-    """The step of the same detector in torch."""
-    backend = TorchBackend(detector.layout, detector.artifact, detector.threshold, device, detector.fixed_kind)
+def in_torch(detector: Detector, device: str = "cpu", tally: NDArray[np.int64] | None = None) -> Step:
+    """The step of the same detector in torch; `tally` is added to."""
+    rule = detector.threshold, np.zeros(3, np.int64) if tally is None else tally
+    backend = TorchBackend(detector.layout, detector.artifact, device, detector.fixed_kind)
 
     def step(pages: Pages, batch: SampleBatch) -> Verdicts:
         n, f = len(batch), detector.features
         a, b, c, d = np.empty((4, n, f))
         verdicts = Verdicts(np.empty(n), np.empty(n), a, b, c, d, np.empty((n, f), np.float32), np.empty(n, np.uint8))
-        backend.step(pages, batch, verdicts)
+        backend.step(pages, batch, verdicts, *rule)
         return verdicts
 
     return step

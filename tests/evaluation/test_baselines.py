@@ -98,6 +98,19 @@ def test_a_sample_is_scored_before_it_is_learned(name: str) -> None:
     assert scores[SPIKE] > scores[700:SPIKE].max()
 
 
+def test_a_missing_value_counts_as_the_last_known_one_and_not_as_a_later_one() -> None:
+    value, known = course(3).copy(), course(3).copy()
+    value[:40, 1] = value[500:520, 0] = np.nan
+    known[:40, 1], known[500:520, 0] = 0.0, known[499, 0]
+    detector = BaselineDetector(BASELINES["robust-z"], 3, step_ms=STEP_MS, line=LINE)
+    pages, whole = detector.new_pages(1), detector.new_pages(1)
+
+    parts = [detector.step(pages, batch(part)) for part in (value[:30], value[30:510], value[510:])]
+    wanted = detector.step(whole, batch(known))
+
+    np.testing.assert_array_equal(np.concatenate([part.evidence for part in parts]), wanted.evidence)
+
+
 @EVERY
 def test_nothing_is_said_before_there_is_a_past(name: str) -> None:
     measure = made(name, 1)

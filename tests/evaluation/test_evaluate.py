@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from anomalyd.detector import Artifact
+from anomalyd.detector import artifact as artifacts
+from anomalyd.detector.detector import shipped
 from anomalyd.errors import ConfigError, InputFileError
 from anomalyd.evaluation import evaluate
 from anomalyd.evaluation.sets import LabelledSet, halves
@@ -54,12 +57,12 @@ def nab(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def entities(tmp_path: Path) -> Path:
-    """Two entities of six values with train, test and causes."""
+    """Two entities of two values, a shape that other tests compile, too, with train, test and causes."""
     folder = tmp_path / "asd"
     folder.mkdir()
     for i in range(2):
-        np.savez(folder / f"omi-{i}.npz", train=course(i, 6)[:300], test=course(9 + i, 6), label=label())
-    causes = {"note": "made", "entities": {f"omi-{i}": [{"start": 600, "end": 605, "dims": [1, 2, 3]}] for i in range(2)}}
+        np.savez(folder / f"omi-{i}.npz", train=course(i, 2)[:300], test=course(9 + i, 2), label=label())
+    causes = {"note": "made", "entities": {f"omi-{i}": [{"start": 600, "end": 605, "dims": [1]}] for i in range(2)}}
     (folder / "interpretation.json").write_text(json.dumps(causes))
     return folder
 
@@ -94,7 +97,7 @@ def test_entities_without_a_fit_are_measured_on_test_alone(entities: Path, capsy
     found = told(capsys)
     assert found["samples"] == 2 * ROWS
     assert found["measures"]["auc_pr"] > 0.3
-    assert found["measures"]["hit_rate_150"] > 0.6
+    assert found["measures"]["hit_rate_100"] == 1.0
     assert found["per_stream"][0]["quiet_days"] == pytest.approx((ROWS - 16 - 1) * 300 / 86_400, abs=0.02)
 
 
@@ -104,7 +107,33 @@ def test_steps_and_ends_of_causes_are_those_of_the_set(entities: Path) -> None:
 
     assert np.diff(labelled.table.time_ms).tolist() == [300_000] * (ROWS - 1)
     assert labelled.windows == ((600, 605),)
-    assert [(cause.start, cause.end, cause.dims) for cause in labelled.causes] == [(600, 606, (0, 1, 2))]
+    assert [(cause.start, cause.end, cause.dims) for cause in labelled.causes] == [(600, 606, (0,))]
+
+
+def test_causes_are_found_where_rows_without_a_value_are_left_out(entities: Path) -> None:
+    test = course(9, 2)
+    test[10] = np.nan
+    np.savez(entities / "omi-0.npz", train=course(0, 2)[:300], test=test, label=label())
+
+    labelled_set = LabelledSet("asd", entities)
+    labelled = labelled_set.read(labelled_set.files[0])
+
+    assert labelled.windows == ((599, 604),)
+    assert [(cause.start, cause.end) for cause in labelled.causes] == [(599, 605)]
+
+
+def test_each_cause_counts_alike_however_many_its_stream_has(entities: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = {"start": 600, "end": 605, "dims": [2]}
+    right = {"start": 600, "end": 605, "dims": [1]}
+    (entities / "interpretation.json").write_text(json.dumps({"omi-0": [wrong, wrong, wrong], "omi-1": [right]}))
+
+    evaluate.run("asd", entities, None, json_output=True, no_fit=True)
+
+    found = told(capsys)
+    first, second = found["per_stream"]
+    assert (first["causes"], second["causes"]) == (3, 1)
+    assert first["hit_rate_100"] < second["hit_rate_100"]
+    assert found["measures"]["hit_rate_100"] == pytest.approx((3 * first["hit_rate_100"] + second["hit_rate_100"]) / 4, abs=1e-3)
 
 
 def test_a_cold_start_is_compared_with_the_same_rows(nab: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,6 +149,55 @@ def test_detectors_are_compared_stream_by_stream(nab: Path, capsys: pytest.Captu
     assert found["difference"]["vus_pr"]["streams"] == 1
     assert found["difference"]["vus_pr"]["won"] in (0.0, 0.5, 1.0)
     assert found["measures"]["event_recall"] == 1.0
+
+
+def test_what_draws_is_repeated_with_each_seed_and_what_does_not_is_not(
+    nab: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    args: dict[str, Any] = {"detector": "isolation-forest", "compare": ["robust-z"], "json_output": True}
+
+    evaluate.run("nab", nab, None, **args, seeds=(0, 3), out=tmp_path / "out")
+    both = told(capsys)
+    evaluate.run("nab", nab, None, **args, seeds=(3,))
+    third = told(capsys)
+
+    assert both["seeds"] == [0, 3]
+    first, second = both["spread"]["auc_pr"]["values"]
+    assert second == third["measures"]["auc_pr"] != first
+    assert both["measures"]["auc_pr"] == pytest.approx((first + second) / 2, abs=1e-4)
+    assert both["spread"]["auc_pr"]["sd"] == pytest.approx(abs(first - second) / 2**0.5, abs=1e-4)
+    others = both["compared"]["robust-z"]
+    assert others["spread"]["auc_pr"] == {"sd": 0.0, "values": [others["measures"]["auc_pr"]] * 2}
+    assert both["compared"]["robust-z"]["difference"]["auc_pr"]["mean"] == pytest.approx(
+        both["measures"]["auc_pr"] - others["measures"]["auc_pr"], abs=1e-3
+    )
+    assert "spread" not in third
+    assert sorted(path.relative_to(tmp_path).parent.as_posix() for path in tmp_path.rglob("alerts.jsonl")) == [
+        "out",
+        "out/robust-z",
+        "out/seed-3",
+    ]
+
+
+def test_a_joint_model_is_fitted_for_each_seed_and_shown_with_its_spread(
+    entities: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[tuple[int, int]] = []
+
+    def fit(histories: list[NDArray[np.float64]], seed: int) -> Artifact:
+        fitted.append((len(histories), seed))
+        return artifacts.load(shipped()).for_features(2)
+
+    monkeypatch.setattr("anomalyd.training.joint.fit_joint", fit)
+
+    evaluate.run("asd", entities, None, seeds=(0, 1), cold_start=True)
+    evaluate.run("asd", entities, None, seeds=(0, 1), shared=True)
+
+    assert fitted == [(1, 0), (1, 1)] * 2 + [(2, 0), (2, 1)], "not once more for a cold start, which is of state and not of the model"
+    lines = capsys.readouterr().out.splitlines()
+    assert "means over the seeds 0, 1 ± their standard deviation" in lines
+    assert sum(line.startswith("auc_pr ") and "±" in line for line in lines) == 2
+    assert sum("seed 0      seed 1" in line for line in lines) == 2
 
 
 def test_a_detector_that_does_not_exist_is_said_with_those_that_do(nab: Path) -> None:

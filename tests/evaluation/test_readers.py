@@ -47,12 +47,20 @@ def test_a_moment_may_be_written_in_many_ways(tmp_path: Path, stamp: str) -> Non
 
 
 def test_rows_without_a_finite_value_are_left_out_and_the_others_keep_their_numbers(tmp_path: Path) -> None:
-    table = csv_table(tmp_path, "timestamp,cpu,mem\n1,1,2\n2,,3\n\n3,nan,3\n4,4,inf\n5,NULL,1\n6,6,7\n")
+    table = csv_table(tmp_path, "timestamp,cpu\n1,1\n2,\n\n3,nan\n4,inf\n5,NULL\n6,6\n")
 
     assert table.row.tolist() == [0, 5]
     assert table.time_ms.tolist() == [1000, 6000]
-    assert table.value.tolist() == [[1, 2], [6, 7]]
+    assert table.value.tolist() == [[1], [6]]
     assert table.skipped == 4
+
+
+def test_of_several_values_some_may_be_missing(tmp_path: Path) -> None:
+    table = csv_table(tmp_path, "timestamp,cpu,mem\n1,1,2\n2,,3\n3,nan,NULL\n4,4,-inf\n5,6,7\n")
+
+    assert table.row.tolist() == [0, 1, 3, 4]
+    np.testing.assert_array_equal(table.value, [[1, 2], [np.nan, 3], [4, np.nan], [6, 7]])
+    assert table.skipped == 1
 
 
 def test_a_label_column_is_the_truth_and_not_a_value(tmp_path: Path) -> None:
@@ -112,14 +120,14 @@ def test_npz_times_may_have_any_sensible_type(tmp_path: Path, times: object) -> 
 
 
 def test_train_comes_directly_before_test_in_steps_of_a_minute(tmp_path: Path) -> None:
-    train = np.arange(6.0).reshape(3, 2)
-    train[1, 0] = np.nan
+    train = np.arange(8.0).reshape(4, 2)
+    train[1, 0] = train[2, 0] = train[2, 1] = np.nan
 
     table = npz_table(tmp_path, train=train, test=np.ones((4, 2)), label=np.array([0, 0, 1, 0]))
 
     assert table.train is not None
-    assert table.train.tolist() == [[0, 1], [4, 5]]
-    assert table.time_ms.tolist() == [FIRST_MS + k * STEP_MS for k in (2, 3, 4, 5)]
+    np.testing.assert_array_equal(table.train, [[0, 1], [np.nan, 3], [6, 7]])
+    assert table.time_ms.tolist() == [FIRST_MS + k * STEP_MS for k in (3, 4, 5, 6)]
     assert table.row.tolist() == [0, 1, 2, 3]
     assert table.names == ("feature_0", "feature_1")
 

@@ -26,6 +26,7 @@ class Golden(NamedTuple):
     alerts: list[list[dict[str, Any]]]
     dead_letters: list[list[dict[str, bytes]]]
     digests: list[str]
+    corrections: list[list[tuple[int, int]]]
 
 
 class Chain:
@@ -46,6 +47,8 @@ class Chain:
         """Position that somebody has come to; without transactions others may stand behind it."""
         self.policies: list[tuple[int, str]] = []
         """All that were ever in force."""
+        self.corrections: list[tuple[int, int]] = []
+        """Likewise."""
         self._owner: bytes | None = None
         self.positions = 0
         self.fences = 0
@@ -79,6 +82,8 @@ class Chain:
             self.furthest = max(self.furthest, value.position)
             known = [number for number, entry in enumerate(value.policies, 1) if self.policies[-1:] == [entry]]
             self.policies += value.policies[max(known, default=0) :]
+            known = [number for number, correction in enumerate(value.corrections, 1) if self.corrections[-1:] == [correction]]
+            self.corrections += value.corrections[max(known, default=0) :]
 
     def _link(self, value: Position, where: str) -> None:
         if value.owner != self._owner:
@@ -148,6 +153,16 @@ def check_alerts(found: Sequence[list[dict[str, Any]]], golden: Golden, *, exact
             )
         if list(map(_text, ours)) != list(map(_text, wanted)):
             raise BrokenError("I2", f"partition {partition}: order")
+
+
+def check_corrections(chains: Sequence[Chain], golden: Golden) -> None:
+    """I12: from where on the threshold gave, and how far, is what an uninterrupted run comes to.
+
+    Of several in one transaction only those are visible that a replay may still need.
+    """
+    for partition, (chain, wanted) in enumerate(zip(chains, golden.corrections, strict=True)):
+        if chain.corrections[-1:] != wanted[-1:] or not set(chain.corrections) <= set(wanted):
+            raise BrokenError("I12", f"partition {partition}: corrections {chain.corrections[-_SHOWN:]} are not {wanted[-_SHOWN:]}")
 
 
 def check_dead_letters(found: Sequence[list[dict[str, bytes]]], golden: Golden, *, exactly_once: bool, gaps: bool, most_bytes: int) -> None:

@@ -5,11 +5,14 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from anomalyd.batch import ARMED, LATE, REPEATED, WARMUP, SampleBatch, Verdicts
 from anomalyd.detector import Calibration, Layout, Options, Pages, Shape
 from anomalyd.detector.detector import ModelInfo
 
+EXPECTED: Final = 450_000_000
+"""Crossings to be expected of a sample, in billionths; half of them cross, on and off."""
 HOT: Final = 90.0
 """Values from here on are anomalies."""
 PAGE_ROWS: Final = 4
@@ -17,6 +20,11 @@ PAGE_ROWS: Final = 4
 
 _MASK: Final = (1 << 64) - 1
 _WARM: Final = 2
+
+
+def _share(time_ms: int) -> int:
+    """Thousandths of the samples that cross: more and fewer than expected by turns."""
+    return (900, 200)[time_ms // 600_000 % 2]
 
 
 class FoldingDetector:
@@ -36,7 +44,10 @@ class FoldingDetector:
         pages.page_rows = PAGE_ROWS
         return pages
 
-    def step(self, pages: Pages, batch: SampleBatch) -> Verdicts:
+    def threshold_at(self, budget_per_day: float, correction: float = 0.0) -> NDArray[np.float64]:
+        return np.array([budget_per_day, correction])
+
+    def step(self, pages: Pages, batch: SampleBatch, threshold: NDArray[np.float64], tally: NDArray[np.int64]) -> Verdicts:
         n = len(batch)
         verdicts = Verdicts(
             score=np.zeros(n),
@@ -48,6 +59,7 @@ class FoldingDetector:
             share=np.ones((n, 1), np.float32),
             flags=np.full(n, ARMED, np.uint8),
         )
+        limit = threshold[1] + 1.0 - threshold[0] / 10
         newest: Any = pages.field("time")
         last: Any = pages.field("last")
         seen: Any = pages.field("seen")
@@ -64,12 +76,16 @@ class FoldingDetector:
             else:
                 (bits,) = struct.unpack("<Q", struct.pack("<d", value))
                 newest[row, 0], last[row, 0], seen[row, 0], age[row, 0] = time_ms, value, value, young + 1
-                fold[row, 0] = ((before ^ bits) * 6364136223846793005 + time_ms + 1) & _MASK
+                (force,) = struct.unpack("<Q", struct.pack("<d", limit))
+                fold[row, 0] = ((before ^ bits ^ force) * 6364136223846793005 + time_ms + 1) & _MASK
+                if young >= _WARM:
+                    tally += ((before >> 40) % 1000 < _share(time_ms), EXPECTED, 60_000)
             if young < _WARM:
                 verdicts.flags[i] |= WARMUP
                 continue
             memory = (before >> 20) % 1000 / 1000
             verdicts.expected[i, 0] = 40.0 + memory
             verdicts.low[i, 0], verdicts.high[i, 0] = 30.0 + memory, 50.0 + memory
-            verdicts.score[i] = verdicts.evidence[i] = (1.0 + (value - HOT) / 2 + memory / 4) if value >= HOT else memory / 2
+            verdicts.evidence[i] = (1.0 + (value - HOT) / 2 + memory / 4) if value >= HOT else memory / 2
+            verdicts.score[i] = verdicts.evidence[i] / limit
         return verdicts

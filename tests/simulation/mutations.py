@@ -9,6 +9,8 @@ from unittest import mock
 
 from aiokafka.structs import TopicPartition
 
+from anomalyd.alerts.budget import Control
+from anomalyd.alerts.budget import Entry as Correction
 from anomalyd.alerts.timeline import Timeline
 from anomalyd.batch import Entry
 from anomalyd.errors import DeliveryError
@@ -137,6 +139,18 @@ def replay_by_present_policy(_: Simulation) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def replay_by_present_correction(_: Simulation) -> Iterator[None]:
+    """A replay judges by the threshold that was in force at the position."""
+    begin = Control.begin
+
+    def at_once(self: Control, state: Sequence[int], entries: Sequence[Correction], offset: int) -> None:
+        begin(self, state, [(offset, entries[-1][1])] if entries else (), offset)
+
+    with mock.patch.object(Control, "begin", at_once):
+        yield
+
+
 MUTATIONS: Final[dict[str, Mutation]] = {
     mutation.__name__: mutation
     for mutation in (
@@ -147,6 +161,7 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         restore_to_high_water,
         restore_in_callback,
         replay_by_present_policy,
+        replay_by_present_correction,
     )
 }
 """By name."""

@@ -28,6 +28,7 @@ from aiokafka.structs import TopicPartition
 import anomalyd.app
 import anomalyd.crashpoints
 import anomalyd.kafka.consumer
+from anomalyd.alerts.budget import Pace
 from anomalyd.alerts.episodes import Policy
 from anomalyd.alerts.mutes import Mute
 from anomalyd.alerts.timeline import NEVER, read, written
@@ -38,7 +39,17 @@ from anomalyd.formats import FormatOptions
 from anomalyd.settings import Settings
 from anomalyd.state.chain import PROCESS_BYTES
 from tests.simulation.broker import Broker
-from tests.simulation.checks import BrokenError, Chain, Golden, alerts_of, check_alerts, check_dead_letters, dead_letters_of, plain
+from tests.simulation.checks import (
+    BrokenError,
+    Chain,
+    Golden,
+    alerts_of,
+    check_alerts,
+    check_corrections,
+    check_dead_letters,
+    dead_letters_of,
+    plain,
+)
 from tests.simulation.clock import KilledError, Process, StuckError, VirtualLoop
 from tests.simulation.detector import FoldingDetector
 from tests.simulation.faults import CLASSES, Faults
@@ -52,8 +63,13 @@ POLICIES: Final = (
     Policy(resolve_after_samples=3, min_duration_ms=30_000),
     Policy(resolve_after_samples=2, min_deviation=52.0, critical_score=2.0),
     Policy(resolve_after_samples=2, mutes=(Mute(('{host=~"h[0-2]"}',)), Mute(from_min=13 * 60, to_min=14 * 60, timezone="Europe/Berlin"))),
+    Policy(resolve_after_samples=2, budget_per_day=1.0),
+    Policy(resolve_after_samples=1, budget_control=False),
 )
 """Samples are minutes apart, from noon UTC on; anomalies lie 49 to 59 above what is expected."""
+
+PACE: Final = Pace(hour_ms=20_000, day_ms=60_000, expected=0.8, days=6, doubt=0.6, samples=2)
+"""So that thresholds give several times in the half an hour that a partition sees."""
 
 INPUT: Final = "metrics"
 ALERTS: Final = "alerts"
@@ -198,6 +214,7 @@ class Simulation:
                 "transactions": sum(transaction.began for transaction in self.broker.transactions.values()),
                 "positions": sum(chain.positions for chain in self.chains),
                 "fences": sum(chain.fences for chain in self.chains),
+                "corrections": sum(len(chain.corrections) for chain in self.chains),
                 "instances": self._born,
                 "alerts": sum(len(log.visible()) for log in self._logs(ALERTS)),
                 "dead letters": sum(len(log.visible()) for log in self._logs(DEAD)),
@@ -545,6 +562,8 @@ class Simulation:
             dead_letters_of(self._logs(DEAD), self.partitions), golden, exactly_once=once, gaps=self.gaps, most_bytes=DEAD_BYTES
         )
         check_alerts(alerts_of(self._logs(ALERTS), self.partitions), golden, exactly_once=once, gaps=self.gaps)
+        if self.exactly_once and not self.gaps:
+            check_corrections(self.chains, golden)
         for instance in self.instances if self.exactly_once and not self.gaps else ():
             # It would not show in the alerts: where a replay comes to something else, what was told holds.
             if divergences := instance.app.metrics.registry.get_sample_value("anomalyd_replay_divergences_total"):
@@ -593,16 +612,18 @@ class Simulation:
         return self._golden
 
     def _uninterrupted(self) -> Golden:
-        alerts, letters, digests = [], [], []
+        alerts, letters, digests, corrections = [], [], [], []
         for partition, records in enumerate(self.input):
             shard = self.stream.shard(Source(INPUT, partition), self.workload.capacity)
             policies = list(self.chains[partition].policies) or [(0, written(self.stream.plan.policy))]
             found_alerts: list[dict[str, Any]] = []
             found_letters: list[dict[str, bytes]] = []
+            found_corrections: list[tuple[int, int]] = []
             for part in _parts(records, [offset for offset, _ in policies[1:]]):
                 while policies and (policies[0][0] <= part[0].offset):
                     shard.adopt(replace(self.stream.plan, policy=read(policies.pop(0)[1])))
                 outcome = shard.process(part, part[-1].offset + 1, snapshots=0)
+                found_corrections += outcome.corrections
                 found_alerts += [plain(alert.message.value) for alert in outcome.alerts]
                 found_letters += [
                     {
@@ -616,7 +637,8 @@ class Simulation:
             alerts.append(found_alerts)
             letters.append(found_letters)
             digests.append(shard.digest())
-        return Golden(alerts, letters, digests)
+            corrections.append(found_corrections)
+        return Golden(alerts, letters, digests, corrections)
 
     # --- what is seen -----------------------------------------------------------------------------------------------
 
@@ -675,6 +697,7 @@ def stream(configured: Settings) -> Stream:
         series_ttl_ms=round(configured.state.series_ttl_s * 1000),
         reading="0" * 16,
         sweep_records=32,
+        pace=PACE,
     )
 
 

@@ -152,6 +152,7 @@ def damaged(entry: Entry) -> Entry:
         ([place(4, 40, 35, owner=OTHER, restore_from=99)], "restores from 99, behind itself"),
         ([place(4, 40, 35, owner=OTHER, timeline=((5, "a"), (1, "b")))], "timeline that goes back"),
         ([place(4, 40, 35, owner=OTHER, policies=((5, "{}"), (1, "{}")))], "timeline of alert policies that goes back"),
+        ([place(4, 40, 35, owner=OTHER, corrections=((5, 100), (1, 200)))], "timeline of corrections that goes back"),
         ([place(4, 40, 35, owner=OTHER, restore_from=12)], "lies in front of 12, from where on a restore reads"),
         (
             [page(0, 41, {"a": b"a" * ROW}), place(4, 40, 35, owner=OTHER)],

@@ -469,6 +469,19 @@ async def test_positions_say_which_policy_is_in_force_from_where_on(rig: Rig) ->
     assert [p.policies for p in rig.log.positions()] == entries
 
 
+async def test_positions_say_which_correction_is_in_force_from_where_on_and_what_was_counted(rig: Rig) -> None:
+    owner, _ = await rig.claim()
+    await owner.commit(work(10, 5, control=(1, 2)))
+    await owner.commit(work(20, 5, corrections=[(12, 300), (18, -100)], control=(3, 4)))
+    await owner.commit(work(30, 15, control=(5, 6)))
+    _, restored = await rig.claim()
+    assert (restored.corrections, restored.control) == (((12, 300), (18, -100)), (5, 6))
+    owner, _ = await rig.claim()
+    await owner.commit(work(40, 40))
+
+    assert [p.corrections for p in rig.log.positions()] == [(), ((12, 300), (18, -100)), ((12, 300), (18, -100)), ((18, -100),)]
+
+
 async def test_policies_of_an_input_that_was_made_anew_are_gone(rig: Rig) -> None:
     owner, _ = await rig.claim()
     await owner.commit(work(10, policies=[(0, "a")]))

@@ -119,7 +119,15 @@ class Broker:
         )
 
     def _java(self, *arguments: str) -> subprocess.Popen[bytes]:
-        options = ["-Xmx512m", "-XX:+UseSerialGC", f"-Dlog4j2.configurationFile={self._home}/log4j2.properties", "-cp", f"{_jars()}/*"]
+        # The second compiler costs a broker that lives for minutes more than it brings: with it a start takes half as much again.
+        options = [
+            "-Xmx512m",
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            f"-Dlog4j2.configurationFile={self._home}/log4j2.properties",
+            "-cp",
+            f"{_jars()}/*",
+        ]
         with self._log.open("ab") as log:
             return subprocess.Popen(["java", *options, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 

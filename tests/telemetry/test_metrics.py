@@ -151,6 +151,22 @@ def test_lag_of_a_revoked_partition_disappears(metrics: Metrics) -> None:
     assert lags == {'anomalyd_consumer_lag_records{partition="1",topic="metrics"}': 0}
 
 
+def test_the_budget_is_told_by_stream_and_its_correction_by_partition(metrics: Metrics) -> None:
+    for fired in (1, 3):
+        metrics.budget("hosts", asked=0.1, watched_days=20.0, allowed=2.0, fired=fired, crossings=7, expected=6.5)
+    metrics.correction("metrics", 1, 0.3)
+
+    def value(name: str, labels: dict[str, str]) -> float | None:
+        return metrics.registry.get_sample_value(f"anomalyd_budget_{name}", labels)
+
+    names = ("series_days_total", "alerts_allowed_total", "alerts_fired_total", "crossings_total", "crossings_expected_total")
+    assert [value(name, {"stream": "hosts"}) for name in names] == [40, 4, 4, 14, 13]
+    assert value("per_series_day", {"stream": "hosts"}) == 0.1
+    assert value("correction", {"topic": "metrics", "partition": "1"}) == 0.3
+    metrics.revoked("metrics", 1)
+    assert value("correction", {"topic": "metrics", "partition": "1"}) is None
+
+
 def test_watermark_is_absent_until_known(metrics: Metrics) -> None:
     assert not [key for key in scraped(metrics) if key.startswith("anomalyd_last_event")]
     metrics.watermark("hosts", 1_760_000_000_500)

@@ -14,10 +14,20 @@ BASELINES: Final[dict[str, Baseline]] = {
     for baseline in (
         Baseline("robust-z", "distance to the median of the last 1,000 samples in units of their MAD", robust_z),
         Baseline("seasonal-z", "the same for what is left when the usual value of the time of day is taken off", seasonal_z),
-        Baseline("half-space-trees", "river's Half-Space Trees, 25 of them over windows of 250 samples", half_space_trees),
+        Baseline("half-space-trees", "river's Half-Space Trees, 25 of them over windows of 250 samples", half_space_trees, seeded=True),
         Baseline("online-pca", "scikit-learn's incremental PCA, distance to the plane of the past", online_pca),
-        Baseline("isolation-forest", "scikit-learn's isolation forest, fitted on train or else on the first 600 samples", isolation_forest),
-        Baseline("lstm-forecaster", "the detector's LSTM, trained to foretell the next sample, judged by its error there", lstm_forecaster),
+        Baseline(
+            "isolation-forest",
+            "scikit-learn's isolation forest, fitted on train or else on the first 600 samples",
+            isolation_forest,
+            seeded=True,
+        ),
+        Baseline(
+            "lstm-forecaster",
+            "the detector's LSTM, trained to foretell the next sample, judged by its error there",
+            lstm_forecaster,
+            seeded=True,
+        ),
     )
 }
 """By name, as `evaluate --detector` takes it."""

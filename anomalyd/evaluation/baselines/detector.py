@@ -15,6 +15,7 @@ from anomalyd.detector.recipe import BINS, VALUE_LIMIT
 from anomalyd.detector.weights import tensor_shapes
 from anomalyd.evaluation.baselines.kernels import judge
 from anomalyd.evaluation.baselines.measure import Baseline, Floats, Measure, Strangeness
+from anomalyd.training.history import filled
 
 CALM_SERIES: Final = (64, 3000)
 CALM_ENTITIES: Final = (48, 3000, 8)
@@ -29,12 +30,21 @@ class BaselinePages(Pages):
     def __init__(self, layout: Layout, capacity: int) -> None:
         super().__init__(layout, capacity)
         self.measures: dict[int, Measure] = {}
+        self._known: dict[int, Floats] = {}
+        """Last known value of each feature, (F,), by row."""
 
     def clear(self, rows: NDArray[np.int32]) -> None:
         """Makes the rows as if they had never been used."""
         super().clear(rows)
         for row in rows.tolist():
             self.measures.pop(row, None)
+            self._known.pop(row, None)
+
+    def complete(self, row: int, value: Floats) -> Floats:
+        """The next samples of a row, (n, F), without holes: a feature keeps its last known value, and is zero before the first."""
+        known = filled(value, self._known.get(row, np.zeros(value.shape[1])))
+        self._known[row] = known[-1]
+        return known
 
 
 class BaselineDetector(Detector):
@@ -75,8 +85,8 @@ class BaselineDetector(Detector):
             training={"seed": seed},
         )
         super().__init__(artifacts.sealed(artifact), "cpu", options)
-        history = None if train is None else _limited(train)
-        self._backend = BaselineBackend(lambda: baseline.make(features, history, step_ms, seed), self.threshold)
+        history = None if train is None else _limited(filled(train))
+        self._backend = BaselineBackend(lambda: baseline.make(features, history, step_ms, seed))
 
     def new_pages(self, capacity: int) -> BaselinePages:
         """Empty state for at most `capacity` series."""
@@ -88,28 +98,26 @@ class BaselineBackend:
 
     Args:
         make: a fresh measure, for each new series.
-        threshold: as the detector has it.
     """
 
-    def __init__(self, make: Callable[[], Measure], threshold: Floats) -> None:
+    def __init__(self, make: Callable[[], Measure]) -> None:
         self._make = make
-        self._threshold = threshold
 
-    def step(self, pages: Pages, batch: SampleBatch, verdicts: Verdicts) -> None:
-        """Fills `verdicts`; see Detector.step. `pages` must be those of BaselineDetector.new_pages."""
+    def step(self, pages: Pages, batch: SampleBatch, verdicts: Verdicts, threshold: Floats, tally: NDArray[np.int64]) -> None:  # noqa: ARG002  it counts nothing
+        """Fills `verdicts` and counts nothing; see Detector.step. `pages` must be those of BaselineDetector.new_pages."""
         if not isinstance(pages, BaselinePages):
             raise TypeError("a baseline needs its own pages")
         for row in np.unique(batch.row).tolist():
             here = np.flatnonzero(batch.row == row)
-            time_ms, value = batch.time_ms[here], _limited(batch.value[here])
-            answer, score, flags, _ = self.score(pages, row, time_ms, value)
+            time_ms, value = batch.time_ms[here], _limited(pages.complete(row, batch.value[here]))
+            answer, score, flags, _ = self.score(pages, row, time_ms, value, threshold)
             verdicts.score[here], verdicts.flags[here], verdicts.evidence[here] = score, flags, answer.raw
             verdicts.observed[here], verdicts.expected[here] = value, answer.expected
             verdicts.low[here], verdicts.high[here] = answer.expected - answer.spread, answer.expected + answer.spread
             verdicts.share[here] = _shares(answer)
 
     def score(
-        self, pages: BaselinePages, row: int, time_ms: NDArray[np.int64], value: Floats
+        self, pages: BaselinePages, row: int, time_ms: NDArray[np.int64], value: Floats, threshold: Floats
     ) -> tuple[Strangeness, Floats, NDArray[np.uint8], Floats]:
         """The next samples of a row: what the measure says, the calibrated scores, flags, and the evidence behind the scores, each (n,)."""
         measure = pages.measures.get(row)
@@ -126,7 +134,7 @@ class BaselineBackend:
             time_ms,
             value,
             measure.blind,
-            self._threshold,
+            threshold,
             state("time"),
             state("last"),
             state("age"),
@@ -166,9 +174,9 @@ def calibration(baseline: Baseline, *, several: bool) -> Calibration:
 def _calm(baseline: Baseline, value: Floats, step_ms: int) -> tuple[Floats, NDArray[np.bool_]]:
     """Evidence (n,) of one calm series, and where an episode may open, (n,)."""
     detector = BaselineDetector(baseline, value.shape[1], line=NEUTRAL)
-    backend = BaselineBackend(lambda: baseline.make(value.shape[1], None, step_ms, CALM_SEED), detector.threshold)
+    backend = BaselineBackend(lambda: baseline.make(value.shape[1], None, step_ms, CALM_SEED))
     time_ms = step_ms * np.arange(len(value), dtype=np.int64)
-    _, _, flags, evidence = backend.score(detector.new_pages(1), 0, time_ms, value)
+    _, _, flags, evidence = backend.score(detector.new_pages(1), 0, time_ms, value, detector.threshold)
     return evidence, flags & ARMED > 0
 
 

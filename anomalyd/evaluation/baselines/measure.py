@@ -54,6 +54,8 @@ class Baseline:
     help: str
     """One line for people."""
     make: Make
+    seeded: bool = False
+    """Whether the seed makes a difference."""
 
 
 class Smoothed:

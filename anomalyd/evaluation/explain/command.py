@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from anomalyd.alerts.budget import MILLI
 from anomalyd.alerts.messages import iso
 from anomalyd.alerts.text import number
 from anomalyd.app import artifact_of, stream_plan
@@ -303,6 +304,8 @@ class Kept(NamedTuple):
     features: str
     """Fingerprint of what its features are, empty where it has one."""
     others: Sequence[Row]
+    correction: float
+    """Of the partition's threshold, in powers of ten."""
 
 
 def from_state(settings: Settings, series: str, topic: str | None, partition: int | None) -> Explanation:
@@ -360,7 +363,9 @@ def look(contents: Contents, place: Place, series: str, known: list[str]) -> Kep
         elif len(others) < OTHERS and _grown_up(row):
             others.append(row)
     if own is not None:
-        return Kept(place, own, *_writer_of(contents, own), [row for row in others if row.layout == own.layout])
+        corrections = () if contents.position is None else contents.position.corrections
+        alike = [row for row in others if row.layout == own.layout]
+        return Kept(place, own, *_writer_of(contents, own), alike, corrections[-1][1] / MILLI if corrections else 0.0)
     if any(key == series for key, _, _ in contents.episodes()):
         raise StateError(f"{series} has an alert and is on no page of state yet; pages are written as the daemon goes: try again later")
     return None
@@ -376,6 +381,8 @@ def explained(settings: Settings, kept: Kept) -> Explanation:
     stream = next(stream for stream in settings.streams if kept.place.source.topic in stream.topics)
     policy = settings.policy(stream)
     detector = Detector(artifact_of(stream), "cpu", Options(policy.budget, stream.kind))
+    if policy.budget_control:
+        detector.threshold = detector.threshold_at(policy.budget, kept.correction)
     entities = stream_plan(stream, policy).entities
     same_model = kept.model == detector.model.hash
     same_features = kept.features == ("" if entities is None else entities.fingerprint)

@@ -210,7 +210,7 @@ def network(detector: Detector, found: Memory, feature: int, cells: Sequence[NDA
 
 def threshold_of(detector: Detector, row: Row) -> float:
     """The evidence that a score of 1 stands for in a series, by its usual step (docs/detection.md, step 6)."""
-    log10_budget, intercept, slope, lowest = (float(t) for t in detector.threshold)
+    log10_budget, intercept, slope, lowest = (float(t) for t in detector.threshold[:4])
     log10_rate = log10_budget + math.log10(max(float(row["step_ms"][0]), TRIAL_MS))
     return max((intercept - log10_rate) / slope, lowest)
 

@@ -28,22 +28,28 @@ class Witness(Detector):
         self._before: NDArray[np.uint8] | None = None
         self._after: list[NDArray[np.uint8]] = []
 
-    def step(self, pages: Pages, batch: SampleBatch) -> Verdicts:
+    def step(
+        self,
+        pages: Pages,
+        batch: SampleBatch,
+        threshold: NDArray[np.float64] | None = None,
+        tally: NDArray[np.int64] | None = None,
+    ) -> Verdicts:
         """See Detector.step."""
         first, self._seen = self._seen, self._seen + len(batch)
         begin, end = np.searchsorted(self._wanted, (first, self._seen))
         parts, done = [], 0
         for at in (self._wanted[begin:end] - first).tolist():
             if at > done:
-                parts.append(super().step(pages, batch.part(slice(done, at))))
+                parts.append(super().step(pages, batch.part(slice(done, at)), threshold, tally))
             row = int(batch.row[at])
             if self._before is None:
                 self._before = pages.buffer[row].copy()
-            parts.append(super().step(pages, batch.part(slice(at, at + 1))))
+            parts.append(super().step(pages, batch.part(slice(at, at + 1)), threshold, tally))
             self._after.append(pages.buffer[row].copy())
             done = at + 1
         if done < len(batch) or not parts:
-            parts.append(super().step(pages, batch.part(slice(done, len(batch)))))
+            parts.append(super().step(pages, batch.part(slice(done, len(batch))), threshold, tally))
         return _joined(parts)
 
     @property

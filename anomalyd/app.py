@@ -25,8 +25,10 @@ from anomalyd.alerts.episodes import Policy
 from anomalyd.alerts.mutes import EVERY_DAY, Mute
 from anomalyd.alerts.silence import SilencePolicy
 from anomalyd.batch import Source
-from anomalyd.detector import Detector, Options
-from anomalyd.errors import AnomalydError, KafkaUnavailableError
+from anomalyd.detector import Artifact, Detector, Options
+from anomalyd.detector import artifact as artifacts
+from anomalyd.detector.detector import shipped
+from anomalyd.errors import AnomalydError, ArtifactError, KafkaUnavailableError
 from anomalyd.formats import REASONS, FormatOptions, make_decoder
 from anomalyd.kafka import topics
 from anomalyd.kafka.changelog import ChangelogReader
@@ -34,7 +36,7 @@ from anomalyd.kafka.client import Backoff
 from anomalyd.kafka.consumer import Consumer
 from anomalyd.kafka.transactions import writer_of
 from anomalyd.pipeline import DEADLY, Pipeline
-from anomalyd.series import Selection
+from anomalyd.series import Entities, Selection
 from anomalyd.settings import AlertPolicy, Day, MuteSettings, Settings, StreamSettings
 from anomalyd.shard import INTERNAL_ERROR, Observer, Shard, StreamPlan
 from anomalyd.state.chain import PROCESS_BYTES
@@ -280,7 +282,7 @@ def load_streams(settings: Settings) -> dict[str, Stream]:
     streams: dict[str, Stream] = {}
     for configured in settings.streams:
         policy = settings.policy(configured)
-        detector = Detector.load(device=settings.device, options=Options(budget_per_day=policy.budget, kind=configured.kind))
+        detector = Detector(artifact_of(configured), settings.device, Options(budget_per_day=policy.budget, kind=configured.kind))
         stream = Stream(
             stream_plan(configured, policy),
             detector,
@@ -289,9 +291,37 @@ def load_streams(settings: Settings) -> dict[str, Stream]:
             series_ttl_ms=round(settings.state.series_ttl_s * 1000),
             reading=_reading(configured),
         )
-        warm_up(stream.detector, [stream.format])
+        warm_up(stream.detector, [stream.format], several=stream.plan.entities is not None)
         streams |= dict.fromkeys(configured.topics, stream)
     return streams
+
+
+def artifact_of(stream: StreamSettings) -> Artifact:
+    """The model that scores a stream.
+
+    Raises:
+        ArtifactError: there is none, or it is not for the stream's features.
+    """
+    names = () if stream.features is None else stream.features.names
+    folder = stream.model or shipped()
+    try:
+        artifact = artifacts.load(folder)
+        artifact = artifact.for_features(max(1, len(names)))
+        if artifact.feature_names and artifact.feature_names != names:
+            raise ArtifactError(f"the model {artifact.name} was trained on {_difference(artifact.feature_names, names)}")
+    except ArtifactError as error:
+        where = "it comes with the package: reinstall anomalyd" if stream.model is None else f"streams: {stream.name}: model: {folder}"
+        raise ArtifactError(f"{error}; {where}" if stream.model is None else f"{where}: {error}") from error
+    return artifact
+
+
+def _difference(theirs: tuple[str, ...], ours: tuple[str, ...]) -> str:
+    """How the features of a model differ from those of a stream."""
+    if sorted(theirs) == sorted(ours):
+        return f"the same features in another order: features.names must be {', '.join(theirs)}"
+    lacking, more = [name for name in theirs if name not in ours], [name for name in ours if name not in theirs]
+    parts = [f"{what} {', '.join(names)}" for what, names in (("features.names lack", lacking), ("it does not know", more)) if names]
+    return f"other features: {'; '.join(parts)}"
 
 
 def stream_plan(stream: StreamSettings, policy: AlertPolicy) -> StreamPlan:
@@ -315,6 +345,9 @@ def stream_plan(stream: StreamSettings, policy: AlertPolicy) -> StreamPlan:
             budget_control=policy.budget_control,
         ),
         select=Selection(stream.include, stream.exclude, stream.drop_labels),
+        entities=None
+        if stream.features is None
+        else Entities(stream.features.names, stream.features.by, stream.features.name, stream.features.interval_ms),
         silence=SilencePolicy(stream.silence.enabled, stream.silence.after_steps, round(stream.silence.after_s * 1000)),
         labels=policy.labels,
         annotations=policy.annotations,
@@ -374,7 +407,9 @@ def make_ledger(settings: Settings, source: Source, model: str, consumer: Consum
 
 
 def _reading(stream: StreamSettings) -> str:
-    parts = (__version__, stream.format, stream.include, stream.exclude, stream.drop_labels)
+    features = stream.features
+    entities = () if features is None else (features.names, features.by, features.name)
+    parts = (__version__, stream.format, stream.include, stream.exclude, stream.drop_labels, *entities)
     return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
 

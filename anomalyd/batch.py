@@ -76,9 +76,16 @@ class SampleBatch:
     """Values, shape (n, F); finite, but for NaN where a sample of several features lacks one."""
     record: NDArray[np.int32]
     """Index of the source record in the list that was decoded, ascending, shape (n,)."""
+    feature: NDArray[np.int32] | None = None
+    """Of values from which samples have yet to be assembled: which feature of its entity each is, shape (n,); `value` is (n, 1) then."""
 
     def __len__(self) -> int:
         return len(self.row)
+
+    def part(self, which: slice | NDArray[np.bool_] | NDArray[np.integer]) -> "SampleBatch":
+        """Some of the samples; views where they are a slice."""
+        feature = None if self.feature is None else self.feature[which]
+        return SampleBatch(self.row[which], self.time_ms[which], self.value[which], self.record[which], feature)
 
 
 @dataclass(frozen=True, slots=True)

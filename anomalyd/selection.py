@@ -71,6 +71,54 @@ class Selection:
         return {label: value for label, value in labels.items() if value and drop.match(label) is None}
 
 
+MOST_FEATURES: Final = 128
+"""Of an entity: its state row grows with each."""
+
+
+class Features:
+    """The features of entities, numbered in their order.
+
+    A feature is a metric's name, with label matchers where an entity has several series of that name: `mem.used_percent`,
+    `cpu.usage_idle{cpu="cpu-total"}`. Matchers see the labels as they arrive. A series that matches several features is the first of them.
+
+    Raises:
+        ConfigError: a feature is no name with matchers, or is given twice, or they are too few or too many.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        if not 2 <= len(names) <= MOST_FEATURES:
+            raise ConfigError(f"names: got {len(names)}, an entity has 2 to {MOST_FEATURES} features")
+        if len(set(names)) < len(names):
+            raise ConfigError(f"names: {next(name for name in names if list(names).count(name) > 1)!r} is given twice")
+        self._numbers: dict[str, list[tuple[int, Selection | None]]] = {}
+        for number, text in enumerate(names):
+            metric, selection = _feature(text)
+            self._numbers.setdefault(metric, []).append((number, selection))
+
+    def number(self, name: str, labels: Mapping[str, str]) -> int | None:
+        """Which feature a series is, None if it is none."""
+        for number, selection in self._numbers.get(name, ()):
+            if selection is None or selection.admits(name, labels):
+                return number
+        return None
+
+    @staticmethod
+    def check(text: str) -> None:
+        """Raises ConfigError if this is no feature."""
+        _feature(text)
+
+
+def _feature(text: str) -> tuple[str, Selection | None]:
+    """A metric's name, and what its labels have to be like."""
+    selection = Selection(include=(text,))
+    metric = text.partition("{")[0].strip()
+    if not metric or any(character in metric for character in "*?["):
+        raise ConfigError(
+            f'names: {text!r} has no name without wildcards: a feature is one metric, such as mem.used or cpu.usage{{cpu="cpu-total"}}'
+        )
+    return metric, selection if "{" in text else None
+
+
 def _selector(text: str, field: str) -> _Selector:
     parts = _SELECTOR.fullmatch(_not_empty(text, field))
     if parts is None:

@@ -17,13 +17,23 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 from zoneinfo import ZoneInfo
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from anomalyd import __version__
 from anomalyd.errors import ConfigError
-from anomalyd.selection import Selection
+from anomalyd.selection import MOST_FEATURES, Features, Selection
 
 ENV_PREFIX: Final = "ANOMALYD_"
 ENV_DELIMITER: Final = "__"
@@ -33,6 +43,9 @@ LONGEST_TOPIC: Final = 249
 
 LONGEST_GAP_S: Final = 7 * 86_400
 """How long a series may stay away without losing its open alert: `alerts.episodes.Policy.max_gap_ms`."""
+
+_MOST_VALUES: Final = 2**31 - 1
+"""Features of all entities of an instance together: they are numbered in 32 bits."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -71,6 +84,20 @@ def _selector(text: str) -> str:
     except ConfigError as error:
         raise ValueError(str(error).removeprefix("include: ")) from None
     return text
+
+
+def _feature(text: str) -> str:
+    try:
+        Features.check(text)
+    except ConfigError as error:
+        raise ValueError(re.sub("^(names|include): ", "", str(error))) from None
+    return text
+
+
+def _existing_folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise ValueError("must be a folder that exists")
+    return path
 
 
 def _label_name(name: str) -> str:
@@ -114,6 +141,8 @@ ExistingFile = Annotated[Path, AfterValidator(_existing_file)]
 LabelName = Annotated[str, AfterValidator(_label_name)]
 Text = Annotated[str, Field(min_length=1)]
 Selector = Annotated[Text, AfterValidator(_selector)]
+Feature = Annotated[Text, AfterValidator(_feature)]
+ExistingFolder = Annotated[Path, AfterValidator(_existing_folder), WithJsonSchema({"type": "string", "format": "directory-path"})]
 TimeOfDay = Annotated[str, BeforeValidator(_sexagesimal), AfterValidator(_time_of_day)]
 TimeZone = Annotated[str, AfterValidator(_time_zone)]
 Moment = Annotated[datetime, AfterValidator(_moment)]
@@ -388,6 +417,46 @@ class SilenceSettings(_Section):
     """event time for which it may send nothing: the longer of both counts."""
 
 
+class FeatureSettings(_Section):
+    """Which values of a stream belong together, as features of entities."""
+
+    names: tuple[Feature, ...]
+    """The features: names of metrics as in series keys, with label matchers where an entity has several series of one name:
+    `[mem.used_percent, 'cpu.usage_idle{cpu="cpu-total"}']`. The order is part of what is learned: a change has the entities learn anew."""
+    by: tuple[Text, ...] = Field(min_length=1)
+    """Labels that tell entities apart, such as `[host]`; they become the labels of the entity's series. Values that lack one of them are
+    passed over."""
+    entity: Text | None = None
+    """Name of the entities' series: `host` makes `host{host="web-01"}`. Default: the first label of `by`."""
+    interval_s: float = Field(default=0.0, ge=0, le=86_400)
+    """Event times are rounded down to multiples of this, so that values that were measured within one interval form one sample; 0: only
+    those of the very same time do. For sources that do not round their times."""
+
+    @property
+    def name(self) -> str:
+        """Name of the entities' series, its default resolved."""
+        return self.entity or self.by[0]
+
+    @property
+    def interval_ms(self) -> int:
+        """What event times are rounded down to multiples of, milliseconds."""
+        return round(self.interval_s * 1000)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = [
+            (key, f'"{one}" is given twice')
+            for key, given in (("names", self.names), ("by", self.by))
+            for one in sorted({one for one in given if given.count(one) > 1})
+        ]
+        if not 2 <= len(self.names) <= MOST_FEATURES:
+            problems.append(("names", f"got {len(self.names)}, an entity has 2 to {MOST_FEATURES} features"))
+        if 0 < self.interval_s < 0.001:
+            problems.append(("interval_s", f"got {self.interval_s:g}, must be 0 or at least 0.001: times are in milliseconds"))
+        _refuse(problems)
+        return self
+
+
 class StreamSettings(_Section):
     """Where records come from and how they become series."""
 
@@ -411,6 +480,12 @@ class StreamSettings(_Section):
     """Never series that match one of these selectors, even if included."""
     drop_labels: tuple[Text, ...] = ()
     """Label names (globs) left out of the series' identity, such as pod uids that change at every deployment."""
+    features: FeatureSettings | None = None
+    """Values that are judged together: an entity, such as a host, has a fixed vector of features, which get one score and one alert. What
+    is no feature is passed over. Left out: each series is judged by itself."""
+    model: ExistingFolder | None = None
+    """Folder of the artifact that scores this stream; with `features`, one for exactly these. Left out: the one that ships with anomalyd,
+    which looks at each feature by itself."""
     silence: SilenceSettings = Field(default_factory=SilenceSettings)
     """When a series that sends nothing is an alert."""
     alerts: AlertPolicy = Field(default_factory=AlertPolicy)
@@ -419,7 +494,10 @@ class StreamSettings(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        _refuse([("topics", f'"{topic}" is given twice') for topic in sorted({t for t in self.topics if self.topics.count(t) > 1})])
+        problems = [("topics", f'"{topic}" is given twice') for topic in sorted({t for t in self.topics if self.topics.count(t) > 1})]
+        if self.features is not None and self.drop_labels:
+            problems.append(("drop_labels", "has no effect with features: features.by says which labels count; remove it"))
+        _refuse(problems)
         return self
 
 
@@ -523,7 +601,7 @@ class Settings(BaseSettings):
     """Where the detector runs; auto takes the GPU if there is one that works."""
     max_series: int = Field(default=1_000_000, ge=1, le=100_000_000)
     """Most series kept by this instance at a time, shared out over its partitions; the longest idle are forgotten first.
-    A series takes about 2 KiB, taken as series appear."""
+    A series takes about 2 KiB, taken as series appear. An entity counts once and takes about 0.7 KiB a feature, less with a joint model."""
 
     @property
     def dead_letter_topic(self) -> str:
@@ -597,6 +675,11 @@ class Settings(BaseSettings):
             rows.append(
                 (f"stream {stream.name}", f"{stream.format} from {', '.join(stream.topics)}; a new group starts at {stream.start_from}")
             )
+            if stream.features is not None:
+                features = stream.features
+                rows.append(("", f"{len(features.names)} features of each {features.name}, told apart by {', '.join(features.by)}"))
+            if stream.model is not None:
+                rows.append(("", f"model of {stream.model}"))
             rows.append(
                 ("", f"{policy.budget:g} false alarms per series-day, direction {policy.direction}, after {policy.min_duration_s:g} s")
             )
@@ -618,6 +701,10 @@ class Settings(BaseSettings):
         for i, stream in enumerate(self.streams):
             if stream.name in names[:i]:
                 problems.append((f"streams[{i}].name", f'got "{stream.name}", which streams[{names.index(stream.name)}] has already'))
+            if stream.features is not None and self.max_series * len(stream.features.names) > _MOST_VALUES:
+                count = len(stream.features.names)
+                most = f"{_MOST_VALUES // count} with the {count} features of streams[{i}]"
+                problems.append(("max_series", f"got {self.max_series}, must be at most {most}"))
             for k, topic in enumerate(stream.topics):
                 if topic in reader:
                     problems.append((f"streams[{i}].topics[{k}]", f'got "{topic}", which {reader[topic]} reads already'))

@@ -7,7 +7,7 @@ from the order of the partition and from event time: never from how records are 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from operator import attrgetter, itemgetter
 from typing import Any, Final, NamedTuple
 
@@ -26,9 +26,10 @@ from anomalyd.alerts.silence import SilencePolicy
 from anomalyd.alerts.timeline import Entry, Timeline
 from anomalyd.batch import LATE, REPEATED, Record, SampleBatch, Source, Verdicts
 from anomalyd.detector import Detector, Pages
+from anomalyd.detector.assembler import Assembler
 from anomalyd.detector.detector import MS_PER_DAY
 from anomalyd.formats import Decoded, Decoder
-from anomalyd.series import Selection, SeriesIndex
+from anomalyd.series import Entities, Selection, SeriesIndex
 from anomalyd.series.key import parse_key
 from anomalyd.shard_budget import BudgetWatch
 from anomalyd.shard_silence import Found, Pulse, Silences
@@ -64,6 +65,8 @@ class StreamPlan:
     name: str
     policy: Policy = field(default_factory=Policy)
     select: Selection | None = None
+    entities: Entities | None = None
+    """Which values are features of one entity; None: each series is judged by itself."""
     silence: SilencePolicy = _NEVER_SILENT
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
@@ -204,7 +207,7 @@ class Shard:
         capacity: most series that are kept.
         observer: sees batches and verdicts; not those of a replay.
         now_ms: the clock for `detected_at`, milliseconds since the epoch.
-        feature_names: of samples with several values, for alerts.
+        feature_names: of samples with several values that are not assembled here, for alerts.
         series_ttl_ms: event time without a sample after which a series begins anew, and is forgotten some time later.
         sweep_records: offsets from one look for series to forget to the next.
         reading: fingerprint of format and selection, on which raw spellings of series depend.
@@ -229,8 +232,11 @@ class Shard:
     ) -> None:
         self.stream = stream
         self.source = source
-        self.index = SeriesIndex(capacity, stream.select)
+        entities = self._entities = stream.entities
+        self.index = SeriesIndex(capacity, stream.select, entities)
         self.pages: Pages = detector.new_pages(capacity)
+        self._assembler = None if entities is None else Assembler(self.pages)
+        clock = "time" if entities is None else "filling"
         self.stream_time_ms: int | None = None
         """Newest event time seen, by whatever clock: something to look at, nothing is decided by it."""
         self._detector = detector
@@ -239,8 +245,9 @@ class Shard:
         self._mutes = Mutes(stream.policy.mutes)
         self._timeline = Timeline(stream.policy)
         self._settled: StreamPlan | None = None  # the plan that holds for what is news; None: there was none yet
-        self._state = ShardState(self.index, self.pages, self._episodes, detector, reading)
-        self._silences = Silences(stream.silence, self.index, self.pages, self._episodes)
+        features = "" if entities is None else entities.fingerprint
+        self._state = ShardState(self.index, self.pages, self._episodes, detector, reading, features, clock)
+        self._silences = Silences(stream.silence, self.index, self.pages, self._episodes, clock)
         self._watch = BudgetWatch(self.index, self.pages, pace)
         self._tally = np.zeros(3, np.int64)
         self._messages = MessageBuilder(
@@ -250,7 +257,7 @@ class Shard:
             model=Model(detector.model.name, detector.model.version, detector.model.hash),
             labels=stream.labels,
             annotations=stream.annotations,
-            feature_names=feature_names,
+            feature_names=feature_names if entities is None else entities.names,
         )
         self._observer = observer
         self._now_ms = now_ms
@@ -473,7 +480,7 @@ class Shard:
 
     def _learn(self, part: "_Part", decoded: Decoded, outcome: Outcome) -> int:
         """Advances with what was decoded, then forgets the series that have to be; returns how many records are done."""
-        batch, consumed = self._state.unlearned(decoded.batch, part.offsets), decoded.consumed
+        batch, consumed = self._state.unlearned(self._placed(decoded.batch), part.offsets), decoded.consumed
         sweep = -1 if self.replaying else self._due(batch, part.offsets)
         if sweep >= 0:
             # What was decoded from there on may be samples of series that are forgotten now, and is decoded again.
@@ -489,6 +496,14 @@ class Shard:
         elif consumed < len(part.records):
             self._make_room(part, consumed, outcome)
         return consumed
+
+    def _placed(self, batch: SampleBatch) -> SampleBatch:
+        """What was decoded, by row; of entities the values, from which samples have yet to be assembled."""
+        if self._entities is None:
+            return batch
+        features, interval_ms = self.index.features, self._entities.interval_ms
+        time_ms = batch.time_ms - batch.time_ms % interval_ms if interval_ms else batch.time_ms
+        return SampleBatch(batch.row // features, time_ms, batch.value, batch.record, batch.row % features)
 
     def _due(self, batch: SampleBatch, offsets: NDArray[np.int64]) -> int:
         """The number of the first record in front of which series have to be looked through, -1 if there is none.
@@ -510,16 +525,16 @@ class Shard:
         """The part of `process` behind decoding: scores samples, moves their series and episodes on, writes messages.
 
         Args:
-            batch: rows are those of `self.index`.
+            batch: rows are those of `self.index`; samples, or values of entities.
             offsets: of the records, by their number in `batch.record`, ascending.
             timestamp_of: likewise when a record was produced, milliseconds since the epoch, negative if unknown.
         """
         if len(batch):
             newest = int(batch.time_ms.max())
             self.stream_time_ms = newest if self.stream_time_ms is None else max(self.stream_time_ms, newest)
-        outcome = Outcome(samples=len(batch))
+        outcome = Outcome()
         for begin, end in self._between_looks(batch, offsets, timestamp_of, outcome):
-            self._advance(batch if end - begin == len(batch) else _slice(batch, begin, end), offsets, timestamp_of, outcome)
+            self._advance(batch if end - begin == len(batch) else batch.part(slice(begin, end)), offsets, timestamp_of, outcome)
         return outcome
 
     def _between_looks(
@@ -559,29 +574,60 @@ class Shard:
         start = 0
         while start < len(batch):
             stop, rows, samples = self._state.touch(batch, offsets, self._ttl_ms, start)
-            lapsed, returned = None, list[tuple[int, Found]]()
-            if len(rows):
-                # Even where there is nothing to tell: what was told before must not come back with its record in a restore.
-                self._told.update(self.index.keys[row] or "" for row in self._episodes.remembered(rows).tolist())
-                for row, sample in zip(rows.tolist(), samples.tolist(), strict=True):
-                    if self._episodes.silent[row]:
-                        returned.append((sample - start, self._silences.ended(row, int(batch.time_ms[sample]))))
-                lapsed = self._episodes.lapse(rows, samples - start)
-                self.pages.clear(rows)
-                outcome.expired += len(rows)
-            part = batch if stop - start == len(batch) else _slice(batch, start, stop)
-            self._score(part, lapsed, returned, offsets, timestamp_of, outcome)
+            part = batch if stop - start == len(batch) else batch.part(slice(start, stop))
+            lapsed, news = self._begin_anew(part, rows, samples - start) if len(rows) else (None, list[_News]())
+            outcome.expired += len(rows)
+            if self._assembler is None:
+                self._score(part, lapsed, news, _Origin(part, None, offsets, timestamp_of), outcome)
+            else:
+                for made in self._assembler.samples(part):
+                    outcome.late += made.late
+                    outcome.repeated += made.repeated
+                    own = [one for one in news if one.place < made.stop]
+                    news = news[len(own) :]
+                    self._score(made.batch, None, own, _Origin(part, made.origin, offsets, timestamp_of), outcome)
             start = stop
 
-    def _score(
-        self,
-        batch: SampleBatch,
-        lapsed: NDArray[np.void] | None,
-        returned: list[tuple[int, Found]],
-        offsets: NDArray[np.int64],
-        timestamp_of: Callable[[int], int],
-        outcome: Outcome,
-    ) -> None:
+    def _begin_anew(
+        self, batch: SampleBatch, rows: NDArray[np.int32], places: NDArray[np.int64]
+    ) -> tuple[NDArray[np.void] | None, list["_News"]]:
+        """Empties rows whose series had stayed away for too long and are back.
+
+        Args:
+            batch: samples, or values of entities.
+            rows: of the series.
+            places: index of the sample or value with which each of them is back, ascending.
+
+        Returns:
+            What to tell with the samples themselves (see `Episodes.lapse`), and what to tell besides, in the order of its places.
+        """
+        # Even where there is nothing to tell: what was told before must not come back with its record in a restore.
+        self._told.update(self.index.keys[row] or "" for row in self._episodes.remembered(rows).tolist())
+        lapsed, news = None, list[_News]()
+        for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+            if self._episodes.silent[row]:
+                news.append(_News(place, -1, partial(self._silence, self._silences.ended(row, int(batch.time_ms[place])))))
+                self._told.add(self.index.keys[row] or "")
+        if self._assembler is None:
+            lapsed = self._episodes.lapse(rows, places)
+        else:
+            # There may be no sample yet, so the alert ends as that of a series that is no longer kept.
+            ended, back = self._episodes.close(rows, *self._state.newest(rows)), dict(zip(rows.tolist(), places.tolist(), strict=True))
+            news += [_News(back[row], k, partial(self._alert, ended, k)) for k, row in enumerate(ended.row.tolist())]
+            news.sort(key=itemgetter(0, 1))
+        self.pages.clear(rows)
+        return lapsed, news
+
+    def _score(self, batch: SampleBatch, lapsed: NDArray[np.void] | None, news: list["_News"], origin: "_Origin", outcome: Outcome) -> None:
+        """Scores and judges samples, and tells of what came of it.
+
+        Args:
+            batch: the samples.
+            lapsed: what `Episodes.lapse` returned for them.
+            news: what there is to tell besides.
+            origin: where they come from.
+            outcome: takes it up.
+        """
         began = time.perf_counter()
         returns = self._silences.returns(batch)
         self._tally[:] = 0
@@ -591,22 +637,23 @@ class Shard:
             self._counted(outcome)
         muted, flapping = self._episodes.muted, self._episodes.flapping
         transitions = self._episodes.advance(batch, verdicts, lapsed, self._mutes.column(batch, verdicts, self.index.keys))
-        returned = [*returned, *self._silences.returned(verdicts, returns)]
+        returned = self._silences.returned(verdicts, returns)
+        self._told.update(self.index.keys[row] or "" for row in transitions.row.tolist())
+        self._told.update(self.index.keys[one.row] or "" for _, one in returned)
+        news = news + [_News(origin.place(sample), -1, partial(self._silence, one)) for sample, one in returned]
+        places = map(origin.place, transitions.sample.tolist())
+        news += [_News(place, k, partial(self._alert, transitions, k)) for k, place in enumerate(places)]
         alerts: list[OutgoingAlert] = []
-        if len(transitions) or returned:
-            self._told.update(self.index.keys[row] or "" for row in transitions.row.tolist())
-            self._told.update(self.index.keys[one.row] or "" for _, one in returned)
+        if news and not self.replaying:
             now_ms = self._now_ms()
-            news: list[tuple[int, int, Found | None]] = [(sample, -1, one) for sample, one in returned]
-            news += [(sample, k, None) for k, sample in enumerate(transitions.sample.tolist())]
-            for sample, k, one in sorted(news, key=itemgetter(0, 1)) if not self.replaying else ():
-                record = int(batch.record[sample])
-                key, where = self.index.keys[batch.row[sample]] or "", (int(offsets[record]), timestamp_of(record), now_ms)
-                alert = self._alert(transitions, k, key, *where) if one is None else self._silence(one, key, *where)
+            for place, _, write in sorted(news, key=itemgetter(0, 1)):
+                record, key = int(origin.batch.record[place]), self.index.keys[origin.batch.row[place]] or ""
+                alert = write(key, int(origin.offsets[record]), origin.timestamp_of(record), now_ms)
                 if alert is not None:
                     alerts.append(alert)
                 elif record not in outcome.unwritten:
                     outcome.unwritten.append(record)
+        outcome.samples += len(batch)
         outcome.alerts += alerts
         outcome.fired += sum(alert.message.alert.status == "firing" and alert.message.alert.kind == "anomaly" for alert in alerts)
         outcome.step_s += stepped - began
@@ -737,10 +784,34 @@ class _Part:
 _OFFSET: Final = attrgetter("offset")
 
 
-def _slice(batch: SampleBatch, start: int, stop: int) -> SampleBatch:
-    return SampleBatch(batch.row[start:stop], batch.time_ms[start:stop], batch.value[start:stop], batch.record[start:stop])
+class _News(NamedTuple):
+    """Something to tell."""
+
+    place: int
+    """Index of the sample, or of the value of an entity, because of which it is told."""
+    order: int
+    """Of what is told because of the same one."""
+    write: Callable[[str, int, int, int], OutgoingAlert | None]
+    """Of series key, offset, timestamp of the record and clock: the message, None if our own code fails to write it."""
+
+
+class _Origin(NamedTuple):
+    """Where samples come from."""
+
+    batch: SampleBatch
+    """The samples themselves, or the values from which they were assembled."""
+    places: NDArray[np.int64] | None
+    """Index of the value that completed each sample; None: they are their own."""
+    offsets: NDArray[np.int64]
+    """Of the records, by their number in `batch.record`."""
+    timestamp_of: Callable[[int], int]
+    """Likewise when a record was produced."""
+
+    def place(self, sample: int) -> int:
+        """Index in `batch` of what a sample came with."""
+        return sample if self.places is None else int(self.places[sample])
 
 
 def _first(batch: SampleBatch, records: int) -> SampleBatch:
     """The samples of the first records."""
-    return _slice(batch, 0, int(np.searchsorted(batch.record, records)))
+    return batch.part(slice(0, int(np.searchsorted(batch.record, records))))

@@ -114,15 +114,17 @@ class Silences:
         index: series → row.
         pages: the rows.
         episodes: over the same rows, which remember whose silence was told.
+        clock: the field that holds the newest event time of a row.
     """
 
-    def __init__(self, policy: SilencePolicy, index: SeriesIndex, pages: Pages, episodes: Episodes) -> None:
+    def __init__(self, policy: SilencePolicy, index: SeriesIndex, pages: Pages, episodes: Episodes, clock: str = "time") -> None:
         self.policy = policy
         self.pulse = Pulse()
         self._index = index
         self._episodes = episodes
-        names = ("time", "age", "step_ms", "step_spread", "seen", "kind")
-        self._columns: dict[str, NDArray[Any]] = {name: pages.field(name)[:, 0] for name in names}
+        names = ("age", "step_ms", "step_spread", "seen", "kind")
+        self._columns: dict[str, NDArray[Any]] = {name: pages.field(name)[:, 0] for name in names} | {"time": pages.field(clock)[:, 0]}
+        self._several = pages.layout.shape.features > 1
 
     @property
     def on(self) -> bool:
@@ -187,8 +189,11 @@ class Silences:
         found = []
         for sample, one in returns:
             if self._episodes.silent[one.row] and not verdicts.flags[sample] & (LATE | REPEATED):
-                value, rate = float(verdicts.observed[sample, 0]), bool(verdicts.flags[sample] & COUNTER)
-                found.append((sample, Found(one.row, one.silence._replace(value=value, rate=rate))))
+                silence = one.silence
+                if not self._several:
+                    rate = bool(verdicts.flags[sample] & COUNTER)
+                    silence = silence._replace(value=float(verdicts.observed[sample, 0]), rate=rate)
+                found.append((sample, Found(one.row, silence)))
                 self._episodes.break_silence(one.row)
         return found
 
@@ -226,7 +231,8 @@ class Silences:
                 event_ms=event_ms,
                 step_ms=step_ms,
                 patience_ms=self.policy.patience_ms(step_ms),
-                value=float(column["seen"][row]),
-                rate=bool(column["kind"][row] == COUNTER_KIND),
+                value=0.0 if self._several else float(column["seen"][row]),
+                rate=bool(column["kind"][row] == COUNTER_KIND) and not self._several,
+                several=self._several,
             ),
         )

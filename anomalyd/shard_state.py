@@ -50,6 +50,7 @@ class _Rows(NamedTuple):
     keys: list[str]
     last_use: NDArray[np.int64]
     spellings: NDArray[np.uint64]
+    """(n, F, 2), for F features of an entity."""
 
 
 @dataclass(slots=True)
@@ -84,9 +85,20 @@ class ShardState:
         episodes: over the same rows.
         detector: to which the rows belong.
         reading: fingerprint of wire format and selection; spellings of another one mean nothing here.
+        features: fingerprint of what the features of entities are, empty without entities; of rows of another one only the episode counts.
+        clock: the field that holds the newest event time of a row.
     """
 
-    def __init__(self, index: SeriesIndex, pages: Pages, episodes: Episodes, detector: Detector, reading: str) -> None:
+    def __init__(
+        self,
+        index: SeriesIndex,
+        pages: Pages,
+        episodes: Episodes,
+        detector: Detector,
+        reading: str,
+        features: str = "",
+        clock: str = "time",
+    ) -> None:
         self.position = 0
         """Input offset behind the last record that was learned."""
         self.newest_use = -1
@@ -99,11 +111,12 @@ class ShardState:
         self._episodes = episodes
         self._detector = detector
         self._reading = reading
+        self._features = features
         self._layout = described(detector.layout)
         self._page_rows = pages.page_rows
         self._reciprocal = -(-(1 << _SHIFT) // pages.page_rows)
         self._dirty = np.full(-(-pages.capacity // pages.page_rows), _CLEAN, np.int64)
-        self._time = pages.field("time")[:, 0].view(np.int64)
+        self._time = pages.field(clock)[:, 0].view(np.int64)
         self._anew = np.empty(0, np.int64)
         self._moved: dict[bytes, _Moved] = {}
         self._part = (-1, 0)  # of records of forgotten series: offset, next number
@@ -177,8 +190,10 @@ class ShardState:
         np.minimum.at(self._dirty, np.asarray(rows) // self._page_rows, offset)
 
     def newest(self, rows: NDArray[np.int32]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """The newest judged value of each row, (n, F), and whether it is a rate, (n,)."""
-        seen = self._pages.field("seen")[rows].astype(np.float64)
+        """The newest judged value of each row, (n, F), NaN for features of which there was none, and whether it is a rate, (n,)."""
+        seen, born = self._pages.field("seen")[rows].astype(np.float64), self._pages.field("born")[rows] != 0
+        # Nothing at all is known of a series whose row was lost, and an alert has to say something.
+        seen[~born & born.any(axis=1, keepdims=True)] = np.nan
         return seen, self._pages.field("kind")[rows, 0] == COUNTER_KIND
 
     # --- writing ----------------------------------------------------------------------------------------------------
@@ -251,8 +266,9 @@ class ShardState:
             keys=[series for series in held if series is not None],
             slots=slots.data,
             last_use=self._index.last_use[rows].data,
-            spellings=self._index.aliases.newest(rows).reshape(-1).data,
+            spellings=self._index.spellings(rows).reshape(-1).data,
             rows=self._pages.buffer[rows].reshape(-1).data,
+            features=self._features,
         )
         return encode(key, page)
 
@@ -299,19 +315,22 @@ class ShardState:
         self.unload(key)
         n = len(page.keys)
         slots = np.frombuffer(page.slots, np.uint8)
-        if not (len(slots) == len(page.last_use) // 8 == len(page.spellings) // 16 == n and len(page.rows) == n * page.row_bytes):
+        same_reading, width = page.reading == self._reading, self._index.features
+        spelled = len(page.spellings) == 16 * n * width or not same_reading
+        if not (len(slots) == len(page.last_use) // 8 == n and spelled and len(page.rows) == n * page.row_bytes):
             raise StateError(f"page {key.decode()}: {n} series, but columns of other lengths")
         if (np.diff(slots.astype(np.int16)) <= 0).any():
             raise StateError(f"page {key.decode()}: its slots do not ascend")
         last_use = np.frombuffer(page.last_use, np.int64)
-        spellings = np.frombuffer(page.spellings, np.uint64).reshape(n, 2)
-        if page.reading != self._reading:
-            spellings = np.zeros_like(spellings)
+        spellings = np.zeros((n, width, 2), np.uint64)
+        if same_reading:
+            spellings = np.frombuffer(page.spellings, np.uint64).reshape(n, width, 2)
         states = np.frombuffer(page.rows, np.uint8).reshape(n, page.row_bytes)
-        same_model = page.model == self._detector.model.hash
-        rewritten = not same_model or page.layout != self._layout or page.row_bytes != self._detector.layout.row_bytes
+        same_model, same_features = page.model == self._detector.model.hash, page.features == self._features
+        same_layout = page.layout == self._layout and page.row_bytes == self._detector.layout.row_bytes
+        rewritten = not (same_model and same_features and same_layout)
         if rewritten:
-            states = migrated(self._detector, states, page.layout, same_model=same_model)
+            states = migrated(self._detector, states, page.layout, same_model=same_model, same_features=same_features)
         rows = page.number * page.page_rows + slots.astype(np.int64)
         ours = (rows < self._pages.capacity) & (page.page_rows == self._page_rows)
         here, elsewhere = np.flatnonzero(ours), np.flatnonzero(~ours)
@@ -352,7 +371,7 @@ class ShardState:
         self.live_from = self.position = restored.position
         self._replay_from = min(restored.replay_from, restored.position)
         self.replaying = self._replay_from < restored.position
-        placement = _Placement(self._pages, self._dirty, self._loaded, restored)
+        placement = _Placement(self._pages, self._dirty, self._loaded, restored, self._index.features)
         dropped = placement.run()
         self._loaded.clear()
         self._moved = placement.moved
@@ -418,7 +437,7 @@ class ShardState:
         keep = offsets[batch.record] >= self._valid_from[batch.row]
         if keep.all():
             return batch
-        return SampleBatch(batch.row[keep], batch.time_ms[keep], batch.value[keep], batch.record[keep])
+        return batch.part(keep)
 
     def end_replay(self, moved: Collection[str]) -> int:
         """The replay has come to the position: episodes must be the ones that were told of.
@@ -495,9 +514,10 @@ class _Placement:
         dirty: offset since which each page is dirty.
         loaded: what was read, by key of its record.
         restored: what is known besides.
+        features: that a row has spellings of.
     """
 
-    def __init__(self, pages: Pages, dirty: NDArray[np.int64], loaded: Mapping[bytes, _Loaded], restored: Restored) -> None:
+    def __init__(self, pages: Pages, dirty: NDArray[np.int64], loaded: Mapping[bytes, _Loaded], restored: Restored, features: int) -> None:
         self._pages = pages
         self._dirty = dirty
         # Of two rows of a series the one that has learned more counts, so those come last.
@@ -511,7 +531,7 @@ class _Placement:
         self.valid_from = np.zeros(pages.capacity, np.int64)
         """Offset from which on each row has yet to learn, (capacity,)."""
         self.last_use = np.zeros(pages.capacity, np.int64)
-        self.spellings = np.zeros((pages.capacity, 2), np.uint64)
+        self.spellings = np.zeros((pages.capacity, features, 2), np.uint64)
 
     def run(self) -> list[str]:
         """Fills the attributes; returns series for which there is no room."""

@@ -5,13 +5,19 @@ fills the cache that the image ships.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from anomalyd.batch import Source
-from anomalyd.detector import Detector
+import numpy as np
+from numpy.typing import NDArray
+
+from anomalyd.batch import SampleBatch, Source
+from anomalyd.detector import Detector, Layout, Pages
+from anomalyd.detector.assembler import Assembler
 from anomalyd.detector.migrate import described, migrated
 from anomalyd.formats import make_decoder
+from anomalyd.series import Entities
 from anomalyd.shard import Shard, StreamPlan
 
 SERIES: Final = 1100
@@ -35,13 +41,26 @@ class _Record(NamedTuple):
     key: bytes | None = None
 
 
-def warm_up(detector: Detector, formats: Iterable[str] = SAMPLE) -> None:
-    """Run a thousand samples in each of the `formats`, by default all, through throw-away shards, and a row through the swap rule."""
+def warm_up(detector: Detector, formats: Iterable[str] = SAMPLE, *, several: bool | None = None) -> None:
+    """Run a thousand samples in each of the `formats`, by default all, through throw-away shards, and a row through the swap rule.
+
+    Args:
+        detector: whose step is needed.
+        formats: which decoders are.
+        several: samples are assembled from single values; None: not by this detector, but somebody else may do so.
+    """
+    if several is None:
+        several_pages = Pages(Layout(replace(detector.layout.shape, features=2)), 1)
+        one: NDArray[np.int32] = np.zeros(1, np.int32)
+        list(Assembler(several_pages).samples(SampleBatch(one, np.zeros(1, np.int64), np.zeros((1, 1)), one, one)))
+    entities = Entities(["warm", "warm.up", *(f"warm.{k}" for k in range(2, detector.features))], ["series"], "warm") if several else None
     for name in formats:
         template = SAMPLE[name]
-        shard = Shard(StreamPlan("warm-up"), Source("warm-up", 0), detector, make_decoder(name), CAPACITY)
+        shard = Shard(StreamPlan("warm-up", entities=entities), Source("warm-up", 0), detector, make_decoder(name), CAPACITY)
         first_ms = 1_700_000_000_000
-        shard.process([_Record(template.format(ms=first_ms + i, series=i).encode(), i, first_ms + i) for i in range(SERIES)])
+        # The last ones once more: a value of a later time completes the sample before.
+        series = [*range(SERIES), *range(SERIES - 100, SERIES)]
+        shard.process([_Record(template.format(ms=first_ms + i, series=k).encode(), i, first_ms + i) for i, k in enumerate(series)])
     # A restore of what another model has learned must not wait for a compiler either: a rebalance would find it late.
     migrated(detector, detector.new_pages(1).buffer, described(detector.layout), same_model=False)
 

@@ -81,10 +81,8 @@ def _kind(kind: dict[str, Any]) -> str:
         return f"list of {_kind(kind['items'])}" if "enum" in kind["items"] else "list of texts"
     if kind["type"] == "object":
         return "mapping of texts"
-    if kind.get("format") == "date-time":
-        return "date and time"
-    if kind.get("format") in {"path", "file-path"}:
-        return "file"
+    if kind.get("format") in _FORMATS:
+        return _FORMATS[kind["format"]]
     low, above, high = kind.get("minimum"), kind.get("exclusiveMinimum"), kind.get("maximum")
     bounds = (
         [f"from {low:g}" if isinstance(low, float) else f"from {low}"]
@@ -96,6 +94,8 @@ def _kind(kind: dict[str, Any]) -> str:
     bounds += [f"to {high}"] if high is not None else []
     return " ".join([name, *bounds])
 
+
+_FORMATS = {"date-time": "date and time", "path": "file", "file-path": "file", "directory-path": "folder"}
 
 _CONFIGURATION = """# Configuration
 

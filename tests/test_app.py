@@ -4,11 +4,14 @@ import asyncio
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import structlog
 import yaml
@@ -16,10 +19,14 @@ import yaml
 import anomalyd.app
 from anomalyd.alerts.episodes import Policy
 from anomalyd.alerts.mutes import Mute
-from anomalyd.app import App, _verify_topics, read_plans, run, stream_plan
-from anomalyd.errors import KafkaUnavailableError
+from anomalyd.app import App, _verify_topics, artifact_of, read_plans, run, stream_plan
+from anomalyd.detector import Shape
+from anomalyd.detector import artifact as artifacts
+from anomalyd.detector.detector import shipped
+from anomalyd.detector.weights import tensor_shapes
+from anomalyd.errors import ArtifactError, KafkaUnavailableError
 from anomalyd.kafka import topics
-from anomalyd.settings import Settings, environment_overrides, load
+from anomalyd.settings import Settings, StreamSettings, environment_overrides, load
 from anomalyd.telemetry.metrics import Metrics
 from tests.support.poll import until
 
@@ -231,3 +238,59 @@ async def test_a_daemon_that_is_stopped_while_it_waits_for_brokers_ends_well(fil
 
     app.stop()
     await asyncio.wait_for(running, 5)
+
+
+# --- which model scores a stream ----------------------------------------------------------------------------------------
+
+
+def artifact_folder(tmp_path: Path, features: int, names: tuple[str, ...] = ()) -> Path:
+    """A joint model with weights that nobody trained."""
+    shape = Shape(features, 8, 1, 2, joint=True)
+    tensors = {name: np.zeros(size, np.float32) for name, size in tensor_shapes(shape).items()}
+    template = artifacts.load(shipped()).for_features(features)
+    artifacts.save(replace(template, name="joint", shape=shape, tensors=tensors, several=None, feature_names=names), tmp_path)
+    return tmp_path
+
+
+def stream_of(names: Sequence[str], folder: Path | None) -> StreamSettings:
+    stream = {"name": "hosts", "topics": ["metrics"], "format": "influx", "features": {"names": names, "by": ["h"]}, "model": folder}
+    return StreamSettings.model_validate(stream)
+
+
+def test_the_model_of_a_stream_is_the_one_that_ships_or_the_one_that_is_named(tmp_path: Path) -> None:
+    folder = artifact_folder(tmp_path, 3, ("m.a", "m.b", "m.c"))
+
+    zero_shot, joint = (artifact_of(stream_of(["m.a", "m.b", "m.c"], model)) for model in (None, folder))
+
+    assert (zero_shot.shape.features, zero_shot.shape.joint) == (3, False)
+    assert (joint.shape.features, joint.shape.joint, joint.feature_names) == (3, True, ("m.a", "m.b", "m.c"))
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["m.a", "m.b"], "the model joint is for samples of 3 values, not 2"),
+        (["m.b", "m.a", "m.c"], "the same features in another order: features.names must be m.a, m.b, m.c"),
+        (["m.a", "m.b", "m.d"], "other features: features.names lack m.c; it does not know m.d"),
+    ],
+)
+def test_a_model_for_other_features_is_refused(tmp_path: Path, names: list[str], told: str) -> None:
+    folder = artifact_folder(tmp_path, 3, ("m.a", "m.b", "m.c"))
+
+    with pytest.raises(ArtifactError) as caught:
+        artifact_of(stream_of(names, folder))
+
+    assert told in str(caught.value)
+    assert f"streams: hosts: model: {folder}" in str(caught.value)
+
+
+def test_a_manifest_that_names_too_few_features_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="it names 2 features and has 3"):
+        artifact_folder(tmp_path, 3, ("m.a", "m.b"))
+
+
+def test_a_joint_model_does_not_score_single_series(tmp_path: Path) -> None:
+    stream = {"name": "hosts", "topics": ["metrics"], "format": "influx", "model": artifact_folder(tmp_path, 3)}
+
+    with pytest.raises(ArtifactError, match="is for samples of 3 values, not 1"):
+        artifact_of(StreamSettings.model_validate(stream))

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from anomalyd.detector import Detector, Options
 from anomalyd.detector.detector import Kind
 from anomalyd.detector.recipe import LATE_RUN, WARMUP_SAMPLES
 from anomalyd.formats import make_decoder
+from anomalyd.series import Entities
 from anomalyd.shard import Outcome, Shard, StreamPlan
 
 PAGE = Path(__file__).parent.parent / "docs" / "input-rules.md"
@@ -372,6 +374,43 @@ def test_series_that_falls_silent() -> None:
         told.append([(alert.message.alert.kind, alert.message.alert.status, alert.message.alert.starts_at) for alert in outcome.alerts])
 
     assert told == [[("silent", status, "2025-12-17T20:23:10.000Z") for status in ("firing", "resolved")], []]
+
+
+# --- several features ---------------------------------------------------------------------------------------------------------
+
+
+def test_values_of_entities() -> None:
+    """Six values of a host in three records: late ones are not used, a clock that was set back is followed, what was learned stays."""
+    entities = Entities([f"m.{name}" for name in "abcdef"], ["h"], "host")
+
+    def hosts(first: int, minutes: int) -> list[bytes]:
+        value = 50.0 + noise(6 * minutes, seed=first).reshape(minutes, 6)
+        return [
+            b"m,h=x %s %d000000" % (",".join(f"{'abcdef'[k]}={row[k]!r}" for k in pair).encode(), START_MS + MINUTE_MS * (first + i))
+            for i, row in enumerate(value.tolist())
+            for pair in ((0, 1), (2, 3), (4, 5))
+        ]
+
+    good = hosts(1000, 200)
+    detector = Detector(Detector.load(device="cpu").artifact.for_features(6), "cpu")
+    shard = Shard(StreamPlan("hosts", entities=entities), Source("metrics", 0), detector, make_decoder("influx"), 8)
+
+    offsets = count()
+
+    def process(values: list[bytes]) -> Outcome:
+        return shard.process([Record(value, next(offsets)) for value in values])
+
+    learned = process(good)
+    late = process(hosts(1199, 1)[:1])
+    repeated = process(good[-3:])
+    assert (learned.samples, learned.late, learned.alerts) == (200, 0, [])
+    assert (late.samples, late.late) == (0, 2)
+    assert (repeated.samples, repeated.repeated) == (0, 6)
+
+    set_back = process(hosts(100, 20))
+    assert np.asarray(shard.pages.field("time"))[0].tolist() == [START_MS + MINUTE_MS * 119]
+    assert np.asarray(shard.pages.field("age"))[0].tolist() == [200 + 20 - LATE_RUN + 1]
+    assert set_back.alerts == []
 
 
 # --- the page -----------------------------------------------------------------------------------------------------------------

@@ -536,6 +536,52 @@ def test_annotated_configuration_names_every_key_and_shows_its_default(write: Wr
     assert set(keys(Settings)) <= words
 
 
+def entity(**fields: object) -> dict[str, Any]:
+    """A stream of entities."""
+    return STREAM | {"features": {"names": ["mem.used", 'cpu.user{cpu="cpu-total"}'], "by": ["host"]} | fields}
+
+
+def test_features_have_names_labels_and_a_series(write: Write) -> None:
+    (stream, named) = load(
+        write(streams=[entity(), entity(entity="machine", interval_s=10) | {"name": "b", "topics": ["b"], "model": "."}])
+    ).streams
+
+    assert stream.features is not None
+    assert named.features is not None
+    assert (stream.features.name, stream.features.interval_ms) == ("host", 0)
+    assert (named.features.name, named.features.interval_ms, named.model) == ("machine", 10_000, Path())
+
+
+@pytest.mark.parametrize(
+    ("stream", "message"),
+    [
+        (entity(names=["mem.used"]), "streams[0].features.names: got 1, an entity has 2 to 128 features"),
+        (entity(names=[f"m.{i}" for i in range(129)]), "streams[0].features.names: got 129, an entity has 2 to 128 features"),
+        (entity(names=["mem.used", "mem.used"]), 'streams[0].features.names: "mem.used" is given twice'),
+        (entity(names=["mem.used", "cpu.*"]), "streams[0].features.names[1]: got \"cpu.*\", 'cpu.*' has no name without wildcards"),
+        (entity(names=["mem.used", '{cpu="cpu-total"}']), "has no name without wildcards"),
+        (entity(names=["mem.used", "cpu.user{cpu=total}"]), "has no valid matcher at 'cpu=total'"),
+        (entity(by=["host", "host"]), 'streams[0].features.by: "host" is given twice'),
+        (entity(by=[]), "streams[0].features.by: got an empty list, must have at least 1 entry"),
+        (entity(interval_s=0.0001), "streams[0].features.interval_s: got 0.0001, must be 0 or at least 0.001"),
+        (entity() | {"drop_labels": ["pod"]}, "streams[0].drop_labels: has no effect with features"),
+        (entity() | {"model": "/none/such"}, 'streams[0].model: got "/none/such", must be a folder that exists'),
+    ],
+)
+def test_wrong_features_are_refused(write: Write, stream: dict[str, Any], message: str) -> None:
+    (line,) = refusal(write(streams=[stream]))
+
+    assert message in line
+
+
+def test_more_values_than_can_be_numbered_are_refused(write: Write) -> None:
+    stream = entity(names=[f"m.{i}" for i in range(100)])
+
+    assert refusal(write(streams=[stream], max_series=100_000_000)) == [
+        "max_series: got 100000000, must be at most 21474836 with the 100 features of streams[0]"
+    ]
+
+
 def test_schema_refuses_what_settings_refuse() -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(SMALLEST | {"kafak": {}}, Settings.model_json_schema())

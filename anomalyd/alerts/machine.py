@@ -6,7 +6,7 @@ from the order of the partition and from event time alone; the clock, the batch 
 The rules, for a sample that is neither in warm-up, late nor repeated:
 
 - A sample is *hot* when its score is at least 1, its direction is one that the policy wants, and it lies at least as far from what was
-  expected as the policy wants; of several features the one with the largest share decides.
+  expected as the policy wants; of several features, those that the sample has, the one with the largest share decides.
 - inactive → pending: a hot, ARMED sample, its event time later than the series' previous opening (so that alert ids are unique).
 - pending → firing: every sample since the opening was hot and `min_duration_ms` have gone by; with 0 the opening sample fires at once.
 - pending → inactive: a sample that is not hot. Nobody was told, so nobody is told now.
@@ -207,7 +207,7 @@ def run(  # noqa: C901, PLR0912, PLR0915  # one straight function is the state m
 
         top = 0
         for f in range(1, share.shape[1]):
-            if share[i, f] > share[i, top]:
+            if not np.isnan(observed[i, f]) and (share[i, f] > share[i, top] or np.isnan(observed[i, top])):
                 top = f
         side = BELOW if observed[i, top] < expected[i, top] else ABOVE
         deviation = abs(observed[i, top] - expected[i, top])

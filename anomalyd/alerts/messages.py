@@ -6,6 +6,7 @@ one field that a clock has written.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from importlib import resources
 from typing import Any, Final, Literal
 
 import msgspec
+import numpy as np
 
 from anomalyd.alerts.episodes import Transitions
 from anomalyd.alerts.machine import ABOVE, BELOW, CRITICAL, FIRING, RESOLVED, UPDATED, WARNING
@@ -50,8 +52,10 @@ class Feature(msgspec.Struct, frozen=True):
     """One feature of a sample with several, and its part of the score."""
 
     name: str
-    value: float
-    expected: float
+    value: float | None
+    """None: the sample lacks it."""
+    expected: float | None
+    """None: nothing is known of it yet."""
     share: float
 
 
@@ -175,7 +179,8 @@ class MessageBuilder:
         status = _STATUS[int(transitions.status[k])]
         ends_ms = int(transitions.ends_at_ms[k]) if status == "resolved" else None
         features = self._features(transitions, k)
-        top = 0 if features is None else int(transitions.share[k].argmax())
+        # One that the sample lacks has no value to tell of, whatever its share.
+        top = 0 if features is None else int(np.where(np.isnan(transitions.observed[k]), -1.0, transitions.share[k]).argmax())
         peak, evidence = float(transitions.peak_score[k]), float(transitions.peak_evidence[k])
         reading = Reading(
             series=key,
@@ -187,7 +192,8 @@ class MessageBuilder:
             expected=float(transitions.expected[k, top]),
             low=float(transitions.low[k, top]),
             high=float(transitions.high[k, top]),
-            rate=bool(transitions.counter[k]),
+            # Of several features some may be counters: which, nobody has told us.
+            rate=bool(transitions.counter[k]) and features is None,
             score=float(transitions.score[k]),
             peak_score=peak,
             recurrence=None if self._rarity is None else self._rarity.recurrence(peak, evidence),
@@ -267,7 +273,7 @@ class MessageBuilder:
         return Message(alert.alert_id.encode(), self._encoder.encode(alert), alert)
 
     def _features(self, transitions: Transitions, k: int) -> list[Feature] | None:
-        """Every feature, largest share first (equal shares in the order of the sample); None where there is one only."""
+        """Every feature, largest share first (equal shares in the order of the sample), those that the sample lacks last; None for one."""
         count = transitions.share.shape[1]
         if count == 1:
             return None
@@ -275,9 +281,13 @@ class MessageBuilder:
         share = transitions.share[k].tolist()
         return [
             # Shares are float32; six digits are all that they have.
-            Feature(names[f], float(transitions.observed[k, f]), float(transitions.expected[k, f]), round(share[f], 6))
-            for f in sorted(range(count), key=lambda f: -share[f])
+            Feature(names[f], _known(transitions.observed[k, f]), _known(transitions.expected[k, f]), round(share[f], 6))
+            for f in sorted(range(count), key=lambda f: (math.isnan(transitions.observed[k, f]), -share[f]))
         ]
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
 
 
 def alert_id(stream: str, kind: Kind, series_key: str, starts_at_ms: int) -> str:

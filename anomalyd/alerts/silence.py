@@ -57,6 +57,8 @@ class Silence(NamedTuple):
     """Its newest value, as it was judged."""
     rate: bool
     """It is a rate per second."""
+    several: bool = False
+    """It is an entity, of whose values none stands for all: there is no value to tell of."""
 
     @property
     def score(self) -> float:
@@ -72,14 +74,14 @@ class Silence(NamedTuple):
         """The summary (one line) and the description (a few sentences)."""
         lasted = duration(max(0, (self.event_ms if self.ends_ms is None else self.ends_ms) - self.starts_ms))
         usual = f"usually it sends every {duration(round(self.step_ms))}" if self.step_ms >= 1 else "how often it used to send is not known"
-        last = f"Its last value was {number(self.value)}{'/s' if self.rate else ''}."
-        source = f"Series {series} of stream {stream}."
+        last = "" if self.several else f"Its last value was {number(self.value)}{'/s' if self.rate else ''}. "
+        source = f"{last}Series {series} of stream {stream}."
         since = moment(starts_at)
         if self.forgotten:
             summary = f"{shortened(series)} is not waited for any longer: it sent nothing for {lasted}"
-            return summary, f"Silent since {since}; {usual}. The alert was closed because the series is no longer kept. {last} {source}"
+            return summary, f"Silent since {since}; {usual}. The alert was closed because the series is no longer kept. {source}"
         if self.status == "resolved":
-            return f"{shortened(series)} sends again after {lasted}", f"Silent from {since} for {lasted}; {usual}. {last} {source}"
+            return f"{shortened(series)} sends again after {lasted}", f"Silent from {since} for {lasted}; {usual}. {source}"
         still = "" if self.status == "firing" else "still "
         summary = f"{shortened(series)} is {still}silent: nothing for {lasted}, {usual}"
-        return summary, f"Silent since {since}, for {lasted} now, while others of its partition send; {usual}. {last} {source}"
+        return summary, f"Silent since {since}, for {lasted} now, while others of its partition send; {usual}. {source}"

@@ -63,7 +63,8 @@ def annotate(reading: Reading) -> tuple[str, str]:
         else:
             summary = f"{series} is back to normal after {lasted}"
             course = f"Anomalous from {start} to {end} ({lasted}){rarity}"
-        now = f"its last value was {_value(reading)}" if reading.forgotten else f"now {finding}"
+        whose = f"the last value of {reading.features[0][0]}" if reading.features else "its last value"
+        now = f"{whose} was {_value(reading)}" if reading.forgotten else f"now {finding}"
         return summary, f"{course}; {now}. Peak score {number(reading.peak_score)}, where 1 is the threshold. {source}"
     still = "" if reading.status == "firing" else "still "
     summary = f"{series} is {still}anomalous: {finding}"

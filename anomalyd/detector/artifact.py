@@ -125,7 +125,7 @@ def load(folder: Path) -> Artifact:
         )
         artifact.packed()
         if artifact.feature_names is not None and len(artifact.feature_names) != artifact.shape.features:
-            raise ArtifactError(f"it names {len(artifact.feature_names)} values and is for {artifact.shape.features}")
+            raise ArtifactError(f"it names {len(artifact.feature_names)} features and has {artifact.shape.features}")
     except (KeyError, TypeError, SafetensorError, ArtifactError) as error:
         msg = f"{folder} is not a usable artifact: {error}"
         raise ArtifactError(msg) from error

@@ -74,6 +74,10 @@ def _table(shape: Shape) -> list[tuple[str, str, int]]:
     single = f == 1
     return [
         ("time", "i8", 1),  # event time of the newest sample, ms
+        ("filling", "i8", 0 if single else 1),  # event time of the sample that is being assembled, or was last
+        ("whole_time", "i8", 0 if single else 1),  # of the newest one that was assembled
+        ("late_time", "i8", 0 if single else 1),  # of the newest value from before the one that is being assembled
+        ("filled", "f8", 0 if single else f),  # its values so far, NaN for those that are not there
         ("last", "f8", f),  # newest raw value
         ("seen", "f8", f),  # newest judged value (a rate for counters)
         ("mean", "f8", f),
@@ -86,6 +90,8 @@ def _table(shape: Shape) -> list[tuple[str, str, int]]:
         ("age", "i4", 1),  # samples learned since the row (re)started
         ("born", "i4", f),  # samples learned since the feature (re)started
         ("late_run", "i4", 1),
+        ("stage", "i4", 0 if single else 1),  # of assembling: see assembler.py
+        ("late_times", "i4", 0 if single else 1),  # in a row from before it
         ("rises", "i4", f),
         ("falls", "i4", f),
         ("run", "i4", f),  # times in a row that the value has not changed
@@ -116,6 +122,7 @@ def _table(shape: Shape) -> list[tuple[str, str, int]]:
         ("b_weight", "i2", PROTOTYPES if single else 0),
         ("histogram", "i2", shape.channels * BINS),
         ("recent", "i2", RECENT * n * shape.inputs),  # ring of the newest network inputs, 1/2048
+        ("awaited", "u1", 0 if single else f),  # for how many more samples each feature is waited for
         ("episode", "u1", EPISODE_BYTES),
     ]
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from anomalyd.app import stream_plan
+from anomalyd.app import artifact_of, stream_plan
 from anomalyd.detector import Artifact, Detector, Options
 from anomalyd.detector.detector import Device
 from anomalyd.errors import ConfigError, InputFileError
@@ -147,6 +147,7 @@ class Engine:
     def __init__(self, settings: Settings, stream: StreamSettings, models: Models, make: DetectorMaker = Detector) -> None:
         policy = settings.policy(stream)
         self._plan: StreamPlan = stream_plan(stream, policy)
+        self._stream = stream
         self._decoder = make_decoder(stream.format, FormatOptions(stream.timestamp_unit))
         self._capacity = settings.max_series
         self._models = models
@@ -174,7 +175,8 @@ class Engine:
 
     def detector(self, file: InputFile, table: Table | None) -> Detector:
         """The one that is a file's own. State lies in the shards: a detector may serve any number of files."""
-        artifact = self._models.for_records(file) if table is None else self._models.for_table(file, table)
+        models = self._models
+        artifact = models.for_records(file, artifact_of(self._stream)) if table is None else models.for_table(file, table)
         name = f"{artifact.hash} {artifact.shape.features}"
         if name not in self._detectors:
             self._detectors = {name: self._make(artifact, self._device, self.options)}

@@ -93,6 +93,7 @@ def chart_of(trace: Trace, rows: NDArray[np.intp], found: tuple[Episode, ...], t
     own = rows[np.argsort(trace.time_ms[rows], kind="stable")]
     verdicts = trace.verdicts
     feature, blamed = _feature(verdicts.share[own], verdicts.score[own])
+    own = own[~np.isnan(verdicts.observed[own, feature])]  # some samples may lack it
     first, last = (int(trace.time_ms[own[0]]), int(trace.time_ms[own[-1]])) if len(own) else (0, 0)
     return Chart(
         series=trace.keys[int(trace.series[own[0]])] if len(own) else "",

@@ -50,9 +50,9 @@ class Models:
         """Whether a model is fitted for the table."""
         return self._given is None and self.fit and table.train is not None and table.value.shape[1] > 1
 
-    def for_records(self, file: InputFile) -> Artifact:
-        """The one for a file of records. Raises InputFileError: the one asked for is not for single values."""
-        return self.pretrained if self._given is None else self._suited(file, self._given, 1)
+    def for_records(self, file: InputFile, configured: Artifact) -> Artifact:
+        """The one for a file of records, by default the `configured` one. Raises InputFileError: the one asked for has other features."""
+        return configured if self._given is None else self._suited(file, self._given, configured.shape.features)
 
     def for_table(self, file: InputFile, table: Table) -> Artifact:
         """The one for a file.

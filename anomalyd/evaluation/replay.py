@@ -76,7 +76,7 @@ def replay_table(file: InputFile, table: Table, stream: StreamPlan, detector: De
     """
     tape = _Tape()
     # A file is one series whatever the configuration selects, and one alone is never silent: looking for that took most of the time.
-    plan = replace(stream, select=None, silence=SilencePolicy("off"))
+    plan = replace(stream, select=None, entities=None, silence=SilencePolicy("off"))
     shard = Shard(
         plan, Source(str(file.path), 0), detector, _NoDecoder(), 1, observer=tape.take, feature_names=table.names, series_ttl_ms=_NO_TTL
     )
@@ -110,7 +110,7 @@ def replay_lines(file: InputFile, stream: StreamPlan, detector: Detector, decode
     Args:
         file: what to read.
         stream: as the daemon has it.
-        detector: for one feature.
+        detector: for as many features as the stream's entities have, or one.
         decoder: of the records' format.
         capacity: most series that are kept.
         progress: told about lines.

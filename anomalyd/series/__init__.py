@@ -2,6 +2,7 @@
 
 from anomalyd.selection import Selection
 from anomalyd.series.aliases import UNKNOWN, AliasTable
+from anomalyd.series.entities import Entities
 from anomalyd.series.index import EXCLUDED, FRESH, FULL, MAX_KEY_CHARACTERS, NEVER, KeyTooLongError, Released, SeriesIndex
 from anomalyd.series.key import parse_key, series_key
 
@@ -13,6 +14,7 @@ __all__ = [
     "NEVER",
     "UNKNOWN",
     "AliasTable",
+    "Entities",
     "KeyTooLongError",
     "Released",
     "Selection",

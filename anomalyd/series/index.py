@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from anomalyd.selection import Selection
 from anomalyd.series.aliases import AliasTable
+from anomalyd.series.entities import Entities
 from anomalyd.series.key import parse_key, series_key
 
 EXCLUDED: Final = -1
@@ -17,6 +18,8 @@ FULL: Final = -2
 
 MAX_KEY_CHARACTERS: Final = 4096
 """Longest canonical key; keys are kept in memory for every series and travel in every alert."""
+
+_MOST_CODES: Final = int(np.iinfo(np.int32).max)
 
 NEVER: Final = int(np.iinfo(np.int64).max)
 """In place of the last use of a row: it is free."""
@@ -43,21 +46,34 @@ class SeriesIndex:
     how that was cut into batches, and never from row numbers, which are others after a restart.
 
     A series costs its key text, a dictionary entry, 32 bytes of bookkeeping and 32 to 64 bytes for each raw spelling.
+
+    With entities a row belongs to an entity, and a raw spelling stands for one of its features. It leads to a *code*: row * F + number of
+    the feature, for F features. Without, F is 1 and the code is the row.
+
+    Args:
+        capacity: most rows.
+        select: which series are watched; None: all.
+        entities: which values belong together; None: each series has a row of its own.
     """
 
-    def __init__(self, capacity: int, select: Selection | None = None) -> None:
+    def __init__(self, capacity: int, select: Selection | None = None, entities: Entities | None = None) -> None:
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1, got {capacity}")
         self.capacity = capacity
+        self.features = 1 if entities is None else len(entities)
+        """F: codes of a row."""
+        if capacity * self.features > _MOST_CODES:
+            raise ValueError(f"{capacity} rows of {self.features} features are more than {_MOST_CODES} values")
         self.keys: list[str | None] = []
         """Canonical key of each row that was ever used; None for a free one."""
         # One spelling for a series is the rule; the rest is room for excluded series and for churning labels that are dropped.
-        self.aliases = AliasTable(limit=3 * capacity + 1024)
+        self.aliases = AliasTable(limit=3 * capacity * self.features + 1024)
         self.allocations = 0
         """How many rows were ever given to a series."""
         self.use: NDArray[np.int64] = np.full((min(capacity, 1024), 2), NEVER, np.int64)
         """Of each row the offset of its last use (NEVER, FRESH), and a place for those who use it, in the same cache line; (n, 2)."""
         self._select = select or Selection()
+        self._entities = entities
         self._rows: dict[str, int] = {}
         self._free: list[int] = []
         self._hidden: set[str] = set()
@@ -66,27 +82,45 @@ class SeriesIndex:
         return len(self._rows)
 
     def row(self, name: str, labels: Mapping[str, str]) -> int:
-        """The row of a series, allocated on first sight; EXCLUDED if it is not selected, FULL if there is no free row.
+        """The code of a series, its row allocated on first sight; EXCLUDED if it is not selected, FULL if there is no free row.
 
         Raises:
             KeyTooLongError: the canonical key exceeds MAX_KEY_CHARACTERS.
             UnicodeEncodeError: a name or label is not text (lone surrogates).
         """
-        key = self.key(name, labels)
-        if key is None:
+        place = self._place(name, labels)
+        if place is None:
             return EXCLUDED
+        key, feature = place
         row = self._rows.get(key)
-        if row is not None:
-            return row
-        return EXCLUDED if key in self._hidden else self.allocate(key)
+        if row is None:
+            row = EXCLUDED if key in self._hidden else self.allocate(key)
+        return row * self.features + feature if row >= 0 else row
 
     def find(self, key: str) -> int | None:
         """The row of the series with this canonical key, None if it has none."""
         return self._rows.get(key)
 
     def key(self, name: str, labels: Mapping[str, str]) -> str | None:
-        """The canonical key under which a series is kept, None if it is not selected."""
-        return series_key(name, self._select.keep(labels)) if self._select.admits(name, labels) else None
+        """The canonical key under which a series is kept, that of its entity where there are some; None if it is not selected."""
+        place = self._place(name, labels)
+        return None if place is None else place[0]
+
+    def _place(self, name: str, labels: Mapping[str, str]) -> tuple[str, int] | None:
+        if not self._select.admits(name, labels):
+            return None
+        return (series_key(name, self._select.keep(labels)), 0) if self._entities is None else self._entities.place(name, labels)
+
+    def _codes(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The codes of these rows, in order, (n * F,)."""
+        if self.features == 1:
+            return rows
+        codes: NDArray[np.int32] = np.add.outer(rows * self.features, np.arange(self.features, dtype=np.int32)).reshape(-1)
+        return codes
+
+    def spellings(self, rows: NDArray[np.int32]) -> NDArray[np.uint64]:
+        """The newest spelling of each feature of these rows, zeros where none is known, (n, F, 2)."""
+        return self.aliases.newest(self._codes(rows)).reshape(-1, self.features, 2)
 
     def allocate(self, key: str) -> int:
         """A row for a series that has none, by its canonical key; FULL if there is no free row. Raises as `row` does."""
@@ -145,7 +179,7 @@ class SeriesIndex:
         """Forget the series in these rows and all their spellings."""
         keys = [self.keys[row] or "" for row in rows.tolist()]
         self._release(rows.tolist())
-        self.aliases.forget(rows, self.capacity)
+        self.aliases.forget(self._codes(rows), self.capacity * self.features)
         return Released(rows, keys)
 
     def abandon(self) -> None:
@@ -155,8 +189,8 @@ class SeriesIndex:
             self.release(fresh)
 
     def give_back(self, rows: Sequence[int]) -> None:
-        """Undo the allocation of these rows, given in the order in which they were allocated, before anything was learned in them."""
-        self._release(rows[::-1])
+        """Undo the allocation of these rows, given by codes in the order of their allocation, before anything was learned in them."""
+        self._release([row // self.features for row in rows[::-1]])
 
     def _release(self, rows: Sequence[int]) -> None:
         for row in rows:
@@ -176,7 +210,7 @@ class SeriesIndex:
             keys: canonical keys.
             rows: where they are, (n,).
             last_use: offset of the record that held the last sample of each, (n,).
-            spellings: hash of a raw spelling of each, zeros for none, (n, 2).
+            spellings: hash of a raw spelling of each of their features, zeros for none, (n, F, 2).
         """
         self._rows = dict(zip(keys, rows.tolist(), strict=True))
         end = int(rows.max(initial=-1)) + 1
@@ -189,8 +223,9 @@ class SeriesIndex:
         free = np.ones(end, np.bool_)
         free[rows] = False
         self._free = np.flatnonzero(free)[::-1].tolist()
-        known = spellings.any(axis=1)
-        self.aliases.add(np.ascontiguousarray(spellings[known]), rows[known])
+        spelled = spellings.reshape(-1, 2)
+        known = spelled.any(axis=1)
+        self.aliases.add(np.ascontiguousarray(spelled[known]), self._codes(rows)[known])
 
     def hide(self, keys: Collection[str]) -> None:
         """Series without rows that get none, as if they were not selected, until `reveal`."""

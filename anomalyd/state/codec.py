@@ -105,9 +105,11 @@ class Page(msgspec.Struct, frozen=True, array_like=True):
     last_use: memoryview
     """Offset of the record that held each series' last sample, int64 (n,)."""
     spellings: memoryview
-    """Hash of a raw spelling of each series, zeros if unknown, uint64 (n, 2)."""
+    """Hash of a raw spelling of each series, zeros if unknown, uint64 (n, 2); of an entity those of its features, (n, F, 2)."""
     rows: memoryview
     """The rows, uint8 (n, row_bytes)."""
+    features: str = ""
+    """Fingerprint of what the features of entities are: the rows mean nothing where they are others. Empty without entities."""
 
 
 class Episode(msgspec.Struct, frozen=True, array_like=True):

@@ -385,7 +385,8 @@ def _check(key: bytes, value: Page | Episode | Forgotten) -> int:
     if len(set(value.keys)) < count:
         raise StateError(f"{where}names a series twice")
     sizes = (len(value.slots), len(value.last_use), len(value.spellings), len(value.rows))
-    if sizes != (count, 8 * count, 16 * count, value.row_bytes * count):
+    width = sum(length for name, _, _, length in value.layout if name == "last") if value.features else 1
+    if sizes != (count, 8 * count, 16 * width * count, value.row_bytes * count):
         raise StateError(f"{where}has columns of {sizes} bytes for {count} rows of {value.row_bytes} bytes")
     slots = np.frombuffer(value.slots, np.uint8)
     if len(np.unique(slots)) < count or (count and int(slots.max()) >= value.page_rows):

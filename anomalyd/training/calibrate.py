@@ -26,8 +26,8 @@ TYPICAL: Final = 0.9
 CALM_TO_REAL: Final = 2.3
 """Generated calm series alarm so many times as often as real ones between their incidents, single metrics of public sets (half of them; see
 docs/detection.md): they are made to be awkward."""
-CALM_TO_REAL_SEVERAL: Final = 10.0
-"""The same for entities with several features; by the choosing halves of three public sets real ones alarm even less."""
+CALM_TO_REAL_SEVERAL: Final = 3.0
+"""The same for entities with several features, between what the choosing halves of three public sets say, which lie far apart."""
 START: Final = 250
 """Samples of each series that are left out: full confidence comes with age."""
 

@@ -49,7 +49,7 @@ def feed(detector: Detector, time_ms: Times, value: Floats, pages: Pages | None 
 
 def taken(batch: SampleBatch, which: NDArray[np.integer] | slice) -> SampleBatch:
     """Some samples of a batch."""
-    return SampleBatch(*(getattr(batch, f.name)[which] for f in fields(batch)))
+    return batch.part(which)
 
 
 def joined(verdicts: Iterable[Verdicts]) -> Verdicts:

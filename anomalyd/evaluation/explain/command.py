@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from anomalyd.alerts.budget import MILLI
 from anomalyd.alerts.messages import iso
 from anomalyd.alerts.text import number
+from anomalyd.app import artifact_of, stream_plan
 from anomalyd.detector import Detector, Options
-from anomalyd.detector import artifact as artifacts
-from anomalyd.detector.detector import shipped
 from anomalyd.detector.migrate import migrated
 from anomalyd.detector.recipe import WARMUP_SAMPLES
 from anomalyd.errors import ConfigError, InputFileError, StateError
@@ -187,7 +186,8 @@ def from_file(path: Path, settings: Settings | None, series: str | None, moment:
         Engine(policy, stream, models, witness).replay(file, table, bar)
         bar.finish(replay)
     detector = made[0]
-    facts = sample_facts(detector, trace, own, detector.rows, ("value",) if table is None else table.names)
+    recorded = ("value",) if stream.features is None else stream.features.names
+    facts = sample_facts(detector, trace, own, detector.rows, recorded if table is None else table.names)
     key = trace.keys[int(trace.series[own[-1]])]
     about = {"series": key, "source": {"file": str(path)}, "model": _model(detector)}
     return Explanation(about | {"alert": _alert(replay, key, int(trace.time_ms[own[-1]]))} | facts, _chart(replay, own))
@@ -276,6 +276,7 @@ def _chart(replay: Replay, own: NDArray[np.int64]) -> Chart:
     drawn = drawn[np.argsort(trace.time_ms[drawn], kind="stable")]
     feature, key = int(verdicts.share[own[-1]].argmax()), trace.keys[int(trace.series[own[-1]])]
     last_ms = int(trace.time_ms[drawn[-1]])
+    drawn = drawn[~np.isnan(verdicts.observed[drawn, feature])]  # some samples may lack it
     alerts = [a for a in replay.alerts if a.series.key == key and epoch_ms(a.event_time) <= last_ms]
     return Chart(
         series=key,
@@ -300,6 +301,8 @@ class Kept(NamedTuple):
     row: Row
     model: str
     """Hash of the artifact whose memory it is."""
+    features: str
+    """Fingerprint of what its features are, empty where it has one."""
     others: Sequence[Row]
     correction: float
     """Of the partition's threshold, in powers of ten."""
@@ -361,13 +364,8 @@ def look(contents: Contents, place: Place, series: str, known: list[str]) -> Kep
             others.append(row)
     if own is not None:
         corrections = () if contents.position is None else contents.position.corrections
-        return Kept(
-            place,
-            own,
-            _model_of(contents, own),
-            [row for row in others if row.layout == own.layout],
-            corrections[-1][1] / MILLI if corrections else 0.0,
-        )
+        alike = [row for row in others if row.layout == own.layout]
+        return Kept(place, own, *_writer_of(contents, own), alike, corrections[-1][1] / MILLI if corrections else 0.0)
     if any(key == series for key, _, _ in contents.episodes()):
         raise StateError(f"{series} has an alert and is on no page of state yet; pages are written as the daemon goes: try again later")
     return None
@@ -381,23 +379,24 @@ def explained(settings: Settings, kept: Kept) -> Explanation:
         kept: the row.
     """
     stream = next(stream for stream in settings.streams if kept.place.source.topic in stream.topics)
-    features = next((count for name, _, _, count in kept.row.layout if name == "last"), 1)
-    artifact = artifacts.load(shipped()).for_features(features)
     policy = settings.policy(stream)
-    detector = Detector(artifact, "cpu", Options(policy.budget, stream.kind))
+    detector = Detector(artifact_of(stream), "cpu", Options(policy.budget, stream.kind))
     if policy.budget_control:
         detector.threshold = detector.threshold_at(policy.budget, kept.correction)
+    entities = stream_plan(stream, policy).entities
     same_model = kept.model == detector.model.hash
+    same_features = kept.features == ("" if entities is None else entities.fingerprint)
 
     def ours(rows: Sequence[Row]) -> NDArray[np.uint8]:
         if not rows:
             return np.empty((0, detector.layout.row_bytes), np.uint8)
         data = np.frombuffer(b"".join(row.data for row in rows), np.uint8).reshape(len(rows), -1)
-        return migrated(detector, data, kept.row.layout, same_model=same_model)
+        return migrated(detector, data, kept.row.layout, same_model=same_model, same_features=same_features)
 
-    facts = state_facts(detector, ours([kept.row])[0], ours(kept.others))
+    facts = state_facts(detector, ours([kept.row])[0], ours(kept.others), () if entities is None else entities.names)
     source = {"topic": kept.place.source.topic, "partition": kept.place.source.partition, "learned_up_to": kept.row.position}
-    note = "" if same_model else f"written by model {kept.model[:12]}; shown as a restart with this model would take it over"
+    other = f"model {kept.model[:12]}" if not same_model else "a configuration with other features" if not same_features else ""
+    note = f"written by {other}; shown as a restart with this one would take it over" if other else ""
     return Explanation({"series": kept.row.key, "source": source, "model": _model(detector), "note": note} | facts)
 
 
@@ -407,10 +406,10 @@ def _grown_up(row: Row) -> bool:
     return bool(len(age) and age[0] >= WARMUP_SAMPLES)
 
 
-def _model_of(contents: Contents, row: Row) -> str:
-    """Whose page a row lies on."""
+def _writer_of(contents: Contents, row: Row) -> tuple[str, str]:
+    """Model and features of the page on which a row lies."""
     pages = (value for _, value, _ in contents.live.values() if isinstance(value, Page))
-    return next((page.model for page in pages if page.position == row.position and row.key in page.keys), "")
+    return next(((page.model, page.features) for page in pages if page.position == row.position and row.key in page.keys), ("", ""))
 
 
 def _model(detector: Detector) -> Facts:

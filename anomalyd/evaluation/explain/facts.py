@@ -45,7 +45,8 @@ def sample_facts(detector: Detector, trace: Trace, own: NDArray[np.int64], rows:
         names: of the features.
     """
     k, verdicts = int(own[-1]), trace.verdicts
-    top = int(verdicts.share[k].argmax())
+    order = np.lexsort((-verdicts.share[k], np.isnan(verdicts.observed[k])))  # those that the sample lacks come last
+    top = int(order[0])
     row, flags = fields(rows[-1], detector.layout), int(verdicts.flags[k])
     score, evidence = float(verdicts.score[k]), float(verdicts.evidence[k])
     threshold = evidence / score if score > 0 and evidence > 0 else threshold_of(detector, row)
@@ -55,9 +56,9 @@ def sample_facts(detector: Detector, trace: Trace, own: NDArray[np.int64], rows:
     several = verdicts.share.shape[1] > 1
     values = [
         {"name": names[f]}
-        | {name: _short(float(getattr(verdicts, name)[k, f])) for name in ("observed", "expected", "low", "high")}
+        | {name: _known(float(getattr(verdicts, name)[k, f])) for name in ("observed", "expected", "low", "high")}
         | {"share": _short(float(verdicts.share[k, f]))}
-        for f in np.argsort(-verdicts.share[k], kind="stable").tolist()
+        for f in order.tolist()
     ]
     return {
         "sample": {
@@ -90,13 +91,14 @@ def sample_facts(detector: Detector, trace: Trace, own: NDArray[np.int64], rows:
     }
 
 
-def state_facts(detector: Detector, row_bytes: Rows, others: Rows) -> Facts:
+def state_facts(detector: Detector, row_bytes: Rows, others: Rows, names: Sequence[str] = ()) -> Facts:
     """Facts about a series by its state row alone; of several features about the one that the network fails most to give back.
 
     Args:
         detector: whose row it is.
         row_bytes: uint8 (row_bytes,).
         others: rows of other series, uint8 (m, row_bytes), to compare with.
+        names: of the features, where there are several; left out: feature_0, feature_1, …
     """
     row = fields(row_bytes, detector.layout)
     found = memory(detector.artifact, detector.layout, row_bytes[None, :])
@@ -104,7 +106,7 @@ def state_facts(detector: Detector, row_bytes: Rows, others: Rows) -> Facts:
     if found is not None and detector.features > 1:
         newest = found.inputs[-1, 0] if joint else found.inputs[-1, :, 0]
         f = int(np.abs(newest - found.course.newest[-1]).argmax())
-    name = f"feature_{f}" if detector.features > 1 else None
+    name = None if detector.features == 1 else names[f] if names else f"feature_{f}"
     u = row["forecast"].astype(np.float64)
     band = BAND_ERRORS * row["error"]
     expected, low, high = (float(unscaled(v, row)[f]) for v in (u, u - band, u + band))
@@ -243,7 +245,7 @@ def _window(detector: Detector, found: Memory, trace: Trace, own: NDArray[np.int
     for t, place in enumerate(learned_from.tolist()):
         k, behind = int(own[place]), place - len(own) + len(rows)
         step = _step(found, t, feature, joint=detector.artifact.shape.joint) | {"time": iso(int(trace.time_ms[k]))}
-        step |= {"value": _short(float(verdicts.observed[k, feature])), "expected": _short(float(verdicts.expected[k, feature]))}
+        step |= {"value": _known(float(verdicts.observed[k, feature])), "expected": _known(float(verdicts.expected[k, feature]))}
         if behind > 0:  # by the scale of the moment, which is that in front of the sample
             value = unscaled(found.course.newest[t], fields(rows[behind - 1], detector.layout))[feature]
             step |= {"reconstructed_value": _short(float(value))}
@@ -262,6 +264,11 @@ def _step(found: Memory, t: int, feature: int, *, joint: bool) -> Facts:
 
 def _list(values: NDArray[np.float64]) -> list[float]:
     return [_short(value) for value in values.tolist()]
+
+
+def _known(value: float) -> float | None:
+    """None for what a sample lacks of several features."""
+    return None if math.isnan(value) else _short(value)
 
 
 def _short(value: float) -> float:

@@ -72,7 +72,7 @@ def _window(window: Facts) -> Section:
             [Line("u", "value", [s["input"][0] for s in steps]), Line("network", "expected", [s["reconstructed"] for s in steps])],
         )
     ]
-    valued = [step for step in steps if "value" in step and "reconstructed_value" in step]
+    valued = [step for step in steps if step.get("value") is not None and "reconstructed_value" in step]
     if len(valued) == len(steps):
         lines = [
             Line("value", "value", [s["value"] for s in steps]),

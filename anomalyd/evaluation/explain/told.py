@@ -54,7 +54,8 @@ def _sample(facts: dict[str, Any]) -> Iterator[str]:
     if sample["features"]:
         for feature in sample["features"][:_FEATURES]:
             share = f"{100 * feature['share']:.0f} %"
-            yield f"  {share:>5}      {feature['name']}: {number(feature['observed'])}, expected {number(feature['expected'])}"
+            seen, expected = _number(feature["observed"]) or "missing", _number(feature["expected"]) or "nothing"
+            yield f"  {share:>5}      {feature['name']}: {seen}, expected {expected}"
 
 
 def _alert(sample: dict[str, Any], alert: dict[str, Any] | None) -> str:

@@ -41,25 +41,21 @@ class Witness(Detector):
         parts, done = [], 0
         for at in (self._wanted[begin:end] - first).tolist():
             if at > done:
-                parts.append(super().step(pages, _part(batch, done, at), threshold, tally))
+                parts.append(super().step(pages, batch.part(slice(done, at)), threshold, tally))
             row = int(batch.row[at])
             if self._before is None:
                 self._before = pages.buffer[row].copy()
-            parts.append(super().step(pages, _part(batch, at, at + 1), threshold, tally))
+            parts.append(super().step(pages, batch.part(slice(at, at + 1)), threshold, tally))
             self._after.append(pages.buffer[row].copy())
             done = at + 1
         if done < len(batch) or not parts:
-            parts.append(super().step(pages, _part(batch, done, len(batch)), threshold, tally))
+            parts.append(super().step(pages, batch.part(slice(done, len(batch))), threshold, tally))
         return _joined(parts)
 
     @property
     def rows(self) -> NDArray[np.uint8]:
         """The row in front of the first sample that was wanted, and behind each of them, uint8 (m + 1, row_bytes)."""
         return np.stack([*([] if self._before is None else [self._before]), *self._after])
-
-
-def _part(batch: SampleBatch, start: int, stop: int) -> SampleBatch:
-    return SampleBatch(*(getattr(batch, column.name)[start:stop] for column in fields(SampleBatch)))
 
 
 def _joined(parts: Sequence[Verdicts]) -> Verdicts:

@@ -264,8 +264,9 @@ def test_backtest_hands_over_its_options(command: Command, good: Path, handed: H
 def test_evaluate_hands_over_its_options(command: Command, good: Path, handed: Handed) -> None:
     seen = handed("anomalyd.evaluation.evaluate", "run", 0)
     options = ["--detector", "robust-z", "--compare", "a,b", "--out", "o", "--report", "r.html", "--json", "--no-fit", "--shared"]
+    options += ["--half", "hold", "--cold-start", "--model", "m", "--ablations", "--models", "v"]
 
-    assert command("evaluate", "kpi", "--data", "d", "-c", good, *options, "--half", "hold", "--cold-start", "--model", "m").code == 0
+    assert command("evaluate", "kpi", "--data", "d", "-c", good, *options).code == 0
     assert seen == {
         "positional": ("kpi", Path("d"), load(good)),
         "detector": "robust-z",
@@ -279,6 +280,8 @@ def test_evaluate_hands_over_its_options(command: Command, good: Path, handed: H
         "half": "hold",
         "cold_start": True,
         "model": Path("m"),
+        "ablations": True,
+        "models": Path("v"),
     }
 
 

@@ -128,6 +128,7 @@ def test_without_the_term_of_length_evidence_is_the_probability(whole: VariantDe
 # --- exchanged parts ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "make"), [("gru", GruAutoencoder), ("rnn", RnnAutoencoder)])
 def test_other_cells_are_those_of_torch(own: Artifact, name: str, make: type[Autoencoder]) -> None:
     """The compiled step against the readable one with torch's own layers in it."""
@@ -160,6 +161,7 @@ def test_networks_have_as_many_units_and_fewer_weights() -> None:
     assert (gru - heads, rnn - heads) == (3 * (lstm - heads) / 4, (lstm - heads) / 4)
 
 
+@pytest.mark.slow
 def test_the_window_is_encoded_from_nothing_on_each_sample(own: Artifact) -> None:
     variant = VariantDetector(VARIANTS["re-encoded"], own)
     pages = variant.new_pages(3)
@@ -178,6 +180,7 @@ def test_the_window_is_encoded_from_nothing_on_each_sample(own: Artifact) -> Non
             np.testing.assert_allclose(row["forecast"], course.forecast[-1], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_re_encoding_changes_the_network_and_its_channel_alone(own: Artifact, whole: VariantDetector) -> None:
     _, pages = without(whole)
     _, other = streamed(VariantDetector(VARIANTS["re-encoded"], own))
@@ -187,6 +190,7 @@ def test_re_encoding_changes_the_network_and_its_channel_alone(own: Artifact, wh
     np.testing.assert_array_equal(channels[0][:, [VALUE, JUMP, B]], channels[1][:, [VALUE, JUMP, B]])
 
 
+@pytest.mark.slow
 def test_the_other_calibrator_changes_the_evidence_alone(own: Artifact, whole: VariantDetector) -> None:
     everything, pages = without(whole)
     verdicts, other = streamed(VariantDetector(VARIANTS["z-calibrator"], own))
@@ -229,6 +233,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_quick")
 def test_artifacts_are_kept_and_have_a_line_of_their_own(own: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     variants = [VARIANTS["no-lstm"], VARIANTS["rnn"]]
@@ -257,6 +262,7 @@ def streams(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_quick")
 def test_the_command_measures_every_variant(streams: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate.run("folder", streams, None, ablations=True, models=tmp_path / "kept")

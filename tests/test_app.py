@@ -248,7 +248,7 @@ def artifact_folder(tmp_path: Path, features: int, names: tuple[str, ...] = ()) 
     shape = Shape(features, 8, 1, 2, joint=True)
     tensors = {name: np.zeros(size, np.float32) for name, size in tensor_shapes(shape).items()}
     template = artifacts.load(shipped()).for_features(features)
-    artifacts.save(replace(template, name="joint", shape=shape, tensors=tensors, several=None, feature_names=names), tmp_path)
+    artifacts.save(replace(template, name="joint", shape=shape, tensors=tensors, several=None, feature_names=names or None), tmp_path)
     return tmp_path
 
 

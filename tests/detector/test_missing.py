@@ -18,10 +18,10 @@ def shipped(detector: Detector) -> Artifact:
     return detector.artifact
 
 
-def course(seed: int = 0) -> Floats:
-    """Three features (T, 3) that move together."""
-    rng = np.random.default_rng(seed)
-    return 10 * np.sin(np.arange(T) / 9)[:, None] + rng.standard_normal((T, 3)) + [0, 50, 100]
+def course(samples: int = T) -> Floats:
+    """Three features (samples, 3) that move together."""
+    rng = np.random.default_rng(0)
+    return 10 * np.sin(np.arange(samples) / 9)[:, None] + rng.standard_normal((samples, 3)) + [0, 50, 100]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -75,11 +75,11 @@ def test_a_feature_that_was_never_seen_has_no_expectation_and_costs_nothing(ship
 
 def test_an_incident_in_what_is_there_is_found_beside_what_is_missing(shipped: Artifact) -> None:
     detector = Detector(shipped.for_features(3), "cpu")
-    values = course()
+    values = course(1000)
     values[::3, 2] = np.nan
     values[-5:, :2] += 60
 
-    verdicts = detector.step(detector.new_pages(1), batch_of(np.zeros(T, np.int32), every(T), values))
+    verdicts = detector.step(detector.new_pages(1), batch_of(np.zeros(1000, np.int32), every(1000), values))
 
     assert verdicts.score[-5:].max() > 1 > verdicts.score[100:-5].max()
     assert verdicts.share[-1, 2] < 0.2

@@ -182,5 +182,5 @@ def test_a_model_that_names_other_than_its_values_is_refused(tmp_path: Path) -> 
 
     run([write_csv(tmp_path / "past.csv", entity(400, 1))], tmp_path / "model", plan=PLAN)
 
-    with pytest.raises(ArtifactError, match="names 2 values and is for 3"):
+    with pytest.raises(ArtifactError, match="names 2 features and has 3"):
         artifacts.save(replace(artifacts.load(tmp_path / "model"), feature_names=("a", "b")), tmp_path / "other")

@@ -26,24 +26,17 @@ from anomalyd.formats import make_decoder
 from anomalyd.series import Entities, Selection, SeriesIndex
 from anomalyd.shard import Outcome, Shard, StreamPlan
 from anomalyd.state.codec import Page, decode
-from tests.test_shard_state import ACTS, POLICY, START_MS, STEPS, TTL_MS, Act, Log, Record, assert_equal_lives, told
+from tests.test_shard_state import ACTS, POLICY, START_MS, STEPS, TTL_MS, Act, Log, Record, SmallPages, assert_equal_lives, told
 
 ABC: Final = Entities(["m.a", "m.b", "m.c"], ["h"], "e")
 
 
-class Several(Detector):
+class Several(SmallPages):
     """A detector for three features that is quickly understood: the score is the largest distance from a mean, among those that are there.
 
     Order, late and repeated samples, a clock that was set back and missing features are treated as the real one does, with rows of the
     same layout.
     """
-
-    page_rows = 2
-
-    def new_pages(self, capacity: int) -> Pages:
-        pages = super().new_pages(capacity)
-        pages.page_rows = self.page_rows
-        return pages
 
     def step(
         self, pages: Pages, batch: SampleBatch, threshold: NDArray[np.float64] | None = None, tally: NDArray[np.int64] | None = None

@@ -38,11 +38,8 @@ class Record(NamedTuple):
     key: bytes | None = None
 
 
-class Plain(Detector):
-    """A detector that is quickly understood: the score is the distance from a mean, and every sample that is learned moves that.
-
-    Order, late and repeated samples and a clock that was set back are treated as the real one does, with rows of the same layout.
-    """
+class SmallPages(Detector):
+    """A detector of which a few series fill several pages."""
 
     page_rows = 2
 
@@ -50,6 +47,13 @@ class Plain(Detector):
         pages = super().new_pages(capacity)
         pages.page_rows = self.page_rows
         return pages
+
+
+class Plain(SmallPages):
+    """A detector that is quickly understood: the score is the distance from a mean, and every sample that is learned moves that.
+
+    Order, late and repeated samples and a clock that was set back are treated as the real one does, with rows of the same layout.
+    """
 
     def step(
         self, pages: Pages, batch: SampleBatch, threshold: NDArray[np.float64] | None = None, tally: NDArray[np.int64] | None = None

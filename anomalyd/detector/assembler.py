@@ -161,10 +161,7 @@ def _run(
             i += 1
             continue
         elif stage in (FIRST, FILLING) and now > time:
-            _conclude(filled, awaited, sample, count)
-            sample_time[count] = time
-            origin[count] = i
-            count += 1
+            count = _conclude(filled, awaited, time, i, origin, sample_time, sample, count)
             i8[a8 + whole_at] = time
             i4[a4 + run_at] = 0
             stage = WHOLE
@@ -181,10 +178,7 @@ def _run(
                 whole = False
                 break
         if whole:
-            _conclude(filled, awaited, sample, count)
-            sample_time[count] = now
-            origin[count] = i
-            count += 1
+            count = _conclude(filled, awaited, now, i, origin, sample_time, sample, count)
             i8[a8 + whole_at] = now
             i4[a4 + run_at] = 0
             stage = WHOLE
@@ -194,9 +188,20 @@ def _run(
 
 
 @njit(forceinline=True)
-def _conclude(filled: NDArray[np.float64], awaited: NDArray[np.uint8], sample: NDArray[np.float64], count: int) -> None:
-    """Writes a sample that is whole and remembers which features it had."""
+def _conclude(
+    filled: NDArray[np.float64],
+    awaited: NDArray[np.uint8],
+    time: int,
+    i: int,
+    origin: NDArray[np.int64],
+    sample_time: NDArray[np.int64],
+    sample: NDArray[np.float64],
+    count: int,
+) -> int:
+    """Writes a sample that is whole with value `i`, and remembers which features it had; returns how many samples there are now."""
+    origin[count], sample_time[count] = i, time
     for j in range(len(filled)):
         sample[count, j] = filled[j]
         left = awaited[j] - 1 if awaited[j] > 0 else 0
         awaited[j] = left if np.isnan(filled[j]) else max(left, WAITING)
+    return count + 1

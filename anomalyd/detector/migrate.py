@@ -44,7 +44,7 @@ Columns = dict[str, NDArray[Any]]
 Floats = NDArray[np.float32]
 
 TILE: Final = 256
-"""Rows that the network goes over together."""
+"""Rows that the network goes over together, always full: where numpy leaves its vectorised loops depends on how many there are."""
 MARGIN: Final = 2.0
 """By how much the spread of codes is taken for larger than what is known of it."""
 LEAST_VARIANCE: Final = 1e-3

@@ -51,16 +51,15 @@ def calibrate(
     return line(*_run(make(neutral), values, step_ms))
 
 
-def realistic(calibration: Calibration) -> Calibration:
-    """The line for real series, from the one that generated calm series gave."""
-    return replace(calibration, intercept=round(calibration.intercept - math.log10(CALM_TO_REAL), 4))
+def realistic(calibration: Calibration, rarer: float = CALM_TO_REAL) -> Calibration:
+    """The line for real series, which alarm so many times rarer, from the one that generated calm series gave."""
+    return replace(calibration, intercept=round(calibration.intercept - math.log10(rarer), 4))
 
 
 def realistic_several(calibration: Calibration) -> Calibration:
     """The same for entities with several features. The line is steep, so its lowest threshold moves with it."""
-    rarer = math.log10(CALM_TO_REAL_SEVERAL)
-    lowest = round(calibration.lowest - rarer / calibration.slope, 4)
-    return replace(calibration, intercept=round(calibration.intercept - rarer, 4), lowest=lowest)
+    lowest = round(calibration.lowest - math.log10(CALM_TO_REAL_SEVERAL) / calibration.slope, 4)
+    return replace(realistic(calibration, CALM_TO_REAL_SEVERAL), lowest=lowest)
 
 
 def line(evidence: NDArray[np.float64], armed: NDArray[np.bool_]) -> Calibration:

@@ -6,9 +6,12 @@
 """
 
 import os
+import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
+from numba.core import event
 
 from anomalyd.demo.broker import EmbeddedBroker
 from tests.support.kafka import Cluster, missing
@@ -19,9 +22,34 @@ BROKER_FIXTURES = {"kafka", "kafka_cluster", "breakable_kafka", "mock_kafka"}
 LACKING = pytest.StashKey[str]()
 
 
+class _Untraced(event.Listener):
+    """Keeps coverage's tracer out of numba's compiler, which is all Python and a good part of a fresh test run."""
+
+    def __init__(self) -> None:
+        self._here = threading.local()
+
+    def on_start(self, event: event.Event) -> None:
+        self._here.depth = getattr(self._here, "depth", 0) + 1
+        if self._here.depth == 1:
+            self._here.trace = sys.gettrace()
+            sys.settrace(None)
+
+    def on_end(self, event: event.Event) -> None:
+        self._here.depth -= 1
+        if self._here.depth == 0:
+            sys.settrace(self._here.trace)
+
+
+def pytest_configure() -> None:
+    """See `_Untraced`."""
+    event.register("numba:compile", _Untraced())  # type: ignore[no-untyped-call] # numba does not annotate it
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs a broker by the fixtures it asks for, before `-m` chooses."""
     for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker("no_cover")  # smaller tests reach the same lines, and tracing makes Python two to three times slower
         fixtures = set(getattr(item, "fixturenames", ()))
         if fixtures & BROKER_FIXTURES:
             item.add_marker("broker")

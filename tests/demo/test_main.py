@@ -35,11 +35,15 @@ def figures(captured: str) -> dict[str, Any]:
 
 
 def test_the_demo_runs_from_kafka_to_kafka_and_tells_the_truth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = run(seconds=11, series=20, json_output=True, kafka=None, report=tmp_path / "demo.html", seed=1)
+    # How far simulated time gets depends on how busy the machine is; a busy one gets more of it.
+    for seconds in (11.0, 45.0, 180.0):
+        code = run(seconds=seconds, series=20, json_output=True, kafka=None, report=tmp_path / "demo.html", seed=1)
+        captured = capsys.readouterr()
+        told = figures(captured.out)
+        ticks = told["series_days"] * 1440 / 20
+        if ticks > WARM_UP + 200:
+            break
 
-    captured = capsys.readouterr()
-    told = figures(captured.out)
-    ticks = told["series_days"] * 1440 / 20
     assert code == 0
     assert ticks > WARM_UP + 200
     assert told["series"] > 20  # this host's, too

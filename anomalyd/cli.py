@@ -351,29 +351,129 @@ def explain(
     raise typer.Exit(code)
 
 
+DataArgument = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="DATA...", help="History: CSV, CSV.gz, npz, or JSON lines with --format; or directories of them. Or none, with --topic."
+    ),
+]
+HistoryTopicOption = Annotated[
+    str | None, typer.Option(metavar="T", help="History is what this topic of the configuration holds now; committed records only.")
+]
+SinceOption = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Of the topic what was produced since: ISO 8601, or 90m, 12h, 7d ago.  [default: all]")
+]
+SamplesOption = Annotated[int | None, typer.Option(min=1, help="Of the topic at most so many samples, the newest.  [default: 2000000]")]
+LinesOption = Annotated[
+    str | None, typer.Option("--format", metavar="FORMAT", help="Files are JSON lines or line protocol in this stream format.")
+]
+ArtifactOption = Annotated[Path, typer.Option(metavar="DIR", help="Where to write the artifact: weights (safetensors) and manifest.")]
+
+
 @app.command()
 def train(
-    data: Annotated[
-        list[Path],
-        typer.Argument(metavar="DATA...", help="History: CSV or CSV.gz with several value columns, npz; or directories of them."),
-    ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write the artifact: weights (safetensors) and manifest.")],
-    seed: Annotated[int, typer.Option(help="Equal seeds and files make equal weights.")] = 0,
+    out: ArtifactOption,
+    data: DataArgument = None,
+    config: ConfigOption = None,
+    topic: HistoryTopicOption = None,
+    since: SinceOption = None,
+    samples: SamplesOption = None,
+    format_: LinesOption = None,
+    features: Annotated[
+        int | None, typer.Option(min=1, help="Values of a sample; checked against the data.  [default: as in the data]")
+    ] = None,
+    units: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="LSTM cells of each layer.  [default: 32; several features: 64]")
+    ] = None,
+    layers: Annotated[int | None, typer.Option(min=1, max=8, help="LSTM layers of encoder and of decoder.  [default: 1]")] = None,
+    latent: Annotated[int | None, typer.Option(min=1, max=256, help="Size of the code between the two.  [default: 4; several: 8]")] = None,
+    window: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Newest values that are reconstructed.  [default: 16; several: 1]")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(min=0.001, help="Passes over the data, instead of --steps.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Updates of the weights, at most.  [default: 600; several: 300]")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Series in an update.  [default: 64; several: 32]")] = None,
+    stretch: Annotated[
+        int | None, typer.Option(min=2, help="Samples that gradients reach back; the state is carried on.  [default: 128; several: 64]")
+    ] = None,
+    loss: Annotated[str | None, typer.Option(metavar="student|huber|mse", help="[default: student; several: huber]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=1e-8, max=1.0, help="[default: 0.003; with --from 0.001]")] = None,
+    weight_decay: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="[default: 0.0001]")] = None,
+    dropout: Annotated[float | None, typer.Option(min=0.0, max=0.9, help="Outputs of encoder and decoder left out.  [default: 0]")] = None,
+    noise: Annotated[
+        float | None, typer.Option(min=0.0, max=10.0, help="Standard deviation of noise on inputs.  [default: 0; several: 0.3]")
+    ] = None,
+    masking: Annotated[float | None, typer.Option(min=0.0, max=0.9, help="Samples that the network is not shown.  [default: 0]")] = None,
+    clip: Annotated[float | None, typer.Option(min=1e-6, help="Largest norm of a gradient.  [default: 1]")] = None,
+    holdout: Annotated[
+        float | None, typer.Option(min=0.0, max=0.9, help="Latest part of each series, not trained on.  [default: 0.2; several: 0]")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=0, help="Looks at it (of 25) without an improvement that end the training; 0: none do.  [default: 6]")
+    ] = None,
+    generated: Annotated[
+        float | None, typer.Option(min=0.0, max=0.99, help="One feature: share of generated series mixed in.  [default: 0.25]")
+    ] = None,
+    begin: Annotated[
+        str | None, typer.Option("--from", metavar="shipped|DIR", help="Begin with these weights.  [default: from scratch]")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Where the report goes.  [default: DIR/report.html]")] = None,
+    json_output: JsonOption = False,
+    seed: Annotated[int, typer.Option(help="Equal seeds and data make equal weights.")] = 0,
 ) -> None:
-    """Train one joint model for entities that have the same features, on files of their past. Takes about a minute.
+    """Train a model on history: files, or what a topic holds.
 
-    Each file is one entity. Of npz files with train and test only train is read. The history is taken as normal, column
-    `label` is not looked at, and a missing value counts as the last known one. Single metrics need no training.
+    With one value a sample it is one network for all series, with generated ones mixed in; with several it is a joint network, which knows
+    how the values of an entity move together. History is taken as normal, column `label` is not looked at, and of several values a
+    missing one counts as the last known. Of npz files with train and test only train is read. Cells are LSTM: that is what the daemon runs.
 
     \b
     Examples:
-      anomalyd train servers/ --out servers-model
+      anomalyd train servers/ --out servers-model                    CSV with several value columns
+      anomalyd train cpu.csv --out cpu-model --units 50 --layers 2   one value column
+      anomalyd train --out model -c config.yaml --topic metrics --since 7d
       anomalyd backtest server-17.csv --model servers-model --report why.html
     """
     _log_warnings()
+    from anomalyd.settings import load
+
+    if loss not in (None, "student", "huber", "mse"):
+        raise typer.BadParameter("valid are student, huber, mse", param_hint="--loss")
+    if epochs is not None and steps is not None:
+        raise typer.BadParameter("say --epochs or --steps, not both", param_hint="--epochs")
+    settings = load(config) if config is not None else None
+
+    from anomalyd.training.design import Wanted
+    from anomalyd.training.sources import source_of
     from anomalyd.training.train import run as run_train
 
-    raise typer.Exit(run_train(data, out, seed))
+    plan = {
+        "window": window,
+        "steps": steps,
+        "batch": batch,
+        "stretch": stretch,
+        "loss": loss,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "dropout": dropout,
+        "input_noise": noise,
+        "masking": masking,
+        "clip": clip,
+    }
+    wanted = Wanted(
+        features=features,
+        units=units,
+        layers=layers,
+        latent=latent,
+        epochs=epochs,
+        held_back=holdout,
+        patience=patience,
+        generated=generated,
+        begin=begin,
+        plan={name: value for name, value in plan.items() if value is not None},
+    )
+    source = source_of(data or [], settings, format_, topic, since, samples)
+    raise typer.Exit(run_train(source, out, seed, wanted, report=report, json_output=json_output))
 
 
 @app.command()

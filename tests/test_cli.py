@@ -330,8 +330,16 @@ def test_explain_hands_over_its_options(command: Command, good: Path, handed: Ha
 def test_train_hands_over_its_options(command: Command, handed: Handed) -> None:
     seen = handed("anomalyd.training.train", "run", 0)
 
-    assert command("train", "a.csv", "b", "--out", "o", "--seed", 7).code == 0
-    assert seen["positional"] == ([Path("a.csv"), Path("b")], Path("o"), 7)
+    options = ("--units", 50, "--layers", 2, "--epochs", 3, "--noise", 0.1, "--from", "shipped", "--holdout", 0, "--report", "r.html")
+    assert command("train", "a.csv", "b", "--out", "o", "--seed", 7, *options).code == 0
+    source, out, seed, wanted = seen["positional"]
+    assert (source.paths, out, seed, seen["report"]) == ([Path("a.csv"), Path("b")], Path("o"), 7, Path("r.html"))
+    assert (wanted.units, wanted.layers, wanted.latent, wanted.epochs) == (50, 2, None, 3)
+    assert (wanted.begin, wanted.held_back, wanted.plan) == ("shipped", 0.0, {"input_noise": 0.1})
+
+    assert command("train", "a.csv", "--out", "o", "--epochs", 3, "--steps", 3).code == 2
+    assert command("train", "a.csv", "--out", "o", "--loss", "l1").code == 2
+    assert command("train", "--out", "o").code == 2
 
 
 def test_pretrain_hands_over_its_options(command: Command, handed: Handed) -> None:

@@ -49,6 +49,8 @@ class Autoencoder(nn.Module):
     def __init__(self, shape: Shape, window: int = 1) -> None:
         super().__init__()
         self.shape, self.window = shape, window
+        self.dropout = 0.0
+        """Share of the outputs of encoder and decoder that training leaves out; scoring never does."""
         out = shape.features if shape.joint else 1
         self.encoder = self.recurrent(shape.inputs)
         self.code = nn.Linear(shape.units, shape.latent)
@@ -86,8 +88,12 @@ class Autoencoder(nn.Module):
     def forward(self, x: Tensor, state: tuple[State, State] | None = None) -> SequenceOutput:
         """A stretch of T samples of each of B series: x (B, T, I), continuing from `state`."""
         h, encoder = self.encoder(x, state[0] if state else None)
-        g, decoder = self.decoder(self.code(h), state[1] if state else None)
+        g, decoder = self.decoder(self.code(self._thinned(h)), state[1] if state else None)
+        g = self._thinned(g)
         window = torch.cat([self.newest(g), self.older(g)], dim=2) if self.older else self.newest(g)
         scales = self.log_scale(g)
         width = window.shape[2]
         return SequenceOutput(window, scales[..., :width], self.next(g), scales[..., width:], (encoder, decoder))
+
+    def _thinned(self, h: Tensor) -> Tensor:
+        return nn.functional.dropout(h, self.dropout, self.training) if self.dropout else h

@@ -82,6 +82,39 @@ def courses(title: str, lines: Sequence[Line], bounds: tuple[float, float] | Non
     return Sketch(title, _svg(title, told, _TOP + _HEIGHT + 22, parts))
 
 
+def curves(title: str, lines: Sequence[tuple[Line, Sequence[float]]], mark: tuple[str, float] | None = None) -> Sketch:
+    """Lines over a scale of numbers of their own, such as losses over steps.
+
+    Args:
+        title: what it is.
+        lines: each with the place of each of its values, ascending; none is empty.
+        mark: name and place of a moment to point out.
+    """
+    values = [value for line, _ in lines for value in line.values]
+    places = [place for _, own in lines for place in own]
+    (low, high), (first, last) = _widened(min(values), max(values)), (min(places), max(places))
+    span = max(last - first, _FLAT)
+
+    def across(place: float) -> float:
+        return _LEFT + 14 + (place - first) * (_RIGHT - _LEFT - 28) / span
+
+    bottom = _TOP + _HEIGHT
+    parts = _grid(low, high)
+    for line, own in lines:
+        points = [f"{across(x):.1f},{_upright(v, low, high):.1f}" for x, v in zip(own, line.values, strict=True)]
+        parts.append(f'<path class="{line.style}" d="M{"L".join(points)}"><title>{escape(line.label)}</title></path>')
+    if mark:
+        parts.append(f'<path class="threshold" d="M{across(mark[1]):.1f},{_TOP}V{bottom}"><title>{escape(mark[0])}</title></path>')
+    for tick in ticks(first, last) if last > first else [first]:
+        parts.append(f'<text x="{across(tick):.1f}" y="{bottom + 15}" text-anchor="middle">{number(tick)}</text>')
+    for i, (line, _) in enumerate(lines):
+        x = _LEFT + 14 + i * 240
+        parts.append(f'<path class="{line.style}" d="M{x},{bottom + 30}H{x + 26}"/>')
+        parts.append(f'<text x="{x + 34}" y="{bottom + 34}">{escape(line.label)}</text>')
+    told = "; ".join(f"{line.label}: {number(line.values[0])} to {number(line.values[-1])}" for line, _ in lines)
+    return Sketch(title, _svg(title, told, bottom + 42, parts))
+
+
 def places(title: str, values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> Sketch:
     """Values (a stroke each) in their usual ranges (a box each), side by side; what lies outside of its range stands out."""
     least, greatest = _widened(min(*values, *low), max(*values, *high))

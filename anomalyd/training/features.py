@@ -39,23 +39,33 @@ def network_inputs(
     return (u_all if shape.joint else np.concatenate([u_all, d_all], axis=2)), u_all
 
 
+def row_inputs(detector: Detector, time_ms: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """What the network of a detector is fed for one series, (n, I): to 1/2048, as rows keep it, and by the compiled step.
+
+    Args:
+        detector: for F values; its weights do not matter.
+        time_ms: event times, each later than the one before, shape (n,).
+        values: NaN where one of several is missing, shape (n, F).
+    """
+    width = detector.layout["recent"].count // RECENT
+    pages = detector.new_pages(1)
+    inputs = np.empty((len(values), width), np.float32)
+    for start in range(0, len(values), RECENT):
+        part = np.ascontiguousarray(values[start : start + RECENT], np.float64)
+        n = len(part)
+        detector.step(pages, SampleBatch(np.zeros(n, np.int32), time_ms[start : start + n], part, np.arange(n, dtype=np.int32)))
+        ring = pages.field("recent")[0].reshape(RECENT, width)
+        newest = int(pages.field("age")[0, 0])
+        inputs[start : start + n] = ring[(newest - n + np.arange(n)) % RECENT] / FIXED_POINT
+    return inputs
+
+
 def joint_inputs(history: NDArray[np.float64], step_ms: int, artifact: Artifact) -> NDArray[np.float32]:
-    """What a joint network is fed for one entity's history (T, F), NaN where a value is missing, (T, F): to 1/2048, as rows keep it.
+    """What a joint network is fed for one entity's history (T, F), NaN where a value is missing, (T, F): see `row_inputs`.
 
     Args:
         history: in the order of time.
         step_ms: its sampling interval.
         artifact: of the network's shape; its weights do not matter.
     """
-    shape = artifact.shape
-    detector = Detector(artifact, "cpu")
-    pages = detector.new_pages(1)
-    inputs = np.empty((len(history), shape.features), np.float32)
-    for start in range(0, len(history), RECENT):
-        values = np.ascontiguousarray(history[start : start + RECENT], np.float64)
-        n = len(values)
-        times = step_ms * np.arange(start + 1, start + n + 1, dtype=np.int64)
-        detector.step(pages, SampleBatch(np.zeros(n, np.int32), times, values, np.arange(n, dtype=np.int32)))
-        ring = pages.field("recent")[0].reshape(RECENT, shape.features)
-        inputs[start : start + n] = ring[(start + np.arange(n)) % RECENT] / FIXED_POINT
-    return inputs
+    return row_inputs(Detector(artifact, "cpu"), step_ms * np.arange(1, len(history) + 1, dtype=np.int64), history)

@@ -45,8 +45,8 @@ def fit_joint(histories: list[NDArray[np.float64]], seed: int = 0, plan: Plan = 
         msg = f"histories have different numbers of features: {sorted({h.shape[1] for h in histories})}"
         raise ValueError(msg)
     shape = Shape(features, UNITS, 1, LATENT, joint=True)
-    scaled, inputs = joint_pieces(histories, shape)
-    network, loss = fit(inputs, inputs, shape, plan, seed, progress, _linear(scaled))
+    whole, inputs = joint_pieces(histories, shape)
+    network, loss = fit(inputs, inputs, shape, plan, seed, progress, linear_map(whole))
     state = network.state_dict()
     about = {"entities": len(histories), "samples": sum(map(len, histories)), "seed": seed, "steps": plan.steps, "loss": round(loss, 4)}
     tensors = {name: state[name].numpy() for name in tensor_shapes(shape)}
@@ -57,20 +57,30 @@ def fit_joint(histories: list[NDArray[np.float64]], seed: int = 0, plan: Plan = 
 
 def joint_pieces(histories: list[NDArray[np.float64]], shape: Shape) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
     """What a network of this shape is fed for histories (T, F): whole, (T, F) each, and in pieces of one length that overlap, (N, L, F)."""
+    whole = scaled(histories, shape)
+    return whole, overlapping(whole)
+
+
+def scaled(histories: list[NDArray[np.float64]], shape: Shape) -> list[NDArray[np.float32]]:
+    """What a network of this shape is fed for histories (T, F), (T, F) each."""
     template = artifacts.load(shipped()).for_features(shape.features)
     blank = replace(template, shape=shape, tensors={name: np.zeros(size, np.float32) for name, size in tensor_shapes(shape).items()})
-    scaled = [joint_inputs(history, STEP_MS, blank) for history in histories]
-    length = min(STRETCH, *map(len, histories))
-    starts = [(one, start) for one in scaled for start in range(0, len(one) - length + 1, max(1, length // 2))]
-    return scaled, np.stack([one[start : start + length] for one, start in starts])
+    return [joint_inputs(history, STEP_MS, blank) for history in histories]
 
 
-def _linear(scaled: list[NDArray[np.float32]]) -> torch.Tensor:
+def overlapping(whole: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Histories (T, F) in pieces of one length that overlap by half, (N, L, F)."""
+    length = min(STRETCH, *map(len, whole))
+    starts = [(one, start) for one in whole for start in range(0, len(one) - length + 1, max(1, length // 2))]
+    return np.stack([one[start : start + length] for one, start in starts])
+
+
+def linear_map(whole: list[NDArray[np.float32]]) -> torch.Tensor:
     """Ridge regression of the next inputs on the lagged ones, over all (T, F): weights (F, lags * F)."""
-    features = scaled[0].shape[1]
+    features = whole[0].shape[1]
     width = len(JOINT_LAGS) * features
     gram, moment, count = np.zeros((width, width)), np.zeros((width, features)), 0
-    for one in scaled:
+    for one in whole:
         seen = lagged(torch.from_numpy(one)[None])[0, :-1].double().numpy()
         gram += seen.T @ seen
         moment += seen.T @ one[1:].astype(np.float64)

@@ -1,87 +1,108 @@
-"""`anomalyd train`: one joint model for entities with the same features, from files of their history."""
+"""`anomalyd train`: a model from history. One feature: one network for all series; several: a joint one for entities that have them."""
 
+import json
 import time
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from anomalyd.detector import artifact as artifacts
-from anomalyd.errors import ConfigError, InputFileError
-from anomalyd.evaluation.readers import InputFile, find, read_table
-from anomalyd.training import joint
+from anomalyd.detector import Artifact
+from anomalyd.errors import ConfigError
 from anomalyd.training.bar import training_bar
-from anomalyd.training.history import LEAST_TRAIN, filled
-from anomalyd.training.trainer import Plan
+from anomalyd.training.course import learn, prepared
+from anomalyd.training.data import Data
+from anomalyd.training.design import Wanted, designed
+from anomalyd.training.history import LEAST_TRAIN
+from anomalyd.training.outcome import finished, writable, written
+from anomalyd.training.page import page
+from anomalyd.training.sources import FromFiles, FromTopic, read
+
+REPORT: Final = "report.html"
 
 
-def run(paths: Sequence[Path], out: Path, seed: int = 0, plan: Plan | None = None) -> int:
-    """Fits and saves; progress on stderr, the artifact's hash on stdout. Returns the exit code.
+def run(
+    source: FromFiles | FromTopic,
+    out: Path,
+    seed: int = 0,
+    wanted: Wanted | None = None,
+    *,
+    report: Path | None = None,
+    json_output: bool = False,
+) -> int:
+    """Trains, calibrates and saves; progress on stderr, the artifact's hash on stdout. Returns the exit code.
 
     Of files with `train` and `test` only train is read. Labels are not looked at: histories are taken as normal.
 
     Args:
-        paths: files and directories of CSV and npz.
+        source: what to train on.
         out: folder of the artifact, made if need be.
-        seed: equal seeds and files, equal weights.
-        plan: how to train; None: as measured.
+        seed: equal seeds and data, equal weights.
+        wanted: what is not as usual.
+        report: HTML file; None: `report.html` beside the artifact.
+        json_output: one JSON object instead of text.
 
     Raises:
-        ConfigError: `out` cannot be written.
-        InputFileError: a file cannot be read, has a single value or too few rows, or two have different columns.
+        ArtifactError: the model to begin with cannot be used, or no threshold can be laid.
+        ConfigError: `out` or the report cannot be written, or settings do not fit each other or the data.
+        InputFileError: a file cannot be read, has too few rows, or two have different columns.
+        AnomalydError: the topic cannot be read.
     """
-    plan = plan or joint.PLAN
+    wanted = wanted or Wanted()
     began = time.monotonic()
+    writable(out)
+    data = read(source)
+    design = designed(data, wanted)
+    on = prepared(data, design.shape, design.regime, seed)
+    with training_bar(design.regime.plan.steps) as progress:
+        learned = learn(on, design.shape, design.regime, seed, progress, design.begin)
+    artifact = finished(data, design, on, learned, seed)
+    saved = written(artifact, out)
+    took_s = time.monotonic() - began
+    report = report or out / REPORT
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        report.write_text(page(saved, on, learned, took_s), "utf-8")
     except OSError as error:
-        raise ConfigError(f"--out {out}: {error.strerror or error}") from None
-    histories, names = _histories(find(paths, lines=False))
-    with training_bar(plan.steps) as progress:
-        artifact = joint.fit_joint(histories, seed, plan, progress)
-    try:
-        saved = artifacts.save(replace(artifact, feature_names=names), out)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: {error.strerror or error}") from None
-    entities = "1 entity" if len(histories) == 1 else f"{len(histories)} entities"
-    rows = sum(map(len, histories))
-    print(  # noqa: T201  the command's result
-        f"{out}: {saved.name} {saved.version} {saved.hash}",
-        f"{entities} of {saved.shape.features} values, {rows:,} rows, loss {saved.training['loss']:.3f}, {time.monotonic() - began:.0f} s",
-        sep="\n",
-    )
+        raise ConfigError(f"--report {report}: {error.strerror or error}") from None
+    lines = [json.dumps(as_json(saved, out, report, took_s))] if json_output else told(saved, data, out, report, took_s)
+    print(*lines, sep="\n")  # noqa: T201  the command's result
     return 0
 
 
-def _histories(files: Sequence[InputFile]) -> tuple[list[NDArray[np.float64]], tuple[str, ...] | None]:
-    """What to fit on, (T, F) each, and the names of the columns if the files have any."""
-    histories: list[NDArray[np.float64]] = []
-    named: tuple[InputFile, tuple[str, ...]] | None = None
-    for file in files:
-        table = read_table(file)
-        history = table.value if table.train is None else table.train
-        if history.shape[1] == 1:
-            raise InputFileError(
-                f"{file.path}: has one value column; a single metric needs no training, the model that ships is for it "
-                f"(anomalyd backtest {file.path}). Metrics that belong together go into one file, a column each"
-            )
-        if len(history) < LEAST_TRAIN:
-            raise InputFileError(
-                f"{file.path}: has {len(history)} rows{' of train' * (table.train is not None)}, a model needs {LEAST_TRAIN}"
-            )
-        if histories and history.shape[1] != histories[0].shape[1]:
-            raise InputFileError(
-                f"{file.path}: has {history.shape[1]} values, {files[0].path} has {histories[0].shape[1]}; one model is for entities with "
-                "the same features: train one for each kind"
-            )
-        if file.kind == "csv":
-            if named is not None and named[1] != table.names:
-                raise InputFileError(
-                    f"{file.path}: columns are {', '.join(table.names)}; those of {named[0].path} are {', '.join(named[1])}, "
-                    "and must be the same in the same order"
-                )
-            named = named or (file, table.names)
-        histories.append(filled(history))
-    return histories, None if named is None else named[1]
+def as_json(saved: Artifact, out: Path, report: Path, took_s: float) -> dict[str, Any]:
+    """What is told to programs."""
+    return {
+        "out": str(out),
+        "report": str(report),
+        "name": saved.name,
+        "version": saved.version,
+        "hash": saved.hash,
+        "training": dict(saved.training),
+        "took_s": round(took_s, 1),
+    }
+
+
+def told(saved: Artifact, data: Data, out: Path, report: Path, took_s: float) -> list[str]:
+    """What is told to people."""
+    about, features = saved.training, saved.shape.features
+    many = len(data.histories) != 1
+    what = (
+        f"{len(data.histories):,} series"
+        if features == 1
+        else f"{len(data.histories):,} {'entities' if many else 'entity'} of {features} values"
+    )
+    samples = "samples" if features == 1 else "rows"
+    lines = [
+        f"{out}: {saved.name} {saved.version} {saved.hash}",
+        f"{what}, {data.samples:,} {samples}, {about['steps']:,} steps, loss {about['loss']:.3f}, {took_s:.0f} s",
+    ]
+    if data.short:
+        lines.append(f"{data.short:,} series left out: fewer than {LEAST_TRAIN} samples")
+    if data.rejected:
+        lines.append("records not used, wholly or in part: " + ", ".join(f"{reason} {n:,}" for reason, n in sorted(data.rejected.items())))
+    if about["errors"]:
+        missed = ", ".join(f"{name} {row['forecast']:.4f}" for name, row in about["errors"].items())
+        found = about["held_back_alerts"]
+        lines.append(
+            f"held back: forecast error {missed}; {found['alerts']} alerts in {found['series_days']:,.1f} series-days "
+            f"(budget {found['budget']:g} a series-day)"
+        )
+    return [*lines, f"report: {report}"]

@@ -14,6 +14,7 @@ from anomalyd.detector.network import Autoencoder, SequenceOutput
 from anomalyd.detector.recipe import JOINT_LAGS
 
 Floats32 = NDArray[np.float32]
+Loss = Literal["student", "huber", "mse"]
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,21 @@ class Plan:
     clip: float = 1.0
     input_noise: float = 0.0
     """Standard deviation of noise added to the inputs, not to the targets (denoising)."""
+    masking: float = 0.0
+    """Share of the samples that the network is not shown: it reads the mean instead, as where a value is missing."""
+    dropout: float = 0.0
+    """Share of the outputs of encoder and decoder that are left out at each step."""
     early: int = 32
     """The first samples of a series weigh a tenth: nobody can know a series before having seen it."""
-    loss: Literal["student", "huber"] = "student"
-    """Student-t with a learned scale follows how noisy each value is; Huber weighs all values alike, in units of their scale."""
+    loss: Loss = "student"
+    """Student-t with a learned scale follows how noisy each value is; Huber and the square weigh all values alike, in units of their
+    scale, the square large errors most."""
 
 
 Progress = Callable[[int, int, float], None]
+"""Told after each step how many are done, of how many, and its loss."""
+Watch = Callable[[Autoencoder, int], bool]
+"""Looks at the network after each step, given how many are done, and says whether to stop."""
 
 
 def fit(
@@ -49,45 +58,68 @@ def fit(
     progress: Progress | None = None,
     linear: Tensor | None = None,
     make: Callable[[Shape, int], Autoencoder] = Autoencoder,
+    *,
+    counts: Floats32 | None = None,
+    draw: Floats32 | None = None,
+    watch: Watch | None = None,
 ) -> tuple[Autoencoder, float]:
     """Trains one network on many series.
 
-    `inputs` (N, T, I) and `targets` (N, T, F) come from the detector's own front end; `linear` is the linear part of a joint forecast,
-    the weight of `Autoencoder.linear`, and stays as it is; None: there is none. `make` (shape, window) is the network to begin with.
-    Returns the network and the mean loss of the last tenth of the steps. Equal arguments give equal weights on the same machine with the
-    same number of threads.
+    Equal arguments give equal weights on the same machine with the same number of threads.
+
+    Args:
+        inputs: (N, T, I), from the detector's own front end.
+        targets: what has to be reconstructed, (N, T, F).
+        shape: of the network.
+        plan: how to train.
+        seed: of weights and draws.
+        progress: told after each step.
+        linear: the linear part of a joint forecast, the weight of `Autoencoder.linear`, which stays as it is; None: there is none.
+        make: (shape, window) → the network to begin with.
+        counts: how much each step counts, (N, T), 0 where a series has ended; None: all alike.
+        draw: how often each series is drawn, (N,), in any unit; None: all equally often.
+        watch: may end the training early.
+
+    Returns:
+        The network and the mean loss of the last tenth of the steps.
     """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     network = make(shape, plan.window)
+    network.dropout = plan.dropout
     if network.linear is not None:
         weight = torch.zeros_like(network.linear.weight) if linear is None else linear
         network.linear.weight = torch.nn.Parameter(weight, requires_grad=False)
     optimiser = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], plan.learning_rate, weight_decay=plan.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, plan.steps)
     x, y = torch.from_numpy(inputs), torch.from_numpy(targets)
+    weight_of = None if counts is None else torch.from_numpy(counts)
+    odds = None if draw is None else torch.from_numpy(draw)
     known = None if network.linear is None else network.linear(lagged(x)).detach()
     stretches = max(1, x.shape[1] // plan.stretch)
     losses: list[float] = []
     done = 0
-    while done < plan.steps:
-        members = torch.randint(len(x), (min(plan.batch, len(x)),), generator=generator)
+    stopped = False
+    while done < plan.steps and not stopped:
+        if odds is None:
+            members = torch.randint(len(x), (min(plan.batch, len(x)),), generator=generator)
+        else:
+            members = torch.multinomial(odds, plan.batch, replacement=True, generator=generator)
         state = None
         for k in range(stretches):
-            if done == plan.steps:
+            if done == plan.steps or stopped:
                 break
             here = slice(k * plan.stretch, (k + 1) * plan.stretch)
             given, wanted = x[members, here], y[members, here]
-            if plan.input_noise:
-                given = given + plan.input_noise * torch.randn(given.shape, generator=generator)
-            out = network(given, state)
+            out = network(_disturbed(given, plan, generator), state)
             state = _detached(out.state)
             following = y[members, here.stop : here.stop + 1] if here.stop < y.shape[1] else wanted[:, -1:]
             earlier = y[members, max(0, here.start - plan.window + 1) : here.start]
             coming = torch.cat([wanted[:, 1:], following], dim=1)
             if known is not None:
                 coming = coming - known[members, here]
-            loss = _loss(out, wanted, earlier, coming, plan, first=k == 0)
+            counted = None if weight_of is None else weight_of[members, here]
+            loss = _loss(out, wanted, earlier, coming, plan, first=k == 0, counts=counted)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call] # torch does not annotate it
             torch.nn.utils.clip_grad_norm_(network.parameters(), plan.clip)
@@ -97,7 +129,43 @@ def fit(
             done += 1
             if progress:
                 progress(done, plan.steps, losses[-1])
-    return network, float(np.mean(losses[-max(1, plan.steps // 10) :]))
+            stopped = watch is not None and watch(network, done)
+    return network, float(np.mean(losses[-max(1, len(losses) // 10) :]))
+
+
+@torch.inference_mode()
+def loss_of(network: Autoencoder, inputs: Floats32, targets: Floats32, counts: Floats32, plan: Plan) -> float:
+    """The loss of series that were not trained on, from a fresh state; arguments as those of `fit`. The last step has no next one."""
+    x, y = torch.from_numpy(inputs), torch.from_numpy(targets)
+    weight = torch.from_numpy(counts).clone()
+    weight[:, -1] = 0.0
+    coming = torch.cat([y[:, 1:], y[:, -1:]], dim=1)
+    if network.linear is not None:
+        coming = coming - network.linear(lagged(x))
+    network.eval()
+    loss = float(_loss(network(x), y, y[:, :0], coming, plan, first=False, counts=weight))
+    network.train()
+    return loss
+
+
+@torch.inference_mode()
+def guesses(network: Autoencoder, inputs: Floats32) -> tuple[Floats32, Floats32]:
+    """What the network makes of series from a fresh state: of each value when it was the newest, and of the next one, (N, T, F) both."""
+    x = torch.from_numpy(inputs)
+    network.eval()
+    out = network(x)
+    network.train()
+    following = out.next if network.linear is None else out.next + network.linear(lagged(x))
+    return out.window[..., : following.shape[2]].numpy(), following.numpy()
+
+
+def _disturbed(given: Tensor, plan: Plan, generator: torch.Generator) -> Tensor:
+    """Inputs (B, T, I) as the network gets to see them in training."""
+    if plan.input_noise:
+        given = given + plan.input_noise * torch.randn(given.shape, generator=generator)
+    if plan.masking:
+        given = given * (torch.rand((*given.shape[:2], 1), generator=generator) >= plan.masking)
+    return given
 
 
 def _detached(state: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -111,10 +179,13 @@ def lagged(x: Tensor) -> Tensor:
     return torch.cat([torch.nn.functional.pad(x, (0, 0, lag, 0))[:, :steps] for lag in JOINT_LAGS], dim=2)
 
 
-def _loss(out: SequenceOutput, wanted: Tensor, earlier: Tensor, coming: Tensor, plan: Plan, *, first: bool) -> Tensor:
+def _loss(
+    out: SequenceOutput, wanted: Tensor, earlier: Tensor, coming: Tensor, plan: Plan, *, first: bool, counts: Tensor | None = None
+) -> Tensor:
     """Loss of the W newest values and of the next one, equal weights.
 
-    `earlier` are up to W - 1 targets before this stretch, `coming` what the forecast should be at each step.
+    `earlier` are up to W - 1 targets before this stretch, `coming` what the forecast should be at each step, `counts` (B, T) how much
+    each step does.
     """
     w, f = plan.window, wanted.shape[2]
     missing = w - 1 - earlier.shape[1]
@@ -124,13 +195,14 @@ def _loss(out: SequenceOutput, wanted: Tensor, earlier: Tensor, coming: Tensor, 
     weight = torch.ones(wanted.shape[1])
     if first:
         weight[: plan.early] = 0.1
-    if plan.loss == "huber":
-        both = (
-            torch.nn.functional.huber_loss(out.window, window, reduction="none"),
-            torch.nn.functional.huber_loss(out.next, coming, reduction="none"),
-        )
-    else:
+    if plan.loss == "student":
         both = _student(window - out.window, out.window_log_scale), _student(coming - out.next, out.next_log_scale)
+    else:
+        of = torch.nn.functional.huber_loss if plan.loss == "huber" else torch.nn.functional.mse_loss
+        both = of(out.window, window, reduction="none"), of(out.next, coming, reduction="none")
+    if counts is not None:
+        each, weight = both[0].mean(dim=2) + both[1].mean(dim=2), counts * weight
+        return (each * weight).sum() / weight.sum().clamp(min=1.0)
     error = both[0].mean(dim=(0, 2)) + both[1].mean(dim=(0, 2))
     return (error * weight).sum() / weight.sum()
 

@@ -1,0 +1,81 @@
+"""A stretch of a topic that has an end: what was committed when somebody looked, from a time or a number of records on. For no group."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+
+from anomalyd.batch import Record
+from anomalyd.errors import KafkaUnavailableError, TopicError
+from anomalyd.kafka import client
+from anomalyd.kafka.salvage import UNREADABLE
+from anomalyd.settings import KafkaSettings
+
+_POLL_MS: Final = 500
+_QUIET_POLLS: Final = 60
+_DEADLINE_S: Final = 60.0
+
+
+async def read_past(
+    settings: KafkaSettings, topic: str, *, since_ms: int | None = None, records: int | None = None
+) -> AsyncIterator[tuple[int, Sequence[Record]]]:
+    """Committed records of a topic as it stands, some at a time with their partition, one partition after the other, each in order.
+
+    Args:
+        settings: how to reach Kafka.
+        topic: it has to exist.
+        since_ms: not those produced before; None: from the beginning.
+        records: at most so many, the newest of each partition; None: all.
+
+    Raises:
+        KafkaUnavailableError: no answer.
+        KafkaRefusedError: not allowed.
+        TopicError: there is no such topic, or it was made anew while it was read, or holds what cannot be read.
+    """
+    consumer = AIOKafkaConsumer(**client.groupless(settings))
+    try:
+        async with asyncio.timeout(_DEADLINE_S):
+            await consumer.start()
+            spans = await _spans(consumer, topic, since_ms, records)
+        for partition, (first, end) in spans.items():
+            consumer.assign([partition])
+            consumer.seek(partition, first)
+            position, quiet = first, 0
+            # The client's position passes markers and aborted records, of which nothing is handed out.
+            while position < end:
+                got = (await consumer.getmany(partition, timeout_ms=_POLL_MS)).get(partition, [])
+                position = await consumer.position(partition)
+                if found := [record for record in got if record.offset < end]:
+                    quiet = 0
+                    yield partition.partition, found
+                elif (quiet := quiet + 1) >= _QUIET_POLLS:
+                    raise KafkaUnavailableError(f"{topic}/{partition.partition}: nothing to read for {_QUIET_POLLS * _POLL_MS // 1000} s")
+    except OffsetOutOfRangeError as error:
+        raise TopicError(f"{topic}: records were deleted while they were read; try again") from error
+    except UNREADABLE as error:
+        raise TopicError(f"{topic} holds records that can't be read: {error!r}") from error
+    except (KafkaError, OSError) as error:
+        raise client.unavailable(error, settings) from error
+    finally:
+        await client.close(consumer)
+
+
+async def _spans(
+    consumer: AIOKafkaConsumer, topic: str, since_ms: int | None, records: int | None
+) -> dict[TopicPartition, tuple[int, int]]:
+    """First offset and end of each partition that has anything."""
+    if topic not in await consumer.topics():  # asking for its partitions would make it, where brokers allow that
+        raise TopicError(f"there is no topic {topic}")
+    await consumer._client.add_topic(topic)  # noqa: SLF001  subscribing would be the public way, and wants a group
+    numbers = consumer.partitions_for_topic(topic) or ()
+    partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
+    first, last = await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
+    if since_ms is not None:
+        later = await consumer.offsets_for_times(dict.fromkeys(partitions, since_ms))
+        first = {p: last[p] if later[p] is None else max(first[p], later[p].offset) for p in partitions}
+    if records is not None:
+        share = max(1, records // len(partitions))
+        first = {p: max(first[p], last[p] - share) for p in partitions}
+    return {p: (first[p], last[p]) for p in partitions if first[p] < last[p]}

@@ -477,6 +477,60 @@ def train(
 
 
 @app.command()
+def tune(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the best model and the study go; a study that is there goes on.")],
+    data: DataArgument = None,
+    config: ConfigOption = None,
+    topic: HistoryTopicOption = None,
+    since: SinceOption = None,
+    samples: SamplesOption = None,
+    format_: LinesOption = None,
+    trials: Annotated[int, typer.Option(min=1, help="In all, with those of an earlier run.")] = 20,
+    minutes: Annotated[float | None, typer.Option(min=0.0, help="Begin no trial after so long.  [default: no limit]")] = None,
+    steps: Annotated[int, typer.Option(min=4, help="Updates of the weights in a trial.")] = 200,
+    final_steps: Annotated[
+        int | None, typer.Option(min=1, help="Updates for the best at last.  [default: as train, 600; several features: 300]")
+    ] = None,
+    holdout: Annotated[float, typer.Option(min=0.01, max=0.9, help="Latest part of each series, by which trials are judged.")] = 0.2,
+    refit: Annotated[bool, typer.Option("--refit", help="Train the best on all data at last, the latest part too.")] = False,
+    report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Where the report goes.  [default: DIR/report.html]")] = None,
+    json_output: JsonOption = False,
+    seed: Annotated[int, typer.Option(help="Equal seeds and data make equal searches.")] = 0,
+) -> None:
+    """Search for settings of train that forecast later data best, then train the best in full.
+
+    Tried are units, layers, latent, window, learning rate, weight decay, dropout, noise and masking; the first trial is what train does by
+    itself. Each is judged on the latest part of every series, by how likely its forecast errors there are given those before. Trials that
+    do worse than the median half way are cut short. Needs pip install 'anomalyd[tuning]'.
+
+    \b
+    Examples:
+      anomalyd tune cpu.csv --out cpu-model --trials 20
+      anomalyd tune servers/ --out servers-model --minutes 30 --refit
+    """
+    _log_warnings()
+    from anomalyd.settings import load
+    from anomalyd.training.design import Wanted
+    from anomalyd.training.sources import source_of
+    from anomalyd.training.tune import run as run_tune
+
+    source = source_of(data or [], load(config) if config is not None else None, format_, topic, since, samples)
+    code = run_tune(
+        source,
+        out,
+        trials=trials,
+        minutes=minutes,
+        steps=steps,
+        seed=seed,
+        refit=refit,
+        wanted=Wanted(held_back=holdout, plan={} if final_steps is None else {"steps": final_steps}),
+        report=report,
+        json_output=json_output,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
 def pretrain(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write the artifact: weights (safetensors) and manifest.")],
     seed: Annotated[int, typer.Option(help="Equal seeds make equal training series.")] = 0,

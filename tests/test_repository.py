@@ -45,7 +45,7 @@ def test_every_dependency_says_why() -> None:
 def test_what_is_declared_is_what_is_imported() -> None:
     """No dependency that nothing uses, and none that is there only because another brings it."""
     extras = PROJECT["optional-dependencies"]
-    declared = {_name(requirement) for requirement in [*PROJECT["dependencies"], *extras["demo"]]}
+    declared = {_name(requirement) for requirement in [*PROJECT["dependencies"], *extras["demo"], *extras["tuning"]]}
 
     # Halves of numba and pydantic, in their versions; the standard library reads tzdata.
     assert _imported() - {"llvmlite", "pydantic-core"} == declared - {"tzdata"}

@@ -130,7 +130,7 @@ def learn(
     seed: int,
     progress: Progress | None = None,
     begin: Artifact | None = None,
-    look: Callable[[int, float], None] | None = None,
+    look: Callable[[Autoencoder, int], None] | None = None,
 ) -> Learned:
     """Trains a network and takes the weights that were best on what was held back, or the last ones where nothing was.
 
@@ -141,7 +141,7 @@ def learn(
         seed: equal seeds, equal weights.
         progress: told after each step.
         begin: weights to begin with, of the same shape.
-        look: told steps and held-back loss at each look; may raise to end the training.
+        look: gets the network and how many steps are done at each look at what was held back; may raise to end the training.
     """
     losses: list[float] = []
     stopper = None if on.later is None else Stopper(on.later, regime.plan, regime.patience)
@@ -163,7 +163,7 @@ def learn(
         looked = len(stopper.curve)
         stop = stopper(network, done)
         if look and len(stopper.curve) > looked:
-            look(*stopper.curve[-1])
+            look(network, done)
         return stop
 
     counts = None if on.draw is None else on.pieces.counts

@@ -145,7 +145,9 @@ def _kind(path: Path, *, lines: bool) -> Kind:
         return "csv"
     if lines:
         return "lines"
-    raise InputFileError(f"{path}: neither CSV nor npz; for a file of one record a line name its format with --format (backtest, explain)")
+    raise InputFileError(
+        f"{path}: neither CSV nor npz; for a file of one record a line name its format with --format (backtest, explain, train)"
+    )
 
 
 def _name(path: Path, parent: Path) -> str:

@@ -1,5 +1,6 @@
 """One training, whatever the number of features: prepared pieces in, a network with its course out. Pure functions of data and seed."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -13,6 +14,7 @@ from anomalyd.detector import artifact as artifacts
 from anomalyd.detector.detector import shipped
 from anomalyd.detector.network import Autoencoder
 from anomalyd.detector.weights import tensor_shapes
+from anomalyd.errors import ArtifactError
 from anomalyd.training import generate, joint
 from anomalyd.training.data import Data, History
 from anomalyd.training.features import network_inputs, row_inputs
@@ -142,6 +144,9 @@ def learn(
         progress: told after each step.
         begin: weights to begin with, of the same shape.
         look: gets the network and how many steps are done at each look at what was held back; may raise to end the training.
+
+    Raises:
+        ArtifactError: the loss is not finite.
     """
     losses: list[float] = []
     stopper = None if on.later is None else Stopper(on.later, regime.plan, regime.patience)
@@ -170,6 +175,8 @@ def learn(
     network, loss = fit(
         on.pieces.inputs, on.pieces.targets, shape, regime.plan, seed, step, on.linear, make, counts=counts, draw=on.draw, watch=watch
     )
+    if not math.isfinite(loss):
+        raise ArtifactError("training went astray: its loss is not a number any more; a lower --learning-rate or --clip keeps it in bounds")
     if stopper is None or on.later is None:
         return Learned(network, loss, losses, best_step=len(losses))
     stopper.restore(network)

@@ -101,7 +101,7 @@ def _examples(on: Prepared, learned: Learned, features: int) -> list[Sketch]:
         lines = [
             (Line(what, "value", value), steps),
             (Line("reconstruction", "expected", rebuilt), steps),
-            (Line("forecast", "grid", foreseen), steps),
+            (Line("forecast", "threshold", foreseen), steps),
         ]
         sketches.append(curves(f"{where}, {len(steps)} steps", lines))
     return sketches

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from anomalyd.detector.network import Autoencoder
-from anomalyd.errors import ConfigError
+from anomalyd.errors import ArtifactError, ConfigError
 from anomalyd.training.bar import training_bar
 from anomalyd.training.course import Prepared, learn, prepared
 from anomalyd.training.data import Data
@@ -119,7 +119,10 @@ def run(
             if trial.should_prune():
                 raise optuna.TrialPruned
 
-        learned = learn(on, design.shape, design.regime, seed, look=look)
+        try:
+            learned = learn(on, design.shape, design.regime, seed, look=look)
+        except ArtifactError:  # went astray: no settings to take
+            raise optuna.TrialPruned from None
         if learned.errors is None or not math.isfinite(learned.errors.surprise):
             raise optuna.TrialPruned
         for name, value in (("forecast", learned.errors.forecast), ("steps", learned.best_step)):

@@ -87,6 +87,17 @@ def test_train_is_what_is_trained_on_and_a_missing_value_is_the_last_known(tmp_p
     assert one.feature_names is None
 
 
+def test_data_can_be_held_back_of_entities_too(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "past.csv", entity(600, 1))
+
+    run_train(FromFiles([path]), tmp_path / "model", 0, Wanted(held_back=0.25, plan=PLAN))
+
+    about = artifacts.load(tmp_path / "model").training
+    assert about["held_back_loss"] < 1.0
+    assert set(about["errors"]) == {"trained"}
+    assert about["held_back_alerts"]["series_days"] == round(149 / 1440, 3)
+
+
 def test_an_evaluation_goes_by_the_model_and_fits_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,11 +3,13 @@
 import asyncio
 import json
 
+import numpy as np
 import pytest
 
-from anomalyd.errors import KafkaUnavailableError, TopicError
+from anomalyd.errors import ConfigError, KafkaUnavailableError, TopicError
 from anomalyd.kafka.past import read_past
-from anomalyd.settings import KafkaSettings
+from anomalyd.settings import KafkaSettings, Settings
+from anomalyd.training import sources
 from tests.support.topics import create_topic, produce, unique
 
 START_MS = 1_760_000_000_000
@@ -72,37 +74,31 @@ def test_an_absent_cluster_is_said() -> None:
         read("127.0.0.1:1", "metrics")
 
 
-def test_a_model_is_trained_on_a_topic(kafka: str, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    """Through the command: entities of two features, assembled as the daemon does."""
-    pytest.importorskip("torch")
-    from anomalyd.cli import main
-    from anomalyd.detector import artifact as artifacts
-    from anomalyd.training import joint
-
-    monkeypatch.setattr(joint, "UNITS", 7)
-    monkeypatch.setattr(joint, "LATENT", 2)
+def test_a_topic_becomes_the_histories_that_a_model_is_trained_on(kafka: str) -> None:
+    """Entities of two features, assembled as the daemon does, the newest samples of them."""
     topic = create_topic(kafka)
-    names = ["a", "b", "c"]
+    names = ("a", "b")
+    values = [(float(i), float(i % 17)) for i in range(300)]
     produce(
         kafka,
         topic,
         [
-            json.dumps({"name": name, "ts": START_MS + 60_000 * i, "value": (i * (k + 2)) % 17, "tags": {"host": "h"}}).encode()
-            for i in range(300)
-            for k, name in enumerate(names)
+            json.dumps({"name": name, "ts": START_MS + 60_000 * i, "value": value, "tags": {"host": "h"}}).encode()
+            for i, pair in enumerate(values)
+            for name, value in zip(names, pair, strict=True)
         ],
     )
-    config = {
-        "kafka": {"bootstrap_servers": kafka, "group_id": unique("group")},
-        "streams": [{"name": "s", "topics": [topic], "format": "plain-json", "features": {"names": names, "by": ["host"]}}],
-        "alerts": {"topic": "alerts"},
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    stream = {"name": "s", "topics": [topic], "format": "plain-json", "features": {"names": names, "by": ["host"]}}
+    configured = Settings.model_validate({"kafka": settings(kafka), "streams": [stream], "alerts": {"topic": "alerts"}})
 
-    with pytest.raises(SystemExit) as ended:
-        main(["train", "--out", str(tmp_path / "m"), "-c", str(tmp_path / "config.json"), "--topic", topic, "--steps", "4"])
+    whole = sources.read(sources.FromTopic(configured, topic))
+    newest = sources.read(sources.FromTopic(configured, topic, samples=4 * 2 * 280))
 
-    model = artifacts.load(tmp_path / "m")
-    assert ended.value.code == 0
-    assert (model.feature_names, model.shape.joint) == (("a", "b", "c"), True)
-    assert (model.training["data"]["series"], model.training["data"]["samples"]) == (1, 300)
+    (history,) = whole.histories
+    assert (history.name, whole.names, whole.timed) == ('host{host="h"}', names, True)
+    np.testing.assert_array_equal(history.value, values)
+    np.testing.assert_array_equal(history.time_ms, START_MS + 60_000 * np.arange(300))
+    assert 280 <= newest.samples <= 300
+    np.testing.assert_array_equal(newest.histories[0].value, values[-newest.samples :])
+    with pytest.raises(ConfigError, match=f"--topic: no stream of the configuration reads other; they read {topic}"):
+        sources.read(sources.FromTopic(configured, "other"))

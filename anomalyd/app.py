@@ -160,7 +160,7 @@ class App:
             lambda source: streams[source.topic].shard(
                 source, max(1, settings.max_series // max(1, consumer.partitions_of_inputs)), self._observer
             ),
-            lambda source: make_ledger(settings, source, streams[source.topic].detector.model.hash, consumer, metrics),
+            lambda source: make_ledger(settings, source, consumer, metrics),
             workers,
             metrics,
             alerts_topic=settings.alerts.topic,
@@ -269,7 +269,15 @@ class Stream:
             sweep_records=self.sweep_records or max(LEAST_SWEEP_RECORDS, 1 << (capacity - 1).bit_length()),
             reading=self.reading,
             pace=self.pace,
+            find=self.find,
         )
+
+    def find(self, model: str) -> Detector:
+        """The detector of a model by its hash, for this stream. Raises ArtifactError where it cannot be had."""
+        artifact = artifacts.load(shipped())
+        if artifact.hash != model:
+            raise ArtifactError(f"it is neither the model of stream {self.plan.name} nor the one that comes with the package")
+        return Detector(artifact.for_features(self.detector.features), "cuda" if self.detector.device == "cuda" else "cpu", self.detector.options)
 
 
 def load_streams(settings: Settings) -> dict[str, Stream]:
@@ -385,7 +393,7 @@ def _mute(mute: MuteSettings) -> Mute:
     return Mute(mute.series, days, mute.from_min, mute.to_min, mute.timezone)
 
 
-def make_ledger(settings: Settings, source: Source, model: str, consumer: Consumer, metrics: Metrics) -> Ledger:
+def make_ledger(settings: Settings, source: Source, consumer: Consumer, metrics: Metrics) -> Ledger:
     """The ledger of an input partition."""
 
     async def is_member() -> bool:
@@ -396,7 +404,6 @@ def make_ledger(settings: Settings, source: Source, model: str, consumer: Consum
         open_writer=lambda: writer_of(settings, source, metrics),
         open_reader=lambda: ChangelogReader(settings.kafka, settings.changelog_topic(source.topic), source.partition),
         is_member=is_member,
-        model=model,
         owner=_PROCESS + os.urandom(8),
         name=f"{settings.kafka.group_id}/{settings.kafka.group_instance_id or socket.gethostname()}",
         group=settings.kafka.group_id,

@@ -18,6 +18,7 @@ import structlog
 
 from anomalyd.batch import Source
 from anomalyd.crashpoints import reached
+from anomalyd.detector import Detector
 from anomalyd.errors import LostError, StateError
 from anomalyd.kafka.consumer import Owner, Polled, Recovered
 from anomalyd.lookout import Lookout
@@ -105,7 +106,7 @@ class _Job:
             sum(len(polled.records) for _, polled, _ in self.parts) <= SMALL_RECORDS
             and sum(len(record.value or b"") for _, polled, _ in self.parts for record in polled.records) <= SMALL_BYTES
             and sum(pages for _, _, pages in self.parts) <= SMALL_PAGES
-            and all(partition.shard.device == "cpu" for partition, _, _ in self.parts)
+            and all(partition.shard.device == "cpu" and not partition.shard.moving for partition, _, _ in self.parts)
         )
 
     def run(self) -> list[Outcome]:
@@ -153,6 +154,7 @@ class Pipeline(Owner):
         self._turn_s = turn_s
         self._stop_at_gaps = stop_at_gaps
         self._plans: dict[str, StreamPlan] = {}  # that were adopted since, by input topic
+        self._models: dict[str, Detector] = {}  # that were swapped to since, by stream
         self._partitions: dict[Source, Partition] = {}
         self._recovering: set[Source] = set()
         self._waiting: dict[Source, Partition] = {}  # not read yet
@@ -210,8 +212,21 @@ class Pipeline(Owner):
         for partition in [*self._partitions.values(), *self._waiting.values(), *self._parked.values()]:
             self._renew(partition)
 
+    def swap(self, stream: str, detector: Detector) -> None:
+        """This model scores the stream from now on: each of its partitions from its next batch on, those that come later, too.
+
+        Raises:
+            ArtifactError: it is for samples of another number of values.
+        """
+        for partition in [*self._partitions.values(), *self._waiting.values(), *self._parked.values()]:
+            if partition.shard.stream.name == stream:
+                partition.shard.swap(detector)
+        self._models[stream] = detector
+
     def _renew(self, partition: Partition) -> None:
-        """The shard was made with the plan that held at the start."""
+        """The shard was made with the plan and the model that held at the start."""
+        if (detector := self._models.get(partition.shard.stream.name)) is not None:
+            partition.shard.swap(detector)
         if (plan := self._plans.get(partition.source.topic)) is not None:
             partition.shard.adopt(plan)
 
@@ -537,7 +552,7 @@ class Pipeline(Owner):
         # What was told of the old one ends; nothing will ever be heard of it again.
         for outcome in (partition.shard.process([], partition.shard.live_from), partition.shard.forget_all()):
             outcome.pages, outcome.episodes, outcome.forgotten, outcome.policies = {}, {}, {}, []
-            outcome.corrections = []
+            outcome.corrections, outcome.models = [], []
             fresh.take_in(outcome, self._alerts_topic, self._dead_letter_topic)
         fresh.position = fresh.parcel.work.position = -1  # which is where the new topic begins; told in a moment
         return fresh

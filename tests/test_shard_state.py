@@ -1,7 +1,7 @@
 """What a shard writes down and reads back: whatever happens in between, it says and knows what one says and knows that never stopped."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -19,8 +19,9 @@ from anomalyd.alerts.messages import load_schema
 from anomalyd.alerts.mutes import Mute
 from anomalyd.alerts.timeline import read, written
 from anomalyd.batch import ARMED, LATE, REPEATED, WARMUP, SampleBatch, Source, Verdicts
-from anomalyd.detector import Detector, Pages
+from anomalyd.detector import Artifact, Detector, Layout, Pages
 from anomalyd.detector.detector import ModelInfo
+from anomalyd.detector.migrate import without_network
 from anomalyd.formats import make_decoder
 from anomalyd.shard import Outcome, Shard, StreamPlan
 from anomalyd.state.codec import Episode, Forgotten, Page, decode, episode_key, forgotten_key
@@ -42,6 +43,7 @@ class SmallPages(Detector):
     """A detector of which a few series fill several pages."""
 
     page_rows = 2
+    gain = 0.3
 
     def new_pages(self, capacity: int) -> Pages:
         pages = super().new_pages(capacity)
@@ -84,14 +86,38 @@ class Plain(SmallPages):
             view["time"][row] = time
             view["last"][row] = view["seen"][row] = value
             # What was in force when it was learned is remembered, too, as the real one does by its envelope.
-            view["mean"][row] = 0.7 * state["mean"] + 0.3 * value + 1e-9 * limit
+            view["mean"][row] = (1 - self.gain) * state["mean"] + self.gain * value + 1e-9 * limit
         share = np.ones((n, 1), np.float32)
         return Verdicts(score, score, batch.value, expected, expected, expected, share, flags)
+
+
+class Other(Plain):
+    """One of several models with rows of different sizes. What a row becomes depends on where it comes from, so every detour shows."""
+
+    def __init__(self, artifact: Artifact, name: str) -> None:
+        super().__init__(artifact, "cpu")
+        number = "abc".index(name)
+        self.model = ModelInfo(name, "1", name)
+        self.layout = Layout(replace(artifact.shape, units=(3, 2, 5)[number]))
+        self.page_rows = (2, 3, 1)[number]
+        self.gain = (0.3, 0.25, 0.35)[number]
+
+    def taken_over(self, rows: Any, layout: Any, *, same_model: bool, same_features: bool = True) -> Any:
+        new = without_network(self.layout, rows, layout)
+        mean = new.view(np.float64)[:, self.layout["mean"].first]
+        if not same_model:
+            mean *= 1.0 + self.gain / 1000
+        return new
 
 
 @pytest.fixture(scope="module")
 def plain() -> Plain:
     return Plain.load(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def models(plain: Plain) -> dict[str, Detector]:
+    return {name: Other(plain.artifact, name) for name in "abc"}
 
 
 POLICY = Policy(resolve_after_samples=2, update_interval_ms=60_000, max_gap_ms=2 * TTL_MS)
@@ -103,7 +129,9 @@ SWEEP = 8
 PACE = Pace(hour_ms=10_000, day_ms=20_000, expected=0.4, days=6, doubt=0.6, samples=2)
 
 
-def shard(detector: Detector, capacity: int = 4, policy: Policy = POLICY, reading: str = "influx", sweep: int = SWEEP) -> Shard:
+def shard(
+    detector: Detector, capacity: int = 4, policy: Policy = POLICY, reading: str = "influx", sweep: int = SWEEP, **models: Any
+) -> Shard:
     return Shard(
         StreamPlan("hosts", policy),
         Source("metrics", 3),
@@ -115,6 +143,7 @@ def shard(detector: Detector, capacity: int = 4, policy: Policy = POLICY, readin
         sweep_records=sweep,
         reading=reading,
         pace=PACE,
+        **models,
     )
 
 
@@ -136,6 +165,8 @@ class Log:
     """All that were ever in force."""
     corrections: list[tuple[int, int]] = field(default_factory=list)
     """Likewise."""
+    models: list[tuple[int, str]] = field(default_factory=list)
+    """Likewise."""
     control: tuple[int, ...] = ()
     told: list[Any] = field(default_factory=list)
     divergences: int = 0
@@ -147,6 +178,7 @@ class Log:
             self.divergences += outcome.divergences
             self.policies += outcome.policies
             self.corrections += outcome.corrections
+            self.models += outcome.models
             for key, page in outcome.pages.items():
                 if page is None:
                     self.pages.pop(key, None)
@@ -189,9 +221,12 @@ class Log:
             pulse=self.pulse,
             control=self.control,
             corrections=needed(tuple(self.corrections), self.replay_from),
+            timeline=needed(tuple(self.models), self.replay_from),
         )
 
     def into(self, fresh: Shard) -> Shard:
+        if self.position is not None:
+            fresh.prepare(self.restored())
         for page in self.read_pages():
             assert self.position is not None
             assert page.position <= self.position
@@ -241,6 +276,8 @@ class Act(NamedTuple):
     """go on, commit or crash."""
     policy: Policy | None = None
     """Adopted before that."""
+    model: str | None = None
+    """Asked for before that, by name."""
 
 
 POLICIES = (
@@ -261,11 +298,15 @@ ACTS = st.builds(
     st.sampled_from([0, 1, 2, 20]),
     st.sampled_from(["go on", "go on", "commit", "commit", "crash"]),
     st.sampled_from([None, None, *POLICIES]),
+    st.sampled_from([None, None, "a", "b", "c"]),
 )
 
 
-def live_through(make: Callable[[], Shard], records: list[Record], acts: Sequence[Act]) -> tuple[Log, Shard]:
+def live_through(
+    make: Callable[[], Shard], records: list[Record], acts: Sequence[Act], models: Mapping[str, Detector] | None = None
+) -> tuple[Log, Shard]:
     """Records through one shard after another, as the acts say; where they end, in small batches to the end."""
+    asked: Detector | None = None
     log, current, pending = Log(), make(), list[Outcome]()
     current.begin(Restored())
     position = 0
@@ -275,9 +316,14 @@ def live_through(make: Callable[[], Shard], records: list[Record], acts: Sequenc
         if act.policy is not None:
             adopted = StreamPlan("hosts", act.policy)
             current.adopt(adopted)
+        if act.model is not None and models is not None:
+            asked = models[act.model]
+            current.swap(asked)
         if act.then == "crash":
             current, pending = log.into(make()), []
             current.adopt(adopted)
+            if asked is not None:
+                current.swap(asked)
             position = log.replay_from if log.position is not None else 0
             continue
         part = [record for record in records if record.offset >= position][: act.records]
@@ -310,9 +356,15 @@ def live_on(shard: Shard, records: list[Record], policies: Sequence[tuple[int, s
     return whole
 
 
-def assert_equal_lives(make: Callable[[], Shard], records: list[Record], acts: Sequence[Act]) -> None:
-    log, survivor = live_through(make, records, acts)
-    golden = make()
+def assert_equal_lives(
+    make: Callable[[], Shard],
+    records: list[Record],
+    acts: Sequence[Act],
+    models: Mapping[str, Detector] | None = None,
+    planned: Callable[[Sequence[tuple[int, Detector]]], Shard] | None = None,
+) -> None:
+    log, survivor = live_through(make, records, acts, models)
+    golden = make() if planned is None or models is None else planned([(offset, models[name]) for offset, name in log.models])
     whole = live_on(golden, records, log.policies)
 
     assert split(log.told) == split(told(whole))
@@ -323,6 +375,8 @@ def assert_equal_lives(make: Callable[[], Shard], records: list[Record], acts: S
     assert survivor.control == golden.control
     assert survivor.correction == golden.correction
     assert log.corrections == whole.corrections
+    assert log.models == whole.models
+    assert all(page.model == survivor.detector.model.hash for page in log.read_pages() if page.position > log.models[-1][0])
     assert log.divergences == 0
     validator = Draft202012Validator(load_schema())
     for alert in whole.alerts:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 from unittest import mock
 
@@ -19,8 +19,7 @@ from anomalyd.kafka.transactions import TransactionalWriter, _settled
 from anomalyd.partition import Partition
 from anomalyd.pipeline import Pipeline
 from anomalyd.settings import Settings
-from anomalyd.state.codec import Page
-from anomalyd.state.ledger import Ledger
+from anomalyd.state.ledger import Ledger, Load, Prepare
 from anomalyd.state.ports import Restored
 from tests.simulation.world import CHANGELOG, INPUT, Mutation, Simulation
 
@@ -81,8 +80,8 @@ def group_offsets_as_position(world: Simulation) -> Iterator[None]:
     """Reading goes on from the offset that the group committed."""
     claim = Ledger.claim
 
-    async def from_group(self: Ledger, partitions: int, load: Callable[[list[Page]], Awaitable[None]]) -> Restored:
-        restored = await claim(self, partitions, load)
+    async def from_group(self: Ledger, partitions: int, load: Load, prepare: Prepare | None = None) -> Restored:
+        restored = await claim(self, partitions, load, prepare)
         committed = world.broker.group(world.settings.kafka.group_id).offsets.get(TopicPartition(INPUT, self.source.partition))
         if restored.position is not None and committed is not None:
             restored.position = committed
@@ -105,8 +104,8 @@ def restore_to_high_water(world: Simulation) -> Iterator[None]:
         await asyncio.sleep(0.05)
         return await open_(self, why)
 
-    async def until_there(self: Ledger, fence: int, load: Callable[[list[Page]], Awaitable[None]]) -> Restored:
-        restored = await restore(self, min(fence, max(0, ends[id(self)] - 1)), load)
+    async def until_there(self: Ledger, fence: int, load: Load, prepare: Prepare | None) -> Restored:
+        restored = await restore(self, min(fence, max(0, ends[id(self)] - 1)), load, prepare)
         self._known = fence
         return restored
 

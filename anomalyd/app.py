@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +39,7 @@ from anomalyd.pipeline import DEADLY, Pipeline
 from anomalyd.series import Entities, Selection
 from anomalyd.settings import AlertPolicy, Day, MuteSettings, Settings, StreamSettings
 from anomalyd.shard import INTERNAL_ERROR, Observer, Shard, StreamPlan
+from anomalyd.shard_models import Planned
 from anomalyd.state.chain import PROCESS_BYTES
 from anomalyd.state.ledger import Ledger
 from anomalyd.telemetry.metrics import Metrics
@@ -169,6 +170,8 @@ class App:
             turn_s=settings.state.turn_s,
             stop_at_gaps=settings.state.on_gap == "stop",
         )
+        for stream in streams.values():
+            pipeline.swap(stream.plan.name, stream.detector)
         await consumer.start(pipeline)
         self._on_assembled()
         self._pipeline = pipeline
@@ -247,6 +250,8 @@ class Stream:
     detector: Detector
     format: str
     options: FormatOptions
+    find: Callable[[str], Detector]
+    """By the hash of a model that scored some of the stream, its detector; raises ArtifactError where it cannot be had."""
 
     series_ttl_ms: int
     reading: str
@@ -256,8 +261,8 @@ class Stream:
     pace: Pace | None = None
     """How slowly thresholds give where the alert budget is not held; None: as usual."""
 
-    def shard(self, source: Source, capacity: int, observer: Observer | None = None) -> Shard:
-        """A shard for one partition."""
+    def shard(self, source: Source, capacity: int, observer: Observer | None = None, plan: Sequence[Planned] = ()) -> Shard:
+        """A shard for one partition; see `Shard`."""
         return Shard(
             self.plan,
             source,
@@ -270,14 +275,8 @@ class Stream:
             reading=self.reading,
             pace=self.pace,
             find=self.find,
+            plan=plan,
         )
-
-    def find(self, model: str) -> Detector:
-        """The detector of a model by its hash, for this stream. Raises ArtifactError where it cannot be had."""
-        artifact = artifacts.load(shipped())
-        if artifact.hash != model:
-            raise ArtifactError(f"it is neither the model of stream {self.plan.name} nor the one that comes with the package")
-        return Detector(artifact.for_features(self.detector.features), "cuda" if self.detector.device == "cuda" else "cpu", self.detector.options)
 
 
 def load_streams(settings: Settings) -> dict[str, Stream]:
@@ -296,12 +295,21 @@ def load_streams(settings: Settings) -> dict[str, Stream]:
             detector,
             configured.format,
             FormatOptions(configured.timestamp_unit),
+            partial(find_model, detector),
             series_ttl_ms=round(settings.state.series_ttl_s * 1000),
             reading=_reading(configured),
         )
         warm_up(stream.detector, [stream.format], several=stream.plan.entities is not None)
         streams |= dict.fromkeys(configured.topics, stream)
     return streams
+
+
+def find_model(own: Detector, model: str) -> Detector:
+    """A detector like our own with the model that comes with the package, if it is that one. Raises ArtifactError."""
+    artifact = artifacts.load(shipped())
+    if artifact.hash != model:
+        raise ArtifactError("it is neither the configured one nor the one that comes with the package")
+    return Detector(artifact.for_features(own.features), "cuda" if own.device == "cuda" else "cpu", own.options)
 
 
 def artifact_of(stream: StreamSettings) -> Artifact:

@@ -417,6 +417,8 @@ class Pipeline(Owner):
             reached("dead-letter")
         if parcel.work.forgotten:
             reached("expiry")
+        if parcel.work.models:
+            reached("swap")
         try:
             await partition.ledger.commit(parcel.work)
         except LostError as error:

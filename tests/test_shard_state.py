@@ -1,9 +1,11 @@
 """What a shard writes down and reads back: whatever happens in between, it says and knows what one says and knows that never stopped."""
 
 import random
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
+from unittest import mock
 
 import msgspec
 import numpy as np
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from numpy.typing import NDArray
 
+import anomalyd.shard
 from anomalyd.alerts.budget import Pace
 from anomalyd.alerts.episodes import Policy
 from anomalyd.alerts.messages import load_schema
@@ -22,6 +25,7 @@ from anomalyd.batch import ARMED, LATE, REPEATED, WARMUP, SampleBatch, Source, V
 from anomalyd.detector import Artifact, Detector, Layout, Pages
 from anomalyd.detector.detector import ModelInfo
 from anomalyd.detector.migrate import without_network
+from anomalyd.errors import ArtifactError, StateError
 from anomalyd.formats import make_decoder
 from anomalyd.shard import Outcome, Shard, StreamPlan
 from anomalyd.state.codec import Episode, Forgotten, Page, decode, episode_key, forgotten_key
@@ -102,7 +106,9 @@ class Other(Plain):
         self.page_rows = (2, 3, 1)[number]
         self.gain = (0.3, 0.25, 0.35)[number]
 
-    def taken_over(self, rows: Any, layout: Any, *, same_model: bool, same_features: bool = True) -> Any:
+    def taken_over(
+        self, rows: NDArray[np.uint8], layout: Sequence[tuple[str, str, int, int]], *, same_model: bool, same_features: bool = True
+    ) -> NDArray[np.uint8]:
         new = without_network(self.layout, rows, layout)
         mean = new.view(np.float64)[:, self.layout["mean"].first]
         if not same_model:
@@ -130,7 +136,12 @@ PACE = Pace(hour_ms=10_000, day_ms=20_000, expected=0.4, days=6, doubt=0.6, samp
 
 
 def shard(
-    detector: Detector, capacity: int = 4, policy: Policy = POLICY, reading: str = "influx", sweep: int = SWEEP, **models: Any
+    detector: Detector,
+    capacity: int = 4,
+    policy: Policy = POLICY,
+    reading: str = "influx",
+    sweep: int = SWEEP,
+    **models: Any,  # noqa: ANN401  of Shard
 ) -> Shard:
     return Shard(
         StreamPlan("hosts", policy),
@@ -389,6 +400,27 @@ def test_crashes_snapshots_and_batches_change_nothing(plain: Plain, entries: lis
     records = make_records(entries)
     if records:
         assert_equal_lives(lambda: shard(plain, capacity, sweep=sweep), records, acts)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(ENTRIES, min_size=1, max_size=60),
+    st.lists(ACTS, max_size=25),
+    st.integers(1, 7),
+    st.sampled_from([1, 4, 8, 32]),
+    st.sampled_from([0, 1, 3]),
+)
+def test_swaps_are_replayed_at_their_offsets(
+    models: dict[str, Detector], entries: list[Any], acts: list[Act], capacity: int, sweep: int, together: int
+) -> None:
+    """Whatever else happens, and however many rows come over at a time: the run that is told the offsets says and knows the same."""
+
+    def born(plan: Sequence[tuple[int, Detector]] = ()) -> Shard:
+        return shard(models["a"], capacity, sweep=sweep, find=models.__getitem__, plan=plan)
+
+    with mock.patch.object(anomalyd.shard, "_SLICE_ROWS", together):
+        if records := make_records(entries):
+            assert_equal_lives(born, records, acts, models, born)
 
 
 # --- one thing at a time
@@ -784,3 +816,83 @@ def test_the_real_detector_goes_on_bit_by_bit() -> None:
     assert_equal_lives(
         lambda: shard(detector, 4, Policy()), records, [Act(310, 1, "commit"), Act(294, 0, "commit"), Act(1, 1, "crash")] * 3
     )
+
+
+# --- another model
+
+
+def test_a_swap_takes_effect_with_the_next_batch_and_is_recorded(models: dict[str, Detector]) -> None:
+    swapped = shard(models["a"])
+    swapped.process(churn(40, 3))
+    swapped.swap(models["b"])
+
+    outcomes = [swapped.process([], 45), swapped.process(churn(40, 3, seed=2, first=50)), swapped.process(churn(10, 3, first=90))]
+
+    assert [outcome.models for outcome in outcomes] == [[], [(45, "b")], []]
+    assert {alert.message.alert.model.hash for alert in outcomes[1].alerts} == {"b"}
+
+
+def test_rows_come_over_some_at_a_time_and_the_old_ones_are_given_back(models: dict[str, Detector]) -> None:
+    crowd = shard(models["a"], 2_000)
+    crowd.process([Record(line(str(i), START_MS, 1.0).encode(), i) for i in range(1_000)])
+    crowd.swap(models["b"])
+    before, left = weakref.ref(crowd.pages), []
+    for offset in range(1_000, 1_006):
+        crowd.process([Record(line("new", START_MS + offset, 1.0).encode(), offset)])
+        left.append(crowd.moving)
+
+    assert left == [744, 488, 232, 0, 0, 0]
+    assert before() is None
+
+
+@pytest.mark.parametrize("names", ["b", "bc", "ba", "bab"])
+def test_pages_that_nobody_touches_go_through_the_same_models(models: dict[str, Detector], names: str) -> None:
+    """Restored between any two swaps or after all of them, from pages of any of these models."""
+
+    def born(plan: Sequence[tuple[int, Detector]] = ()) -> Shard:
+        return shard(models["a"], 20, find=models.__getitem__, plan=plan)
+
+    idle = [Record(line(f"idle{i}", START_MS, i).encode(), i) for i in range(10)]
+    records = [*idle, *churn(60, 3, first=10)]
+    swaps = [act for name in names for act in (Act(5, 1, "commit", model=name), Act(1, 0, "commit"))]
+    for crash_after in range(1, len(swaps) + 1):
+        crashed = [*swaps[:crash_after], Act(0, 0, "crash"), *swaps[crash_after:], Act(2, 1, "commit"), Act(0, 0, "crash")]
+        assert_equal_lives(born, records, [Act(10, 1, "commit"), *crashed], models, born)
+
+
+def restored_without(models: dict[str, Detector], missing: str, log: Log) -> Shard:
+    def find(name: str) -> Detector:
+        if name == missing:
+            raise ArtifactError("it is not there")
+        return models[name]
+
+    return log.into(shard(models["a"], find=find))
+
+
+def test_a_replay_that_lacks_a_model_stops_and_says_what_to_do(models: dict[str, Detector]) -> None:
+    log, before = Log(), shard(models["a"])
+    first = before.process(churn(20, 3))
+    before.swap(models["b"])
+    log.commit([first, before.process(churn(20, 3, first=20))])
+
+    with pytest.raises(StateError, match=r"input offsets 20 to 40 .* model b .* models topic.*state restart"):
+        restored_without(models, "b", log)
+
+
+def test_pages_of_a_model_that_is_gone_become_those_of_the_present_one(models: dict[str, Detector]) -> None:
+    log, before = Log(), shard(models["b"])
+    log.commit([before.process(churn(20, 3), snapshots=9)])
+
+    after = restored_without(models, "b", log)
+    outcome = after.process(churn(20, 3, first=20))
+
+    assert (outcome.replayed, outcome.models) == (0, [(20, "a")])
+    golden = shard(models["b"], plan=[(0, models["b"]), (20, models["a"])])
+    golden.process(churn(20, 3))
+    assert told(outcome) == told(golden.process(churn(20, 3, first=20)))
+    assert after.digest() == golden.digest()
+
+
+def test_a_model_for_other_samples_is_refused(plain: Plain) -> None:
+    with pytest.raises(ArtifactError, match="3 values, not 1"):
+        shard(plain).swap(Detector(plain.artifact.for_features(3), "cpu"))

@@ -178,7 +178,7 @@ class Ledger:
                 pulse=last.pulse,
                 control=last.control,
                 corrections=last.corrections,
-                timeline=last.timeline,
+                timeline=needed(last.timeline, last.replay_from),
             )
             if prepare is not None:
                 await prepare(restored)
@@ -321,7 +321,9 @@ class Ledger:
     def _next(self, work: Work, restore_from: int) -> Position:
         last = self._last
         earlier = None if last is None or work.anew else last
-        timeline = (*(() if earlier is None else earlier.timeline), *work.models)
+        timeline = needed((*(() if earlier is None else earlier.timeline), *work.models), work.replay_from)
+        if len(timeline) < len(work.models):
+            timeline = tuple(work.models)  # each stands in one position at least, for whoever wants to know what there was
         policies = (*(() if earlier is None else earlier.policies), *work.policies)
         corrections = (*(() if earlier is None else earlier.corrections), *work.corrections)
         return Position(
@@ -333,7 +335,7 @@ class Ledger:
             partitions=self.partitions,
             owner=self._owner,
             stream_time_ms=work.stream_time_ms,
-            timeline=needed(timeline, work.replay_from),
+            timeline=timeline,
             trial=work.trial,
             clean=work.clean,
             anew=work.anew,

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 from unittest import mock
 
@@ -13,12 +14,15 @@ from anomalyd.alerts.budget import Control
 from anomalyd.alerts.budget import Entry as Correction
 from anomalyd.alerts.timeline import Timeline
 from anomalyd.batch import Entry
+from anomalyd.detector import Detector
 from anomalyd.errors import DeliveryError
 from anomalyd.kafka import consumer as consumer_module
 from anomalyd.kafka.transactions import TransactionalWriter, _settled
 from anomalyd.partition import Partition
 from anomalyd.pipeline import Pipeline
 from anomalyd.settings import Settings
+from anomalyd.shard_models import Models
+from anomalyd.shard_state import ShardState
 from anomalyd.state.ledger import Ledger, Load, Prepare
 from anomalyd.state.ports import Restored
 from tests.simulation.world import CHANGELOG, INPUT, Mutation, Simulation
@@ -150,6 +154,25 @@ def replay_by_present_correction(_: Simulation) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def replay_with_newest_model(_: Simulation) -> Iterator[None]:
+    """A replay scores with the model that scored last, and what was written down is made its own at once."""
+    begin = Models.begin
+
+    def at_once(self: Models, restored: Restored) -> list[Detector]:
+        return begin(self, replace(restored, timeline=restored.timeline[-1:]))
+
+    with mock.patch.object(Models, "begin", at_once):
+        yield
+
+
+@contextlib.contextmanager
+def clean_pages_after_swap(_: Simulation) -> Iterator[None]:
+    """Pages of the model before are not written once more: what is known of the models in between may be dropped too early."""
+    with mock.patch.object(ShardState, "swapped", return_value=None):
+        yield
+
+
 MUTATIONS: Final[dict[str, Mutation]] = {
     mutation.__name__: mutation
     for mutation in (
@@ -161,6 +184,8 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         restore_in_callback,
         replay_by_present_policy,
         replay_by_present_correction,
+        replay_with_newest_model,
+        clean_pages_after_swap,
     )
 }
 """By name."""

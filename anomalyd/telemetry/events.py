@@ -22,6 +22,13 @@ EVENTS: Final[Mapping[str, Event]] = {
     "starting": Event("info", "The daemon begins: version, group and streams."),
     "http_listening": Event("info", "Metrics and probes are served from here on."),
     "model_loaded": Event("info", "The model that scores and the device that it runs on."),
+    "model_scores": Event("info", "From this input offset on this model scores the partition; it is committed with what it says."),
+    "model_missing": Event(
+        "warning",
+        "The model that scored a partition last cannot be had; nothing has to be replayed, so the present one (`instead`) goes on with its "
+        "state.",
+        "see `reason`; where records have to be replayed the partition stops instead",
+    ),
     "config_reloaded": Event("info", "The configuration was read again (SIGHUP); its alert policies hold for these streams from now on."),
     "config_needs_restart": Event(
         "warning",

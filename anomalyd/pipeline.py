@@ -155,6 +155,7 @@ class Pipeline(Owner):
         self._stop_at_gaps = stop_at_gaps
         self._plans: dict[str, StreamPlan] = {}  # that were adopted since, by input topic
         self._models: dict[str, Detector] = {}  # that were swapped to since, by stream
+        self._challengers: dict[str, Detector | None] = {}  # that score beside, by stream
         self._partitions: dict[Source, Partition] = {}
         self._recovering: set[Source] = set()
         self._waiting: dict[Source, Partition] = {}  # not read yet
@@ -223,10 +224,23 @@ class Pipeline(Owner):
                 partition.shard.swap(detector)
         self._models[stream] = detector
 
+    def shade(self, stream: str, challenger: Detector | None) -> None:
+        """This model scores the stream beside its own, and tells nobody; None: none does.
+
+        Raises:
+            ArtifactError: it is for samples of another number of values.
+        """
+        for partition in [*self._partitions.values(), *self._waiting.values(), *self._parked.values()]:
+            if partition.shard.stream.name == stream:
+                partition.shard.shade(challenger)
+        self._challengers[stream] = challenger
+
     def _renew(self, partition: Partition) -> None:
         """The shard was made with the plan and the model that held at the start."""
         if (detector := self._models.get(partition.shard.stream.name)) is not None:
             partition.shard.swap(detector)
+        if (challenger := self._challengers.get(partition.shard.stream.name)) is not None:
+            partition.shard.shade(challenger)
         if (plan := self._plans.get(partition.source.topic)) is not None:
             partition.shard.adopt(plan)
 

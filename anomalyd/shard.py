@@ -35,6 +35,7 @@ from anomalyd.series.key import parse_key
 from anomalyd.shard_budget import BudgetWatch
 from anomalyd.shard_models import Entry as ModelEntry
 from anomalyd.shard_models import Models, Planned
+from anomalyd.shard_shadow import Disagreement, Shadow
 from anomalyd.shard_silence import Found, Pulse, Silences
 from anomalyd.shard_state import ShardState
 from anomalyd.state.codec import Page
@@ -146,6 +147,8 @@ class Outcome:
     """Event time of all series together in which they could alert."""
     alarms_allowed: float = 0.0
     """Alerts that the budget allows for that."""
+    shadow: Disagreement = field(default_factory=Disagreement)
+    """How a challenger, if there is one, judged beside."""
     decode_s: float = 0.0
     step_s: float = 0.0
     episodes_s: float = 0.0
@@ -172,6 +175,7 @@ class Outcome:
         self.models += later.models
         self.next_offset, self.replay_from, self.stream_time_ms = later.next_offset, later.replay_from, later.stream_time_ms
         self.pulse, self.control = later.pulse, later.control
+        self.shadow = self.shadow.plus(later.shadow)
         for name in _SUMMED:
             setattr(self, name, getattr(self, name) + getattr(later, name))
 
@@ -275,6 +279,8 @@ class Shard:
             annotations=stream.annotations,
             feature_names=feature_names if entities is None else entities.names,
         )
+        self._challenger: Detector | None = None
+        self._shadow: Shadow | None = None
         self._observer = observer
         self._now_ms = now_ms
         self._ttl_ms = series_ttl_ms
@@ -386,6 +392,16 @@ class Shard:
             )
         self._models.ask(detector)
 
+    def shade(self, challenger: Detector | None) -> None:
+        """This model scores beside, from the next batch of news on, and tells nobody; None: none does. Any thread may say so.
+
+        Raises:
+            ArtifactError: it is for samples of another number of values.
+        """
+        if challenger is not None and challenger.features != self.detector.features:
+            raise ArtifactError(f"model {challenger.model.hash[:12]} is for samples of {challenger.features} values")
+        self._challenger = challenger
+
     # --- from one instance to the next ------------------------------------------------------------------------------
 
     def prepare(self, restored: Restored) -> None:
@@ -459,6 +475,8 @@ class Shard:
                 self._run(records[:1], outcome)
                 state.position, records = records[0].offset + 1, records[1:]
             self._settle_model(bool(records))
+            if self._challenger is not (None if self._shadow is None else self._shadow.detector):
+                self._shadow = None if self._challenger is None else Shadow(self._challenger, self.index.capacity)
             self._run(records, outcome)
             outcome.models, self._models.written = self._models.written, []
         self._rows.bring_some(_SLICE_ROWS)
@@ -708,6 +726,8 @@ class Shard:
             news += [_News(back[row], k, partial(self._alert, ended, k)) for k, row in enumerate(ended.row.tolist())]
             news.sort(key=itemgetter(0, 1))
         self._rows.clear(rows)
+        if self._shadow is not None:
+            self._shadow.clear(rows)
         return lapsed, news
 
     def _score(self, batch: SampleBatch, lapsed: NDArray[np.void] | None, news: list["_News"], origin: "_Origin", outcome: Outcome) -> None:
@@ -723,7 +743,12 @@ class Shard:
         began = time.perf_counter()
         returns = self._silences.returns(batch)
         self._tally[:] = 0
+        shadow = None if self.replaying else self._shadow
+        if shadow is not None:
+            shadow.follow(self._rows, batch.row)
         verdicts = self.detector.step(self.pages, batch, self._threshold, self._tally)
+        if shadow is not None:
+            outcome.shadow = outcome.shadow.plus(shadow.score(batch, verdicts, self.budget_per_day, self.correction))
         stepped = time.perf_counter()
         if not self.replaying:
             self._counted(outcome)
@@ -839,6 +864,8 @@ class Shard:
         silent = self._silences.forgotten(rows)
         transitions = self._episodes.close(rows, *self._state.newest(rows))
         self._state.cleared(rows, offset)
+        if self._shadow is not None:
+            self._shadow.clear(rows)
         outcome.forgotten |= self._state.forgotten_records(offset, keys)
         if len(transitions) or silent:
             key_of, now_ms = dict(zip(rows.tolist(), keys, strict=True)), self._now_ms()

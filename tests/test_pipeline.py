@@ -163,6 +163,7 @@ class FakeShard:
         self.moving = 0
         self.models: list[tuple[int, str]] = []
         self.asked: Any = None
+        self.challenger: Any = None
 
         class _Plan:
             name = "hosts"
@@ -174,6 +175,9 @@ class FakeShard:
 
     def swap(self, detector: Any) -> None:  # noqa: ANN401  a detector, or what stands for one
         self.asked = detector
+
+    def shade(self, challenger: Any) -> None:  # noqa: ANN401  likewise
+        self.challenger = challenger
 
     def prepare(self, restored: Restored) -> None:
         return
@@ -601,13 +605,15 @@ async def test_a_model_that_was_swapped_to_reaches_every_partition_of_its_stream
         await asyncio.sleep(0)
         detector: Any = object()
         it.pipeline.swap("hosts", detector)
+        it.pipeline.shade("hosts", detector)
         it.pipeline.swap("others", None)  # type: ignore[arg-type]  # nobody looks at it
         await recovering
         for source in (ZERO, two):
             await it.pipeline.recover(source, 2)
         it.pipeline.take({ZERO: 0, ONE: 0, two: 0})
 
-        assert {source: made[-1].asked for source, made in it.shards.items()} == dict.fromkeys([ZERO, ONE, two], detector)
+        for found in ("asked", "challenger"):
+            assert {source: getattr(made[-1], found) for source, made in it.shards.items()} == dict.fromkeys([ZERO, ONE, two], detector)
 
 
 async def test_policies_and_models_that_came_into_force_are_committed_with_the_position() -> None:

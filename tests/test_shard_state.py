@@ -896,3 +896,36 @@ def test_pages_of_a_model_that_is_gone_become_those_of_the_present_one(models: d
 def test_a_model_for_other_samples_is_refused(plain: Plain) -> None:
     with pytest.raises(ArtifactError, match="3 values, not 1"):
         shard(plain).swap(Detector(plain.artifact.for_features(3), "cpu"))
+
+
+# --- a challenger
+
+
+def test_a_challenger_is_counted_and_changes_nothing(plain: Plain, models: dict[str, Detector]) -> None:
+    """Series come, go, are forgotten and begin anew under it; it sees the same samples, with a threshold and rows of its own."""
+    alone, shaded = shard(plain, 3), shard(plain, 3)
+    twin = shard(plain, 3)
+    shaded.shade(models["c"])
+    twin.shade(Plain(replace(plain.artifact), "cpu"))
+    records = [*churn(60, 5), *(Record(line(str(i % 3), START_MS + 2 * TTL_MS + 1000 * i, i % 7).encode(), 60 + i) for i in range(60))]
+
+    outcomes = [[one.process(records[:50]), one.process(records[50:])] for one in (alone, shaded, twin)]
+
+    plainly, watched, alike = ([told(outcome) for outcome in each] for each in outcomes)
+    assert plainly == watched == alike
+    assert alone.digest() == shaded.digest() == twin.digest()
+    assert outcomes[0][1].shadow.samples == 0
+    other, same = outcomes[1][1].shadow, outcomes[2][1].shadow
+    assert min(other.samples, other.both, other.log_difference) > 0
+    assert same.samples > 0
+    assert same.both > 0
+    assert same[2:] == (0, 0, 0.0)
+
+
+def test_a_challenger_that_scores_no_more_is_not_counted(plain: Plain, models: dict[str, Detector]) -> None:
+    one = shard(plain)
+    one.shade(models["b"])
+    one.process(churn(30, 2))
+    one.shade(None)
+
+    assert one.process(churn(30, 2, first=30)).shadow.samples == 0

@@ -137,6 +137,8 @@ class Outcome:
     """Alerts that did not fire because of a mute."""
     flapping: int = 0
     """Alerts that did not fire because the one before of their series had just ended."""
+    unsound: int = 0
+    """Scores that are not finite."""
     fired: int = 0
     """Alerts that fired, but for those about silent series."""
     crossings: int = 0
@@ -191,6 +193,7 @@ _SUMMED: Final = (
     "expired",
     "muted",
     "flapping",
+    "unsound",
     "fired",
     "crossings",
     "crossings_expected",
@@ -775,6 +778,7 @@ class Shard:
         outcome.fired += sum(alert.message.alert.status == "firing" and alert.message.alert.kind == "anomaly" for alert in alerts)
         outcome.step_s += stepped - began
         outcome.episodes_s += time.perf_counter() - stepped
+        outcome.unsound += len(batch) - int(np.count_nonzero(np.isfinite(verdicts.score)))
         outcome.late += int(np.count_nonzero(verdicts.flags & LATE))
         outcome.repeated += int(np.count_nonzero(verdicts.flags & REPEATED))
         outcome.muted += self._episodes.muted - muted

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,6 +19,7 @@ from anomalyd.batch import Source
 from anomalyd.errors import KafkaRefusedError, LostError, StateError
 from anomalyd.kafka.consumer import Polled, Recovered
 from anomalyd.pipeline import DEADLY, SMALL_RECORDS, Pipeline
+from anomalyd.probation import Terms
 from anomalyd.shard import DeadLetter, Outcome, OutgoingAlert, StreamPlan
 from anomalyd.state.codec import Page
 from anomalyd.state.ledger import Load, Prepare
@@ -163,6 +165,7 @@ class FakeShard:
         self.moving = 0
         self.models: list[tuple[int, str]] = []
         self.asked: Any = None
+        self.fired = 0
         self.challenger: Any = None
 
         class _Plan:
@@ -218,6 +221,7 @@ class FakeShard:
             return Outcome(next_offset=next_offset, replayed=len(records))
         outcome = Outcome(next_offset=next_offset, records=len(records), samples=len(records), pages=self.snapshot(snapshots))
         outcome.replay_from = self.replay_from
+        outcome.fired = self.fired if records else 0
         outcome.policies, self.policies = self.policies, []
         outcome.models, self.models = self.models, []
         for record in records:
@@ -259,6 +263,7 @@ async def rig(
     turn_s: float = 60.0,
     durable: Durable | None = None,
     stop_at_gaps: bool = False,
+    **more: Any,  # noqa: ANN401  of Pipeline
 ) -> AsyncIterator[Rig]:
     records, durable, metrics, shards = Records(), durable or Durable(), Metrics(), dict[Source, list[FakeShard]]()
 
@@ -280,6 +285,7 @@ async def rig(
             interval_s=interval_s,
             turn_s=turn_s,
             stop_at_gaps=stop_at_gaps,
+            **more,
         )
         await assign(pipeline, {ZERO: 0, ONE: 0} if take is None else take)
         running = asyncio.create_task(pipeline.run())
@@ -614,6 +620,25 @@ async def test_a_model_that_was_swapped_to_reaches_every_partition_of_its_stream
 
         for found in ("asked", "challenger"):
             assert {source: getattr(made[-1], found) for source, made in it.shards.items()} == dict.fromkeys([ZERO, ONE, two], detector)
+
+
+async def test_a_model_that_does_not_keep_to_the_terms_goes_and_the_edge_is_told() -> None:
+    stand_ins: Any = [SimpleNamespace(model=SimpleNamespace(hash=name)) for name in ("good", "bad")]
+    good, bad = stand_ins
+    told: list[tuple[str, Any, str]] = []
+    async with rig(probation=Terms(least=3), on_unfit=lambda *what: told.append(what)) as it:
+        it.pipeline.swap("hosts", good)
+        it.pipeline.swap("hosts", bad)
+        it.shards[ZERO][0].fired = 2
+        it.records.put((ZERO, 0, 10), (ONE, 0, 10))
+        await until(lambda: it.durable.positions == {ZERO: 10, ONE: 10}, "the records")
+        assert not told
+        assert it.shards[ONE][0].asked is bad
+        it.records.put((ZERO, 10, 10))
+        await until(lambda: bool(told), "the model to go")
+
+        assert told == [("hosts", bad, "4 alerts fired, and 0 were to be expected")]
+        assert [made[-1].asked for made in it.shards.values()] == [good, good]
 
 
 async def test_policies_and_models_that_came_into_force_are_committed_with_the_position() -> None:

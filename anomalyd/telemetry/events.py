@@ -23,6 +23,11 @@ EVENTS: Final[Mapping[str, Event]] = {
     "http_listening": Event("info", "Metrics and probes are served from here on."),
     "model_loaded": Event("info", "The model that scores and the device that it runs on."),
     "model_scores": Event("info", "From this input offset on this model scores the partition; it is committed with what it says."),
+    "model_unfit": Event(
+        "error",
+        "A model that a stream had gone over to does not keep to what is asked of it; the one before (`instead`) scores again.",
+        "see `reason`; try the model beside the champion before it is promoted again",
+    ),
     "model_missing": Event(
         "warning",
         "The model that scored a partition last cannot be had; nothing has to be replayed, so the present one (`instead`) goes on with its "

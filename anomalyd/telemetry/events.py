@@ -203,6 +203,12 @@ EVENTS: Final[Mapping[str, Event]] = {
         "An alert, or a dead letter that was cut already, is larger than its topic (`topic`) allows; it was given up.",
         "raise `max.message.bytes` of the topic",
     ),
+    # models
+    "model_record_unusable": Event(
+        "error",
+        "A record of the models topic is damaged, foreign or of a newer release; it was passed over and what was known before it holds.",
+        "see `reason`; publish or promote the model again, and find out what else writes to the topic",
+    ),
     # faults of our own
     "batch_retried_singly": Event(
         "warning",

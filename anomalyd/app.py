@@ -25,10 +25,9 @@ from anomalyd.alerts.episodes import Policy
 from anomalyd.alerts.mutes import EVERY_DAY, Mute
 from anomalyd.alerts.silence import SilencePolicy
 from anomalyd.batch import Source
-from anomalyd.detector import Artifact, Detector, Options
-from anomalyd.detector import artifact as artifacts
-from anomalyd.detector.detector import shipped
-from anomalyd.errors import AnomalydError, ArtifactError, KafkaUnavailableError
+from anomalyd.champions import artifact_of
+from anomalyd.detector import Detector, Options
+from anomalyd.errors import AnomalydError, KafkaUnavailableError
 from anomalyd.formats import REASONS, FormatOptions, make_decoder
 from anomalyd.kafka import topics
 from anomalyd.kafka.changelog import ChangelogReader
@@ -147,9 +146,10 @@ class App:
         for worker in workers:
             teardown.callback(worker.shutdown, wait=False, cancel_futures=True)
         streams = await asyncio.get_running_loop().run_in_executor(workers[0], load_streams, settings)
-        model = next(iter(streams.values())).detector.model
-        metrics.model(model.name, model.version, model.hash)
-        _log.info("model_loaded", model=model.name, version=model.version, device=next(iter(streams.values())).detector.device)
+        for name, detector in {stream.plan.name: stream.detector for stream in streams.values()}.items():
+            model = detector.model
+            metrics.model(name, model.name, model.version, model.hash, detector.artifact.created_s)
+            _log.info("model_loaded", stream=name, model=model.name, version=model.version, hash=model.hash[:12], device=detector.device)
 
         await _verify_topics(settings, self._unreachable)
 
@@ -302,42 +302,6 @@ def load_streams(settings: Settings) -> dict[str, Stream]:
         warm_up(stream.detector, [stream.format], several=stream.plan.entities is not None)
         streams |= dict.fromkeys(configured.topics, stream)
     return streams
-
-
-def find_model(own: Detector, model: str) -> Detector:
-    """A detector like our own with the model that comes with the package, if it is that one. Raises ArtifactError."""
-    artifact = artifacts.load(shipped())
-    if artifact.hash != model:
-        raise ArtifactError("it is neither the configured one nor the one that comes with the package")
-    return Detector(artifact.for_features(own.features), "cuda" if own.device == "cuda" else "cpu", own.options)
-
-
-def artifact_of(stream: StreamSettings) -> Artifact:
-    """The model that scores a stream.
-
-    Raises:
-        ArtifactError: there is none, or it is not for the stream's features.
-    """
-    names = () if stream.features is None else stream.features.names
-    folder = stream.model or shipped()
-    try:
-        artifact = artifacts.load(folder)
-        artifact = artifact.for_features(max(1, len(names)))
-        if artifact.feature_names and artifact.feature_names != names:
-            raise ArtifactError(f"the model {artifact.name} was trained on {_difference(artifact.feature_names, names)}")
-    except ArtifactError as error:
-        where = "it comes with the package: reinstall anomalyd" if stream.model is None else f"streams: {stream.name}: model: {folder}"
-        raise ArtifactError(f"{error}; {where}" if stream.model is None else f"{where}: {error}") from error
-    return artifact
-
-
-def _difference(theirs: tuple[str, ...], ours: tuple[str, ...]) -> str:
-    """How the features of a model differ from those of a stream."""
-    if sorted(theirs) == sorted(ours):
-        return f"the same features in another order: features.names must be {', '.join(theirs)}"
-    lacking, more = [name for name in theirs if name not in ours], [name for name in ours if name not in theirs]
-    parts = [f"{what} {', '.join(names)}" for what, names in (("features.names lack", lacking), ("it does not know", more)) if names]
-    return f"other features: {'; '.join(parts)}"
 
 
 def stream_plan(stream: StreamSettings, policy: AlertPolicy) -> StreamPlan:

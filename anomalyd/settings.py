@@ -5,6 +5,7 @@ field keeps its siblings' defaults. This is the only module that reads the envir
 so settings built in code (demo, tests) never depend on the caller's shell.
 """
 
+import contextlib
 import difflib
 import json
 import os
@@ -29,7 +30,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from anomalyd import __version__
 from anomalyd.errors import ConfigError
@@ -145,6 +146,14 @@ def _written_as_text(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _by_stream(value: object) -> object:
+    """What is said of no stream by name is said of all; a mapping in the environment is JSON."""
+    if isinstance(value, str) and value.startswith("{"):
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
+    return value if isinstance(value, Mapping) or value is None else {EVERY_STREAM: value}
+
+
 def _pinned(name: str) -> str:
     if name != SHIPPED and not re.fullmatch(r"[0-9a-f]{8,64}", name):
         raise ValueError('must be the hash of a model, or its first 8 characters or more, or "shipped"')
@@ -164,7 +173,8 @@ TimeOfDay = Annotated[str, BeforeValidator(_sexagesimal), AfterValidator(_time_o
 Pin = Annotated[str, BeforeValidator(_written_as_text), AfterValidator(_pinned)]
 Pins = Annotated[
     dict[str, Pin],
-    BeforeValidator(lambda value: value if isinstance(value, Mapping) or value is None else {EVERY_STREAM: value}),
+    NoDecode,  # from the environment, too, a text stands for all streams
+    BeforeValidator(_by_stream),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": {"type": "string"}}]}),
 ]
 TimeZone = Annotated[str, AfterValidator(_time_zone)]

@@ -19,7 +19,8 @@ import yaml
 import anomalyd.app
 from anomalyd.alerts.episodes import Policy
 from anomalyd.alerts.mutes import Mute
-from anomalyd.app import App, _verify_topics, artifact_of, read_plans, run, stream_plan
+from anomalyd.app import App, _verify_topics, read_plans, run, stream_plan
+from anomalyd.champions import artifact_of
 from anomalyd.detector import Shape
 from anomalyd.detector import artifact as artifacts
 from anomalyd.detector.detector import shipped

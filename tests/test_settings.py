@@ -342,6 +342,14 @@ def test_streams_are_pinned_together_or_by_name(write: Write, pin: object, hosts
     assert (models.pinned("hosts"), models.pinned("pods")) == (hosts, pods)
 
 
+@pytest.mark.parametrize(("text", "pods"), [("shipped", "shipped"), ('{"hosts": "shipped"}', None)])
+def test_a_pin_of_the_environment_is_a_text_or_json(write: Write, text: str, pods: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANOMALYD_MODELS__PIN", text)
+    models = load(write()).models
+
+    assert (models.pinned("hosts"), models.pinned("pods")) == ("shipped", pods)
+
+
 def test_values_of_later_versions_are_refused_as_such(write: Write) -> None:
     (line,) = refusal(write(kafka={"bootstrap_servers": "a:1", "sasl_mechanism": "OAUTHBEARER"}))
     assert line.startswith("kafka.sasl_mechanism: got ")

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from anomalyd.app import artifact_of, stream_plan
+from anomalyd.app import stream_plan
+from anomalyd.champions import artifact_of
 from anomalyd.detector import Artifact, Detector, Options
 from anomalyd.detector.detector import Device
 from anomalyd.errors import ConfigError, InputFileError

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from anomalyd.alerts.budget import MILLI
 from anomalyd.alerts.messages import iso
 from anomalyd.alerts.text import number
-from anomalyd.app import artifact_of, stream_plan
+from anomalyd.app import stream_plan
+from anomalyd.champions import artifact_of
 from anomalyd.detector import Detector, Options
 from anomalyd.detector.migrate import migrated
 from anomalyd.detector.recipe import WARMUP_SAMPLES

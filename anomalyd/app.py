@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, get_args
@@ -25,9 +25,9 @@ from anomalyd.alerts.episodes import Policy
 from anomalyd.alerts.mutes import EVERY_DAY, Mute
 from anomalyd.alerts.silence import SilencePolicy
 from anomalyd.batch import Source
-from anomalyd.champions import artifact_of
+from anomalyd.champions import Champions, read_timeline
 from anomalyd.detector import Detector, Options
-from anomalyd.errors import AnomalydError, KafkaUnavailableError
+from anomalyd.errors import AnomalydError, ArtifactError, KafkaUnavailableError
 from anomalyd.formats import REASONS, FormatOptions, make_decoder
 from anomalyd.kafka import topics
 from anomalyd.kafka.changelog import ChangelogReader
@@ -41,6 +41,7 @@ from anomalyd.shard import INTERNAL_ERROR, Observer, Shard, StreamPlan
 from anomalyd.shard_models import Planned
 from anomalyd.state.chain import PROCESS_BYTES
 from anomalyd.state.ledger import Ledger
+from anomalyd.stream_model import artifact_of
 from anomalyd.telemetry.metrics import Metrics
 from anomalyd.telemetry.server import HttpServer
 from anomalyd.unless import unasked
@@ -146,12 +147,17 @@ class App:
         for worker in workers:
             teardown.callback(worker.shutdown, wait=False, cancel_futures=True)
         streams = await asyncio.get_running_loop().run_in_executor(workers[0], load_streams, settings)
-        for name, detector in {stream.plan.name: stream.detector for stream in streams.values()}.items():
-            model = detector.model
-            metrics.model(name, model.name, model.version, model.hash, detector.artifact.created_s)
-            _log.info("model_loaded", stream=name, model=model.name, version=model.version, hash=model.hash[:12], device=detector.device)
 
         await _verify_topics(settings, self._unreachable)
+
+        champions = Champions(settings, {stream.plan.name: stream.detector for stream in streams.values()}, metrics)
+        teardown.push_async_callback(champions.close)
+        at_work = await champions.begin(self._unreachable)
+        streams = {
+            topic: replace(stream, detector=at_work[stream.plan.name], find=partial(champions.find, stream.plan.name))
+            for topic, stream in streams.items()
+        }
+        planned = await asyncio.get_running_loop().run_in_executor(workers[0], plan_models, settings, streams)
 
         start_from = {topic: stream.start_from for stream in settings.streams for topic in stream.topics}
         consumer = self._consumer = Consumer(settings.kafka, start_from, metrics)
@@ -159,7 +165,7 @@ class App:
         pipeline = Pipeline(
             consumer,
             lambda source: streams[source.topic].shard(
-                source, max(1, settings.max_series // max(1, consumer.partitions_of_inputs)), self._observer
+                source, max(1, settings.max_series // max(1, consumer.partitions_of_inputs)), self._observer, planned.get(source, ())
             ),
             lambda source: make_ledger(settings, source, consumer, metrics),
             workers,
@@ -172,6 +178,8 @@ class App:
         )
         for stream in streams.values():
             pipeline.swap(stream.plan.name, stream.detector)
+        following = asyncio.create_task(champions.follow(pipeline))
+        teardown.push_async_callback(_cancelled, following)
         await consumer.start(pipeline)
         self._on_assembled()
         self._pipeline = pipeline
@@ -295,13 +303,44 @@ def load_streams(settings: Settings) -> dict[str, Stream]:
             detector,
             configured.format,
             FormatOptions(configured.timestamp_unit),
-            partial(find_model, detector),
+            _nowhere,
             series_ttl_ms=round(settings.state.series_ttl_s * 1000),
             reading=_reading(configured),
         )
         warm_up(stream.detector, [stream.format], several=stream.plan.entities is not None)
         streams |= dict.fromkeys(configured.topics, stream)
     return streams
+
+
+def plan_models(settings: Settings, streams: Mapping[str, Stream]) -> dict[Source, list[Planned]]:
+    """The changes of models that `models.timeline` asks for.
+
+    Args:
+        settings: the configuration.
+        streams: by topic, where they find their models.
+
+    Raises:
+        ArtifactError: a model cannot be had.
+        ConfigError: the file is not valid.
+    """
+    if (path := settings.models.timeline) is None:
+        return {}
+    try:
+        return {
+            source: [(offset, streams[source.topic].find(model)) for offset, model in changes]
+            for source, changes in read_timeline(path, settings.streams).items()
+        }
+    except ArtifactError as error:
+        raise ArtifactError(f"models.timeline: {path}: {error}") from error
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _nowhere(model: str) -> Detector:
+    raise ArtifactError(f"nobody has looked for the model {model[:12]} yet")
 
 
 def stream_plan(stream: StreamSettings, policy: AlertPolicy) -> StreamPlan:

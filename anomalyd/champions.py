@@ -29,6 +29,7 @@ from anomalyd.kafka.client import Backoff
 from anomalyd.kafka.models import ModelsLog, take
 from anomalyd.kafka.registry import Registry
 from anomalyd.settings import SHIPPED, Settings, StreamSettings
+from anomalyd.stream_model import suited
 from anomalyd.telemetry.metrics import Metrics
 from anomalyd.unless import unasked
 from anomalyd.warmup import filler, warm_up
@@ -60,38 +61,6 @@ class News(Protocol):
 
     async def close(self) -> None:
         """Reads no more."""
-
-
-def artifact_of(stream: StreamSettings) -> Artifact:
-    """The model that the configuration of a stream names.
-
-    Raises:
-        ArtifactError: there is none, or it is not for the stream's features.
-    """
-    folder = stream.model or shipped()
-    try:
-        return suited(artifacts.load(folder), stream)
-    except ArtifactError as error:
-        where = "it comes with the package: reinstall anomalyd" if stream.model is None else f"streams: {stream.name}: model: {folder}"
-        raise ArtifactError(f"{error}; {where}" if stream.model is None else f"{where}: {error}") from error
-
-
-def suited(artifact: Artifact, stream: StreamSettings) -> Artifact:
-    """The artifact as it scores a stream. Raises ArtifactError where it is not for the stream's features."""
-    names = () if stream.features is None else stream.features.names
-    artifact = artifact.for_features(max(1, len(names)))
-    if artifact.feature_names and artifact.feature_names != names:
-        raise ArtifactError(f"the model {artifact.name} was trained on {_difference(artifact.feature_names, names)}")
-    return artifact
-
-
-def _difference(theirs: tuple[str, ...], ours: tuple[str, ...]) -> str:
-    """How the features of a model differ from those of a stream."""
-    if sorted(theirs) == sorted(ours):
-        return f"the same features in another order: features.names must be {', '.join(theirs)}"
-    lacking, more = [name for name in theirs if name not in ours], [name for name in ours if name not in theirs]
-    parts = [f"{what} {', '.join(names)}" for what, names in (("features.names lack", lacking), ("it does not know", more)) if names]
-    return f"other features: {'; '.join(parts)}"
 
 
 class Wanted(NamedTuple):
@@ -215,6 +184,8 @@ class Champions:
             await self._first_of(post)
         for name, post in self._posts.items():
             self._told(name, post.at_work)
+            model = post.at_work.model
+            _log.info("model_loaded", stream=name, model=model.name, version=model.version, hash=model.hash, device=post.at_work.device)
         return {name: post.at_work for name, post in self._posts.items()}
 
     async def _first_news(self, waiting: Callable[[str], None]) -> None:

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import msgspec
 
-from anomalyd.champions import artifact_of, suited
 from anomalyd.detector import Artifact, Layout
 from anomalyd.detector import artifact as artifacts
 from anomalyd.detector.detector import shipped
@@ -21,6 +20,7 @@ from anomalyd.errors import ArtifactError, ConfigError
 from anomalyd.kafka import models as topic
 from anomalyd.kafka.registry import SHORTEST_PREFIX, Champion, Decision, Packed, Registry
 from anomalyd.settings import SHIPPED, Settings, StreamSettings
+from anomalyd.stream_model import artifact_of, suited
 
 Facts = dict[str, Any]
 

@@ -22,6 +22,7 @@ from anomalyd.detector.detector import shipped
 from anomalyd.errors import ArtifactError, ConfigError, KafkaUnavailableError
 from anomalyd.kafka.registry import Champion, Decision, champion_entry, decision_entry, model_entries
 from anomalyd.settings import Settings, StreamSettings
+from anomalyd.stream_model import suited
 from anomalyd.telemetry.metrics import Metrics
 from tests.support.poll import until
 
@@ -172,7 +173,7 @@ async def test_a_bad_model_leaves_the_present_one_and_the_next_good_one_is_taken
     def build(stream: StreamSettings, like: Detector, artifact: Artifact) -> Detector:
         if artifact.version == "better" and bad == "crashes":
             raise ZeroDivisionError("a fault of our own")
-        return quickly(stream, like, champions.suited(artifact, stream))
+        return quickly(stream, like, suited(artifact, stream))
 
     rig = Rig(build)
     async with rig.following():

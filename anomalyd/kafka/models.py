@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from anomalyd.batch import Entry, LogRecord
-from anomalyd.errors import ArtifactError, TopicError
+from anomalyd.errors import AnomalydError, ArtifactError, TopicError
 from anomalyd.kafka import topics
 from anomalyd.kafka.committed import CommittedLog
 from anomalyd.kafka.registry import Champion, Decision, Publishable, Registry, champion_entry, decision_entry, model_entries, now
@@ -46,12 +46,16 @@ class ModelsLog:
             KafkaRefusedError: not allowed.
             StateError: it holds a batch that cannot be read.
         """
-        first, end = await self._log.bounds()
-        if not self._started or end < self._position:
-            self._position, self._started = first, True
-        found: list[LogRecord] = []
-        async for records in self._log.read(max(first, self._position), end):
-            found += records
+        try:
+            first, end = await self._log.bounds()
+            if not self._started or end < self._position:
+                self._position, self._started = first, True
+            found: list[LogRecord] = []
+            async for records in self._log.read(max(first, self._position), end):
+                found += records
+        except AnomalydError:
+            await self._log.close()  # the next one begins with a new client
+            raise
         self._position = end
         return found
 

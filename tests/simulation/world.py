@@ -251,6 +251,7 @@ class Simulation:
             put(anomalyd.app, "HttpServer", _NoServer)
             put(anomalyd.app, "load_streams", lambda _: {INPUT: self.stream})
             put(anomalyd.app, "_verify_topics", _nothing_to_verify)
+            put(anomalyd.app, "Champions", functools.partial(_NoChampions, self._find))
             put(os, "sched_getaffinity", lambda _: set(range(self.workers)))
             put(os, "urandom", self._rng.randbytes)
             put(anomalyd.app, "_PROCESS", _Nonce())
@@ -762,6 +763,27 @@ class _Nonce:
         process = Process.current.get()
         assert process is not None
         return process.name.encode().ljust(PROCESS_BYTES, b"-") + other
+
+
+class _NoChampions:
+    """Nobody follows a models topic; the simulation itself says which model scores."""
+
+    def __init__(self, find: Callable[[str], Any], _: Settings, bases: dict[str, Any], __: Any) -> None:
+        self._find = find
+        self._bases = bases
+
+    def find(self, _: str, model: str) -> Any:
+        """As the shards of the simulation look for one."""
+        return self._find(model)
+
+    async def begin(self, _: Any) -> dict[str, Any]:
+        return self._bases
+
+    async def follow(self, _: Any) -> None:
+        """At its end at once."""
+
+    async def close(self) -> None:
+        """Has nothing open."""
 
 
 class _NoServer:

@@ -35,6 +35,7 @@ from anomalyd.kafka.client import Backoff
 from anomalyd.kafka.consumer import Consumer
 from anomalyd.kafka.transactions import writer_of
 from anomalyd.pipeline import DEADLY, Pipeline
+from anomalyd.probation import Terms
 from anomalyd.series import Entities, Selection
 from anomalyd.settings import AlertPolicy, Day, MuteSettings, Settings, StreamSettings
 from anomalyd.shard import INTERNAL_ERROR, Observer, Shard, StreamPlan
@@ -175,6 +176,8 @@ class App:
             interval_s=settings.checkpoint.interval_s,
             turn_s=settings.state.turn_s,
             stop_at_gaps=settings.state.on_gap == "stop",
+            probation=Terms(settings.models.most_alerts) if settings.models.most_alerts and settings.models.timeline is None else None,
+            on_unfit=champions.unfit,
         )
         for stream in streams.values():
             pipeline.swap(stream.plan.name, stream.detector)

@@ -9,12 +9,12 @@ import asyncio
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple, Protocol
+from typing import Annotated, Any, Final, NamedTuple, Protocol
 
 import msgspec
 import structlog
@@ -26,7 +26,7 @@ from anomalyd.detector.detector import shipped
 from anomalyd.errors import AnomalydError, ArtifactError, ConfigError, KafkaRefusedError, KafkaUnavailableError
 from anomalyd.jit import keeps_code
 from anomalyd.kafka.client import Backoff
-from anomalyd.kafka.models import ModelsLog, take
+from anomalyd.kafka.models import ModelsLog, roll_back, take
 from anomalyd.kafka.registry import Registry
 from anomalyd.settings import SHIPPED, Settings, StreamSettings
 from anomalyd.stream_model import suited
@@ -128,6 +128,10 @@ class _Post:
     failed: set[str] = field(default_factory=set)
     """Models that could not be made ready, until there is news."""
     preparing: set[str] = field(default_factory=set)
+    before: Detector | None = None
+    """Scored before the last swap."""
+    unfit: set[str] = field(default_factory=set)
+    """Models that went by rule, until somebody says anew which one is champion."""
 
 
 class Champions:
@@ -273,15 +277,13 @@ class Champions:
             if wanted.model not in post.failed:
                 self._failed(post, wanted, error)
             return
-        if model == post.at_work.model.hash or model in post.failed:
+        if model == post.at_work.model.hash or model in post.failed or model in post.unfit:
             return
         if (detector := post.made.get(model)) is not None:
             self._swap(post, detector, wanted)
         elif model not in post.preparing:
             post.preparing.add(model)
-            task = asyncio.create_task(self._prepare(post, model, wanted))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._begin(self._prepare(post, model, wanted))
 
     async def _prepare(self, post: _Post, model: str, wanted: Wanted) -> None:
         _log.info("model_preparing", stream=post.settings.name, model=model)
@@ -303,13 +305,42 @@ class Champions:
         except AnomalydError as error:
             self._failed(post, wanted, error)
             return
-        post.at_work = detector
+        post.before, post.at_work = post.at_work, detector
         self._metrics.swapped(post.settings.name, wanted.why)
         self._told(post.settings.name, detector)
         model = detector.model
         _log.info(
             "model_swapped", stream=post.settings.name, model=model.hash, version=model.version, before=before.hash, reason=wanted.why
         )
+
+    def unfit(self, stream: str, detector: Detector, why: str) -> None:
+        """A model went by rule, and the pipeline has gone back to the one before: all instances are to do so.
+
+        Args:
+            stream: its name.
+            detector: the one that went.
+            why: for people.
+        """
+        post = self._posts[stream]
+        post.unfit.add(detector.model.hash)
+        if post.before is not None:
+            post.at_work, post.before = post.before, None
+        self._metrics.swapped(stream, "rule")
+        self._told(stream, post.at_work)
+        if self._settings.models.pinned(stream) is None:
+            self._begin(self._publish(stream, detector.model.hash, why))
+
+    async def _publish(self, stream: str, model: str, why: str) -> None:
+        """Says in the topic that a model went. It may be that another instance has done so."""
+        try:
+            await roll_back(self._settings, stream, why, by="rule", of=model)
+        except Exception as error:  # noqa: BLE001  whatever it is, this instance has gone back
+            _log.warning("rollback_not_published", stream=stream, model=model, reason=str(error) or repr(error))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _failed(self, post: _Post, wanted: Wanted, error: Exception) -> None:
         post.failed.add(wanted.model)
@@ -327,10 +358,13 @@ class Champions:
         self._metrics.model(stream, model.name, model.version, model.hash, detector.artifact.created_s)
 
     def _take(self, news: list[LogRecord], *, count: bool = True) -> None:
-        before = dict(self._registry.decisions)
+        before, champions = dict(self._registry.decisions), dict(self._registry.champions)
         with self._lock:
             for record in news:
                 take(self._registry, record, self._settings.models_topic)
+        for name, post in self._posts.items():
+            if self._registry.champions.get(name) != champions.get(name):
+                post.unfit.clear()
         for (stream, model), decision in self._registry.decisions.items():
             if count and stream in self._posts and before.get((stream, model)) != decision and decision.verdict != "base":
                 self._metrics.decided(stream, decision.verdict)

@@ -593,6 +593,9 @@ class ModelSettings(_Section):
     """Stay with one model, whatever the topic says: the first 8 characters of its hash or more, or `shipped`, for all streams; or a mapping
     from the names of streams to these, with `*` for all others. A pinned model that cannot be had leaves the last good one at work, and is
     told of."""
+    most_alerts: float = Field(default=3.0, ge=0, le=1_000)
+    """Back by rule: where a model that has just taken over a stream fires more than so many times the alerts that the budget allows (or
+    that fired before, where that is more), or says what is not finite, the one before takes over again, on all instances. 0: never."""
     timeline: ExistingFile | None = None
     """To repeat a run: a file of JSON lines `{"topic": …, "partition": …, "offset": …, "model": …}`. The models change at exactly these
     offsets, and the topic and the pin have no say."""

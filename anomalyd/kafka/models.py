@@ -150,7 +150,7 @@ async def decide(settings: Settings, model: str, stream: str, decision: Decision
     await _write(settings, registry, [decision_entry(stream, model, found)])
 
 
-async def roll_back(settings: Settings, stream: str, reason: str = "", *, by: str = "rollback") -> Champion:
+async def roll_back(settings: Settings, stream: str, reason: str = "", *, by: str = "rollback", of: str | None = None) -> Champion:
     """Makes the champion before the present one champion again; once more, and it is undone.
 
     Args:
@@ -158,6 +158,7 @@ async def roll_back(settings: Settings, stream: str, reason: str = "", *, by: st
         stream: its name.
         reason: for people.
         by: whose doing it is, see `Champion`.
+        of: hash of the champion that has to go; where it has gone already nothing is done. None: whichever it is.
 
     Raises:
         ArtifactError: there is no champion, or none before it, or that one is not in the topic.
@@ -169,6 +170,8 @@ async def roll_back(settings: Settings, stream: str, reason: str = "", *, by: st
         raise ArtifactError(
             f"the stream {stream} has no champion in {settings.models_topic}: it is scored by the model of its configuration"
         )
+    if of is not None and present.model != of:
+        return present
     if present.previous is None:
         raise ArtifactError(f"the champion {present.model[:12]} of the stream {stream} has none before it to go back to")
     registry.content(present.previous)

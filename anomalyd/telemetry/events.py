@@ -212,6 +212,11 @@ EVENTS: Final[Mapping[str, Event]] = {
         "The model that a stream is to have is missing, damaged, not for its features or can't be made ready; `at_work` goes on.",
         "see `reason`; promote another model, or roll back (`anomalyd models rollback`)",
     ),
+    "rollback_not_published": Event(
+        "warning",
+        "This instance went back to the model before by rule, and could not say so in the models topic; others may go on with it.",
+        "see `reason`; the user needs Write on the topic; `anomalyd models rollback` says it by hand",
+    ),
     "models_not_followed": Event(
         "warning",
         "The models topic can't be read; streams go on with the models that they have, and attempts go on.",

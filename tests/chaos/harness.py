@@ -179,7 +179,8 @@ class Chaos:
             "device": "cpu",
         }
         if repeats is not None:
-            settings["models"] = {"timeline": str(repeats)}
+            # Its group is another one, and the models lie in the topic of the first.
+            settings["models"] = {"timeline": str(repeats), "topic": f"{self._instances[0].group}-models"}
         return Instance(
             self._bootstrap,
             self._folder,

@@ -53,6 +53,7 @@ class Operated(Daemon):
         return alert
 
 
+@pytest.mark.timeout(300)  # several processes start, on a machine that may be busy
 @pytest.mark.real_kafka
 def test_a_promotion_is_swapped_in_seen_in_alerts_survives_a_crash_and_is_rolled_back(kafka: str, tmp_path: Path) -> None:
     tuned = artifacts.save(replace(BASE, version="tuned", parent=BASE.hash, created_at="2026-01-01T00:00:00+00:00"), tmp_path / "tuned")
@@ -87,6 +88,7 @@ def test_a_promotion_is_swapped_in_seen_in_alerts_survives_a_crash_and_is_rolled
     assert position.timeline[-1][1] == BASE.hash
 
 
+@pytest.mark.timeout(300)  # several processes start, on a machine that may be busy
 @pytest.mark.real_kafka
 def test_a_run_is_repeated_with_its_timeline(kafka: str, tmp_path: Path) -> None:
     """The models change at the same offsets, whatever the topic says."""

@@ -10,9 +10,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, get_args
@@ -25,9 +25,8 @@ from anomalyd.alerts.episodes import Policy
 from anomalyd.alerts.mutes import EVERY_DAY, Mute
 from anomalyd.alerts.silence import SilencePolicy
 from anomalyd.batch import Source
-from anomalyd.detector import Artifact, Detector, Options
-from anomalyd.detector import artifact as artifacts
-from anomalyd.detector.detector import shipped
+from anomalyd.champions import Champions, read_timeline
+from anomalyd.detector import Detector, Options
 from anomalyd.errors import AnomalydError, ArtifactError, KafkaUnavailableError
 from anomalyd.formats import REASONS, FormatOptions, make_decoder
 from anomalyd.kafka import topics
@@ -36,11 +35,14 @@ from anomalyd.kafka.client import Backoff
 from anomalyd.kafka.consumer import Consumer
 from anomalyd.kafka.transactions import writer_of
 from anomalyd.pipeline import DEADLY, Pipeline
+from anomalyd.probation import Terms
 from anomalyd.series import Entities, Selection
 from anomalyd.settings import AlertPolicy, Day, MuteSettings, Settings, StreamSettings
 from anomalyd.shard import INTERNAL_ERROR, Observer, Shard, StreamPlan
+from anomalyd.shard_models import Planned
 from anomalyd.state.chain import PROCESS_BYTES
 from anomalyd.state.ledger import Ledger
+from anomalyd.stream_model import artifact_of
 from anomalyd.telemetry.metrics import Metrics
 from anomalyd.telemetry.server import HttpServer
 from anomalyd.unless import unasked
@@ -146,11 +148,17 @@ class App:
         for worker in workers:
             teardown.callback(worker.shutdown, wait=False, cancel_futures=True)
         streams = await asyncio.get_running_loop().run_in_executor(workers[0], load_streams, settings)
-        model = next(iter(streams.values())).detector.model
-        metrics.model(model.name, model.version, model.hash)
-        _log.info("model_loaded", model=model.name, version=model.version, device=next(iter(streams.values())).detector.device)
 
         await _verify_topics(settings, self._unreachable)
+
+        champions = Champions(settings, {stream.plan.name: stream.detector for stream in streams.values()}, metrics)
+        teardown.push_async_callback(champions.close)
+        at_work = await champions.begin(self._unreachable)
+        streams = {
+            topic: replace(stream, detector=at_work[stream.plan.name], find=partial(champions.find, stream.plan.name))
+            for topic, stream in streams.items()
+        }
+        planned = await asyncio.get_running_loop().run_in_executor(workers[0], plan_models, settings, streams)
 
         start_from = {topic: stream.start_from for stream in settings.streams for topic in stream.topics}
         consumer = self._consumer = Consumer(settings.kafka, start_from, metrics)
@@ -158,9 +166,9 @@ class App:
         pipeline = Pipeline(
             consumer,
             lambda source: streams[source.topic].shard(
-                source, max(1, settings.max_series // max(1, consumer.partitions_of_inputs)), self._observer
+                source, max(1, settings.max_series // max(1, consumer.partitions_of_inputs)), self._observer, planned.get(source, ())
             ),
-            lambda source: make_ledger(settings, source, streams[source.topic].detector.model.hash, consumer, metrics),
+            lambda source: make_ledger(settings, source, consumer, metrics),
             workers,
             metrics,
             alerts_topic=settings.alerts.topic,
@@ -168,7 +176,13 @@ class App:
             interval_s=settings.checkpoint.interval_s,
             turn_s=settings.state.turn_s,
             stop_at_gaps=settings.state.on_gap == "stop",
+            probation=Terms(settings.models.most_alerts) if settings.models.most_alerts and settings.models.timeline is None else None,
+            on_unfit=champions.unfit,
         )
+        for stream in streams.values():
+            pipeline.swap(stream.plan.name, stream.detector)
+        following = asyncio.create_task(champions.follow(pipeline))
+        teardown.push_async_callback(_cancelled, following)
         await consumer.start(pipeline)
         self._on_assembled()
         self._pipeline = pipeline
@@ -247,6 +261,8 @@ class Stream:
     detector: Detector
     format: str
     options: FormatOptions
+    find: Callable[[str], Detector]
+    """By the hash of a model that scored some of the stream, its detector; raises ArtifactError where it cannot be had."""
 
     series_ttl_ms: int
     reading: str
@@ -256,8 +272,8 @@ class Stream:
     pace: Pace | None = None
     """How slowly thresholds give where the alert budget is not held; None: as usual."""
 
-    def shard(self, source: Source, capacity: int, observer: Observer | None = None) -> Shard:
-        """A shard for one partition."""
+    def shard(self, source: Source, capacity: int, observer: Observer | None = None, plan: Sequence[Planned] = ()) -> Shard:
+        """A shard for one partition; see `Shard`."""
         return Shard(
             self.plan,
             source,
@@ -269,6 +285,8 @@ class Stream:
             sweep_records=self.sweep_records or max(LEAST_SWEEP_RECORDS, 1 << (capacity - 1).bit_length()),
             reading=self.reading,
             pace=self.pace,
+            find=self.find,
+            plan=plan,
         )
 
 
@@ -288,6 +306,7 @@ def load_streams(settings: Settings) -> dict[str, Stream]:
             detector,
             configured.format,
             FormatOptions(configured.timestamp_unit),
+            _nowhere,
             series_ttl_ms=round(settings.state.series_ttl_s * 1000),
             reading=_reading(configured),
         )
@@ -296,32 +315,35 @@ def load_streams(settings: Settings) -> dict[str, Stream]:
     return streams
 
 
-def artifact_of(stream: StreamSettings) -> Artifact:
-    """The model that scores a stream.
+def plan_models(settings: Settings, streams: Mapping[str, Stream]) -> dict[Source, list[Planned]]:
+    """The changes of models that `models.timeline` asks for.
+
+    Args:
+        settings: the configuration.
+        streams: by topic, where they find their models.
 
     Raises:
-        ArtifactError: there is none, or it is not for the stream's features.
+        ArtifactError: a model cannot be had.
+        ConfigError: the file is not valid.
     """
-    names = () if stream.features is None else stream.features.names
-    folder = stream.model or shipped()
+    if (path := settings.models.timeline) is None:
+        return {}
     try:
-        artifact = artifacts.load(folder)
-        artifact = artifact.for_features(max(1, len(names)))
-        if artifact.feature_names and artifact.feature_names != names:
-            raise ArtifactError(f"the model {artifact.name} was trained on {_difference(artifact.feature_names, names)}")
+        return {
+            source: [(offset, streams[source.topic].find(model)) for offset, model in changes]
+            for source, changes in read_timeline(path, settings.streams).items()
+        }
     except ArtifactError as error:
-        where = "it comes with the package: reinstall anomalyd" if stream.model is None else f"streams: {stream.name}: model: {folder}"
-        raise ArtifactError(f"{error}; {where}" if stream.model is None else f"{where}: {error}") from error
-    return artifact
+        raise ArtifactError(f"models.timeline: {path}: {error}") from error
 
 
-def _difference(theirs: tuple[str, ...], ours: tuple[str, ...]) -> str:
-    """How the features of a model differ from those of a stream."""
-    if sorted(theirs) == sorted(ours):
-        return f"the same features in another order: features.names must be {', '.join(theirs)}"
-    lacking, more = [name for name in theirs if name not in ours], [name for name in ours if name not in theirs]
-    parts = [f"{what} {', '.join(names)}" for what, names in (("features.names lack", lacking), ("it does not know", more)) if names]
-    return f"other features: {'; '.join(parts)}"
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _nowhere(model: str) -> Detector:
+    raise ArtifactError(f"nobody has looked for the model {model[:12]} yet")
 
 
 def stream_plan(stream: StreamSettings, policy: AlertPolicy) -> StreamPlan:
@@ -385,7 +407,7 @@ def _mute(mute: MuteSettings) -> Mute:
     return Mute(mute.series, days, mute.from_min, mute.to_min, mute.timezone)
 
 
-def make_ledger(settings: Settings, source: Source, model: str, consumer: Consumer, metrics: Metrics) -> Ledger:
+def make_ledger(settings: Settings, source: Source, consumer: Consumer, metrics: Metrics) -> Ledger:
     """The ledger of an input partition."""
 
     async def is_member() -> bool:
@@ -396,7 +418,6 @@ def make_ledger(settings: Settings, source: Source, model: str, consumer: Consum
         open_writer=lambda: writer_of(settings, source, metrics),
         open_reader=lambda: ChangelogReader(settings.kafka, settings.changelog_topic(source.topic), source.partition),
         is_member=is_member,
-        model=model,
         owner=_PROCESS + os.urandom(8),
         name=f"{settings.kafka.group_id}/{settings.kafka.group_instance_id or socket.gethostname()}",
         group=settings.kafka.group_id,

@@ -18,6 +18,7 @@ from anomalyd.errors import AnomalydError
 
 if TYPE_CHECKING:
     from anomalyd.evaluation.sets import Half
+    from anomalyd.settings import Settings
 
 
 def _commands() -> typer.Typer:
@@ -34,8 +35,10 @@ app = _commands()
 config_app = _commands()
 topics_app = _commands()
 state_app = _commands()
+models_app = _commands()
 app.add_typer(config_app, name="config", help="Check, show and describe the configuration.")
 app.add_typer(topics_app, name="topics", help="Plan and create the topics that a configuration needs.")
+app.add_typer(models_app, name="models", help="What models there are, how they compare, and which one scores a stream.")
 app.add_typer(state_app, name="state", help="Look at what was learned and is kept in changelog topics; begin anew.")
 
 ConfigOption = Annotated[
@@ -53,6 +56,13 @@ ModelOption = Annotated[
         "--model", metavar="DIR", help="Score with this artifact, of train or pretrain, and fit nothing.  [default: the one that ships]"
     ),
 ]
+DirOption = Annotated[
+    list[Path] | None,
+    typer.Option("--dir", metavar="DIR", help="A folder with an artifact, or with folders of them; may be given again."),
+]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="First 8 characters of a hash or more, a folder, or: shipped.")]
+StreamOption = Annotated[str, typer.Option("--stream", metavar="NAME", help="As the configuration calls it.")]
+ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept with the champion, for people.")]
 ReportOption = Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write one self-contained HTML report.")]
 
 
@@ -104,7 +114,7 @@ def anomalyd(
 
     \b
       anomalyd config check -c config.yaml   is it valid?
-      anomalyd topics create -c config.yaml  make the alerts, dead-letter and state topics
+      anomalyd topics create -c config.yaml  make the alerts, dead-letter, state and models topics
       anomalyd run -c config.yaml            metrics at http://localhost:9464/metrics
 
     Exit codes: 0 done, 1 failed while running, 2 wrong usage or configuration.
@@ -725,6 +735,131 @@ def state_restart(
     from anomalyd.state_restart import restart
 
     raise typer.Exit(restart(settings, topic=topic, yes=yes))
+
+
+@models_app.command("list")
+def models_list(config: ConfigOption = None, folders: DirOption = None, json_output: JsonOption = False) -> None:
+    """List models: those of the models topic and of the configuration (-c), those in folders (--dir), the one that ships.
+
+    A model is named by its hash, of which the first 8 characters will do. Below the table: which model scores each stream, since when, by
+    whose doing and why. Exit code 1 if one of them can't be used; the line says why.
+
+    \b
+    Examples:
+      anomalyd models list -c config.yaml
+      anomalyd models list --dir artifacts/ --json
+    """
+    settings = _settings_unless(config, folders)
+    _log_warnings()
+    from anomalyd.model_commands import list_models
+
+    raise typer.Exit(list_models(settings, folders or [], json_output=json_output))
+
+
+@models_app.command("show")
+def models_show(model: ModelArgument, config: ConfigOption = None, folders: DirOption = None, json_output: JsonOption = False) -> None:
+    """Show all that is written down about a model: shape, calibration, training, data, metrics, parent, and what was decided about it.
+
+    \b
+    Examples:
+      anomalyd models show 9fdf57e6 -c config.yaml
+      anomalyd models show artifacts/hosts
+      anomalyd models show shipped --json
+    """
+    settings = _settings_unless(config, folders, model)
+    _log_warnings()
+    from anomalyd.model_commands import show
+
+    raise typer.Exit(show(settings, folders or [], model, json_output=json_output))
+
+
+@models_app.command("compare")
+def models_compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="First 8 characters of a hash or more, a folder, or: shipped.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Likewise.")],
+    config: ConfigOption = None,
+    folders: DirOption = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option("--data", metavar="PATH", help="Run both over these files (as for backtest); may be given again."),
+    ] = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", metavar="FORMAT", help="Data is JSON lines or line protocol in this stream format.")
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Put two models side by side: shape, training, metrics; and with --data what each makes of the same files.
+
+    Data goes through the production engine, each file from a fresh start: episodes, and how many that is for each series and day. In data
+    without anomalies that is the rate of false alarms, to be held against alerts.budget; in files with a column `label` the measures of
+    `anomalyd evaluate` come besides. With -c the alert policy of that configuration counts.
+
+    \b
+    Examples:
+      anomalyd models compare shipped 0a1b2c3d -c config.yaml
+      anomalyd models compare shipped artifacts/hosts --data history/ --json | tail -1
+    """
+    settings = _settings_unless(config, folders, a, b)
+    _log_warnings()
+    from anomalyd.model_commands import compare
+
+    raise typer.Exit(compare(settings, folders or [], (a, b), data or [], format=format_, json_output=json_output))
+
+
+@models_app.command("promote")
+def models_promote(
+    model: ModelArgument, stream: StreamOption, config: ConfigOption = None, reason: ReasonOption = "", json_output: JsonOption = False
+) -> None:
+    """Make a model the champion of a stream: publish it, unless the topic has it, and let all instances go over to it.
+
+    Nothing is restarted. Each instance makes the model ready beside its work (a new shape needs half a minute or more of compiling), and
+    each partition goes over between two batches, at an offset that is written down. A model that does not fit the stream is refused here.
+    May be repeated.
+
+    \b
+    Examples:
+      anomalyd models promote artifacts/hosts --stream hosts -c config.yaml --reason "trained on May"
+      anomalyd models promote 0a1b2c3d --stream hosts -c config.yaml
+    """
+    from anomalyd.settings import load
+
+    settings = load(config)
+    _log_warnings()
+    from anomalyd.model_commands import promote
+
+    raise typer.Exit(promote(settings, model, stream, reason, json_output=json_output))
+
+
+@models_app.command("rollback")
+def models_rollback(stream: StreamOption, config: ConfigOption = None, reason: ReasonOption = "", json_output: JsonOption = False) -> None:
+    """Go back to the champion before the present one. Instances have it ready, so it takes about a second.
+
+    A second rollback undoes the first. To go back further, promote the model that is meant (`anomalyd models list`).
+
+    \b
+    Example:
+      anomalyd models rollback --stream hosts -c config.yaml --reason "alerts at night"
+    """
+    from anomalyd.settings import load
+
+    settings = load(config)
+    _log_warnings()
+    from anomalyd.model_commands import rollback
+
+    raise typer.Exit(rollback(settings, stream, reason, json_output=json_output))
+
+
+def _settings_unless(config: Path | None, folders: Sequence[Path] | None, *models: str) -> "Settings | None":
+    """The configuration, or None where it is not needed: models are in folders, or ship."""
+    from anomalyd.settings import environment_overrides, load
+
+    if config is not None:
+        return load(config)
+    if folders or (models and all(model == "shipped" or Path(model).is_dir() for model in models)):
+        return None
+    if not environment_overrides():
+        raise typer.BadParameter("say where models are: -c CONFIG (the models topic), --dir DIR, or both")
+    return load(None)
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ NAMES: Final = (
     "revoke",  # the group takes partitions back, and what was read is not committed
     "flush",  # the last pages of a planned stop are about to be written
     "dead-letter",  # a transaction with a dead letter, acknowledged and not committed
+    "swap",  # another model scores, and that is not committed
     "expiry",  # series were forgotten, and that is not committed
 )
 

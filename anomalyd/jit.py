@@ -125,6 +125,15 @@ def _folder(sources: Path) -> Path:
     return existing[0] if existing else places[0]
 
 
+def keeps_code() -> bool:
+    """Whether machine code of the detector's kernels can be written down, so that another process finds it."""
+    try:
+        tempfile.TemporaryFile(dir=_folder(Path(__file__).parent / "detector")).close()
+    except OSError:
+        return False
+    return True
+
+
 @cache
 def _kernels_stamp() -> bytes:
     """Digest of every source file of the package that has to do with compiled code, constants that its neighbours define included."""

@@ -63,6 +63,8 @@ class Lookout:
             crossings=outcome.crossings,
             expected=outcome.crossings_expected / UNIT,
         )
+        for offset, model in outcome.models:
+            _log.info("model_scores", **shard.source._asdict(), offset=offset, model=model)
         if outcome.dead_letters:
             self._rejected.setdefault(shard.stream.name, Counter()).update(outcome.rejected)
         if outcome.stream_time_ms is not None:

@@ -14,7 +14,7 @@ from anomalyd.kafka.message import Message
 from anomalyd.shard import DeadLetter, Outcome, Shard
 from anomalyd.state.codec import Page
 from anomalyd.state.ledger import Ledger
-from anomalyd.state.ports import Work
+from anomalyd.state.ports import Restored, Work
 from anomalyd.state.trial import Trial, after_deaths
 
 MESSAGE_BYTES: Final = 1_024
@@ -104,7 +104,10 @@ class Partition:
             pages += len(found)
             await loop.run_in_executor(worker, self._load, found)
 
-        restored = await self.ledger.claim(partitions, load)
+        async def prepare(restored: Restored) -> None:
+            await loop.run_in_executor(worker, self.shard.prepare, restored)
+
+        restored = await self.ledger.claim(partitions, load, prepare)
         await loop.run_in_executor(worker, self.shard.begin, restored, self.ledger.records)
         self.strangers = restored.strangers
         if restored.position is None:
@@ -158,6 +161,7 @@ class Partition:
         work.forgotten |= outcome.forgotten
         work.policies += outcome.policies
         work.corrections += outcome.corrections
+        work.models += outcome.models
         if not self.to_replay:
             # Not what the shard says now: it may be in the middle of the next batch.
             work.position, work.replay_from, work.stream_time_ms = self.position, outcome.replay_from, outcome.stream_time_ms

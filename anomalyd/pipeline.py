@@ -18,10 +18,12 @@ import structlog
 
 from anomalyd.batch import Source
 from anomalyd.crashpoints import reached
+from anomalyd.detector import Detector
 from anomalyd.errors import LostError, StateError
 from anomalyd.kafka.consumer import Owner, Polled, Recovered
 from anomalyd.lookout import Lookout
 from anomalyd.partition import Partition
+from anomalyd.probation import Probation, Terms
 from anomalyd.shard import DeadLetter, Outcome, Shard, StreamPlan
 from anomalyd.state.ledger import Ledger
 from anomalyd.telemetry.metrics import Metrics
@@ -105,7 +107,7 @@ class _Job:
             sum(len(polled.records) for _, polled, _ in self.parts) <= SMALL_RECORDS
             and sum(len(record.value or b"") for _, polled, _ in self.parts for record in polled.records) <= SMALL_BYTES
             and sum(pages for _, _, pages in self.parts) <= SMALL_PAGES
-            and all(partition.shard.device == "cpu" for partition, _, _ in self.parts)
+            and all(partition.shard.device == "cpu" and not partition.shard.moving for partition, _, _ in self.parts)
         )
 
     def run(self) -> list[Outcome]:
@@ -125,6 +127,8 @@ class Pipeline(Owner):
         dead_letter_topic: for records that could not be read.
         interval_s: between commits.
         turn_s: in which every page in use is written once.
+        probation: what a model has to keep to that was swapped to; None: it stays whatever it does.
+        on_unfit: told when one did not: stream, model, and why; the pipeline has gone back to the one before.
         stop_at_gaps: leave a partition alone when input that a replay needs is gone, instead of going on with what is there.
     """
 
@@ -141,6 +145,8 @@ class Pipeline(Owner):
         interval_s: float = 1.0,
         turn_s: float = 60.0,
         stop_at_gaps: bool = False,
+        probation: Terms | None = None,
+        on_unfit: Callable[[str, Detector, str], None] = lambda _stream, _model, _why: None,
     ) -> None:
         self._consumer = consumer
         self._make_shard = make_shard
@@ -152,7 +158,13 @@ class Pipeline(Owner):
         self._interval_s = interval_s
         self._turn_s = turn_s
         self._stop_at_gaps = stop_at_gaps
+        self._terms = probation
+        self._on_unfit = on_unfit
+        self._probations: dict[str, Probation] = {}
+        self._before: dict[str, Detector] = {}  # what scored before the last swap, by stream
         self._plans: dict[str, StreamPlan] = {}  # that were adopted since, by input topic
+        self._models: dict[str, Detector] = {}  # that were swapped to since, by stream
+        self._challengers: dict[str, Detector | None] = {}  # that score beside, by stream
         self._partitions: dict[Source, Partition] = {}
         self._recovering: set[Source] = set()
         self._waiting: dict[Source, Partition] = {}  # not read yet
@@ -210,8 +222,38 @@ class Pipeline(Owner):
         for partition in [*self._partitions.values(), *self._waiting.values(), *self._parked.values()]:
             self._renew(partition)
 
+    def swap(self, stream: str, detector: Detector) -> None:
+        """This model scores the stream from now on: each of its partitions from its next batch on, those that come later, too.
+
+        Raises:
+            ArtifactError: it is for samples of another number of values.
+        """
+        for partition in [*self._partitions.values(), *self._waiting.values(), *self._parked.values()]:
+            if partition.shard.stream.name == stream:
+                partition.shard.swap(detector)
+        before = self._models.get(stream)
+        if before is not None and before is not detector:
+            self._before[stream] = before
+            self._probations.setdefault(stream, Probation(self._terms)).begin()
+        self._models[stream] = detector
+
+    def shade(self, stream: str, challenger: Detector | None) -> None:
+        """This model scores the stream beside its own, and tells nobody; None: none does.
+
+        Raises:
+            ArtifactError: it is for samples of another number of values.
+        """
+        for partition in [*self._partitions.values(), *self._waiting.values(), *self._parked.values()]:
+            if partition.shard.stream.name == stream:
+                partition.shard.shade(challenger)
+        self._challengers[stream] = challenger
+
     def _renew(self, partition: Partition) -> None:
-        """The shard was made with the plan that held at the start."""
+        """The shard was made with the plan and the model that held at the start."""
+        if (detector := self._models.get(partition.shard.stream.name)) is not None:
+            partition.shard.swap(detector)
+        if (challenger := self._challengers.get(partition.shard.stream.name)) is not None:
+            partition.shard.shade(challenger)
         if (plan := self._plans.get(partition.source.topic)) is not None:
             partition.shard.adopt(plan)
 
@@ -256,10 +298,22 @@ class Pipeline(Owner):
     def _take_in(self, partition: Partition, outcome: Outcome) -> None:
         partition.take_in(outcome, self._alerts_topic, self._dead_letter_topic)
         self._lookout.batch(partition.shard, outcome)
+        self._watch(partition.shard.stream.name, outcome)
         if outcome.replayed:
             reached("replay")
         if partition.urgent:
             self._alert_waits.set()
+
+    def _watch(self, stream: str, outcome: Outcome) -> None:
+        """A model that was swapped to and does not keep to the terms goes; the one before scores again."""
+        probation = None if self._terms is None else self._probations.setdefault(stream, Probation(self._terms))
+        if probation is None or not (why := probation.count(outcome.fired, outcome.alarms_allowed, outcome.unsound)):
+            return
+        unfit, before = self._models[stream], self._before.pop(stream)
+        _log.error("model_unfit", stream=stream, model=unfit.model.hash, reason=why, instead=before.model.hash)
+        self.swap(stream, before)
+        probation.end()
+        self._on_unfit(stream, unfit, why)
 
     async def _drained(self) -> None:
         await self._until(lambda: not any(self._in_flight))
@@ -402,6 +456,8 @@ class Pipeline(Owner):
             reached("dead-letter")
         if parcel.work.forgotten:
             reached("expiry")
+        if parcel.work.models:
+            reached("swap")
         try:
             await partition.ledger.commit(parcel.work)
         except LostError as error:
@@ -537,7 +593,7 @@ class Pipeline(Owner):
         # What was told of the old one ends; nothing will ever be heard of it again.
         for outcome in (partition.shard.process([], partition.shard.live_from), partition.shard.forget_all()):
             outcome.pages, outcome.episodes, outcome.forgotten, outcome.policies = {}, {}, {}, []
-            outcome.corrections = []
+            outcome.corrections, outcome.models = [], []
             fresh.take_in(outcome, self._alerts_topic, self._dead_letter_topic)
         fresh.position = fresh.parcel.work.position = -1  # which is where the new topic begins; told in a moment
         return fresh

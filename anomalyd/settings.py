@@ -5,6 +5,7 @@ field keeps its siblings' defaults. This is the only module that reads the envir
 so settings built in code (demo, tests) never depend on the caller's shell.
 """
 
+import contextlib
 import difflib
 import json
 import os
@@ -29,7 +30,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from anomalyd import __version__
 from anomalyd.errors import ConfigError
@@ -46,6 +47,12 @@ LONGEST_GAP_S: Final = 7 * 86_400
 
 _MOST_VALUES: Final = 2**31 - 1
 """Features of all entities of an instance together: they are numbered in 32 bits."""
+
+SHIPPED: Final = "shipped"
+"""Pins the model that comes with the package."""
+
+EVERY_STREAM: Final = "*"
+"""Stands for the streams that are not named."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -134,6 +141,25 @@ def _moment(moment: datetime) -> datetime:
     return moment
 
 
+def _written_as_text(value: object) -> object:
+    """YAML takes a hash of digits only, without quotes, for a number."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _by_stream(value: object) -> object:
+    """What is said of no stream by name is said of all; a mapping in the environment is JSON."""
+    if isinstance(value, str) and value.startswith("{"):
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
+    return value if isinstance(value, Mapping) or value is None else {EVERY_STREAM: value}
+
+
+def _pinned(name: str) -> str:
+    if name != SHIPPED and not re.fullmatch(r"[0-9a-f]{8,64}", name):
+        raise ValueError('must be the hash of a model, or its first 8 characters or more, or "shipped"')
+    return name
+
+
 TopicName = Annotated[str, AfterValidator(_topic_name)]
 StreamName = Annotated[str, AfterValidator(_stream_name)]
 Servers = Annotated[str, AfterValidator(_servers)]
@@ -144,6 +170,13 @@ Selector = Annotated[Text, AfterValidator(_selector)]
 Feature = Annotated[Text, AfterValidator(_feature)]
 ExistingFolder = Annotated[Path, AfterValidator(_existing_folder), WithJsonSchema({"type": "string", "format": "directory-path"})]
 TimeOfDay = Annotated[str, BeforeValidator(_sexagesimal), AfterValidator(_time_of_day)]
+Pin = Annotated[str, BeforeValidator(_written_as_text), AfterValidator(_pinned)]
+Pins = Annotated[
+    dict[str, Pin],
+    NoDecode,  # from the environment, too, a text stands for all streams
+    BeforeValidator(_by_stream),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": {"type": "string"}}]}),
+]
 TimeZone = Annotated[str, AfterValidator(_time_zone)]
 Moment = Annotated[datetime, AfterValidator(_moment)]
 
@@ -550,6 +583,28 @@ class StateSettings(_Section):
     so that a weekly series may be late; at least 7, for so long an open alert waits for its series."""
 
 
+class ModelSettings(_Section):
+    """Which models score, where retrained and promoted ones come from."""
+
+    topic: TopicName | None = None
+    """Compacted topic of one partition that holds models, and which of them is the champion of each stream; `anomalyd models` and the
+    retrainer write to it, every instance follows it. Default: `<group_id>-models`."""
+    pin: Pins = Field(default_factory=dict)
+    """Stay with one model, whatever the topic says: the first 8 characters of its hash or more, or `shipped`, for all streams; or a mapping
+    from the names of streams to these, with `*` for all others. A pinned model that cannot be had leaves the last good one at work, and is
+    told of."""
+    most_alerts: float = Field(default=3.0, ge=0, le=1_000)
+    """Back by rule: where a model that has just taken over a stream fires more than so many times the alerts that the budget allows (or
+    that fired before, where that is more), or says what is not finite, the one before takes over again, on all instances. 0: never."""
+    timeline: ExistingFile | None = None
+    """To repeat a run: a file of JSON lines `{"topic": …, "partition": …, "offset": …, "model": …}`. The models change at exactly these
+    offsets, and the topic and the pin have no say."""
+
+    def pinned(self, stream: str) -> str | None:
+        """What a stream is pinned to."""
+        return self.pin.get(stream, self.pin.get(EVERY_STREAM))
+
+
 class LogSettings(_Section):
     """The log on stderr."""
 
@@ -589,6 +644,8 @@ class Settings(BaseSettings):
     """How often alerts, positions and state are made durable."""
     state: StateSettings = Field(default_factory=StateSettings)
     """What has been learned about the series, kept in changelog topics so that a restart or another instance goes on where it was."""
+    models: ModelSettings = Field(default_factory=ModelSettings)
+    """Which models score, where retrained and promoted ones come from."""
     log: LogSettings = Field(default_factory=LogSettings)
     """The log on stderr."""
     delivery: Delivery = "exactly-once"
@@ -612,6 +669,11 @@ class Settings(BaseSettings):
     def state_prefix(self) -> str:
         """What the names of the changelog topics begin with, its default resolved."""
         return self.state.prefix or f"{self.kafka.group_id}-state"
+
+    @property
+    def models_topic(self) -> str:
+        """The models topic, its default resolved."""
+        return self.models.topic or f"{self.kafka.group_id}-models"
 
     def changelog_topic(self, input_topic: str) -> str:
         """The topic that holds what was learned from an input topic."""
@@ -644,6 +706,7 @@ class Settings(BaseSettings):
         data = self.model_dump(mode="json", by_alias=True)
         data["dead_letters"]["topic"] = self.dead_letter_topic
         data["state"]["prefix"] = self.state_prefix
+        data["models"]["topic"] = self.models_topic
         for shown, stream in zip(data["streams"], self.streams, strict=True):
             shown["alerts"] = self.policy(stream).model_dump(mode="json", by_alias=True)
         return data
@@ -687,6 +750,7 @@ class Settings(BaseSettings):
             ("alerts", f"to {self.alerts.topic}, {self.delivery}"),
             ("dead letters", f"to {self.dead_letter_topic}"),
             ("state", f"in {self.state_prefix}-<topic>, every page each {self.state.turn_s:g} s"),
+            ("models", f"in {self.models_topic}{self._pins()}"),
             ("http", f"{self.http.host}:{self.http.port}"),
             ("series", f"at most {self.max_series:,}"),
         ]
@@ -726,8 +790,39 @@ class Settings(BaseSettings):
                     ("dead_letters.topic", f'missing; kafka.group_id "{self.kafka.group_id}" makes no topic name to take as default')
                 )
         problems += self._state_problems(reader)
+        problems += self._model_problems(reader)
         _refuse(problems)
         return self
+
+    def _pins(self) -> str:
+        """How streams are pinned, in a few words."""
+        models = self.models
+        if models.timeline is not None:
+            return f"; changes as in {models.timeline}"
+        pins = [f"{stream.name} to {pin}" for stream in self.streams if (pin := models.pinned(stream.name)) is not None]
+        return f"; pinned: {', '.join(pins)}" if pins else ""
+
+    def _model_problems(self, reader: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+        """What is wrong with the models topic and the pins.
+
+        Args:
+            reader: which stream reads a topic.
+        """
+        name = self.models_topic
+        taken = {topic: f"which {stream} reads" for topic, stream in reader.items()}
+        taken |= {self.changelog_topic(topic): f"which is the changelog of {topic}" for topic in reader}
+        taken |= {self.alerts.topic: "which is alerts.topic", self.dead_letter_topic: "which is dead_letters.topic"}
+        if name in taken:
+            yield ("models.topic", f'got "{name}", {taken[name]}; give each its own')
+        else:
+            try:
+                _topic_name(name)
+            except ValueError:
+                yield ("models.topic", f'missing; kafka.group_id "{self.kafka.group_id}" makes no topic name to take as default')
+        names = [stream.name for stream in self.streams]
+        for stream in self.models.pin:
+            if stream not in (*names, EVERY_STREAM):
+                yield (f"models.pin.{stream}", f"no such stream{_hint(stream, names)}, valid are {', '.join((*names, EVERY_STREAM))}")
 
     def _state_problems(self, reader: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         """What is wrong with the changelogs.
@@ -894,7 +989,7 @@ def _secret(value: SecretStr | None, file: Path | None, name: str) -> str | None
 
 # --- saying what is wrong -----------------------------------------------------------------------------------------
 
-_LATER_KEYS: Final = {"scores": "scores.topic", "models": "models.pin"}
+_LATER_KEYS: Final = {"scores": "scores.topic"}
 _LATER_VALUES: Final = {("sasl_mechanism", "OAUTHBEARER")}
 _LATER: Final = f"this version ({__version__}) does not have it yet"
 

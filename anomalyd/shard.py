@@ -23,15 +23,19 @@ from anomalyd.alerts.messages import Message, MessageBuilder, Model
 from anomalyd.alerts.mutes import Mutes
 from anomalyd.alerts.rarity import Rarity
 from anomalyd.alerts.silence import SilencePolicy
-from anomalyd.alerts.timeline import Entry, Timeline
+from anomalyd.alerts.timeline import NEVER, Entry, Timeline
 from anomalyd.batch import LATE, REPEATED, Record, SampleBatch, Source, Verdicts
-from anomalyd.detector import Detector, Pages
+from anomalyd.detector import Detector, Pages, Rows
 from anomalyd.detector.assembler import Assembler
 from anomalyd.detector.detector import MS_PER_DAY
+from anomalyd.errors import ArtifactError
 from anomalyd.formats import Decoded, Decoder
 from anomalyd.series import Entities, Selection, SeriesIndex
 from anomalyd.series.key import parse_key
 from anomalyd.shard_budget import BudgetWatch
+from anomalyd.shard_models import Entry as ModelEntry
+from anomalyd.shard_models import Models, Planned
+from anomalyd.shard_shadow import Disagreement, Shadow
 from anomalyd.shard_silence import Found, Pulse, Silences
 from anomalyd.shard_state import ShardState
 from anomalyd.state.codec import Page
@@ -51,6 +55,8 @@ _HEARD_SHARE: Final = 4
 _TTL_SHARE: Final = 16
 """A series is forgotten a sixteenth later than it would begin anew: clocks differ, and its alert should end by its own sample."""
 _MANY: Final = 1 << 30
+_SLICE_ROWS: Final = 256
+"""Rows that nobody has met yet and that are brought over to another model with each batch: some ten milliseconds."""
 
 _log = structlog.get_logger(__name__)
 
@@ -105,6 +111,8 @@ class Outcome:
     """Alert policies that came into force, each with its input offset; a replay from in front of it needs to know."""
     corrections: list[Correction] = field(default_factory=list)
     """Likewise corrections of the threshold."""
+    models: list[ModelEntry] = field(default_factory=list)
+    """Likewise models, the first one of the partition, too."""
     replay_from: int = 0
     """Input offset from which on records would have to be replayed if all these records, and all before, were written down."""
     stream_time_ms: int | None = None
@@ -129,6 +137,8 @@ class Outcome:
     """Alerts that did not fire because of a mute."""
     flapping: int = 0
     """Alerts that did not fire because the one before of their series had just ended."""
+    unsound: int = 0
+    """Scores that are not finite."""
     fired: int = 0
     """Alerts that fired, but for those about silent series."""
     crossings: int = 0
@@ -139,6 +149,8 @@ class Outcome:
     """Event time of all series together in which they could alert."""
     alarms_allowed: float = 0.0
     """Alerts that the budget allows for that."""
+    shadow: Disagreement = field(default_factory=Disagreement)
+    """How a challenger, if there is one, judged beside."""
     decode_s: float = 0.0
     step_s: float = 0.0
     episodes_s: float = 0.0
@@ -162,8 +174,10 @@ class Outcome:
         self.forgotten |= later.forgotten
         self.policies += later.policies
         self.corrections += later.corrections
+        self.models += later.models
         self.next_offset, self.replay_from, self.stream_time_ms = later.next_offset, later.replay_from, later.stream_time_ms
         self.pulse, self.control = later.pulse, later.control
+        self.shadow = self.shadow.plus(later.shadow)
         for name in _SUMMED:
             setattr(self, name, getattr(self, name) + getattr(later, name))
 
@@ -179,6 +193,7 @@ _SUMMED: Final = (
     "expired",
     "muted",
     "flapping",
+    "unsound",
     "fired",
     "crossings",
     "crossings_expected",
@@ -191,6 +206,10 @@ _SUMMED: Final = (
 
 Observer = Callable[["Shard", SampleBatch, Verdicts, list[dict[str, Any]]], None]
 """Sees every batch with its verdicts and the alerts (as plain data) that came of it; called in the thread that runs the shard."""
+
+
+def _nowhere(model: str) -> Detector:
+    raise ArtifactError(f"nobody has said where model {model[:12]} is")
 
 
 class Shard:
@@ -212,6 +231,8 @@ class Shard:
         sweep_records: offsets from one look for series to forget to the next.
         reading: fingerprint of format and selection, on which raw spellings of series depend.
         pace: how slowly the threshold gives; None: as usual.
+        find: by the hash of a model that scored some of the partition, its detector; raises ArtifactError where it cannot be had.
+        plan: from which offsets on which models score, where that is known in advance; `swap` changes nothing then.
     """
 
     def __init__(
@@ -229,36 +250,40 @@ class Shard:
         sweep_records: int = SWEEP_RECORDS,
         reading: str = "",
         pace: Pace | None = None,
+        find: Callable[[str], Detector] = _nowhere,
+        plan: Sequence[Planned] = (),
     ) -> None:
         self.stream = stream
         self.source = source
         entities = self._entities = stream.entities
         self.index = SeriesIndex(capacity, stream.select, entities)
-        self.pages: Pages = detector.new_pages(capacity)
+        self._models = Models(source, detector, find, plan)
+        self._rows = Rows(detector, capacity)
         self._assembler = None if entities is None else Assembler(self.pages)
         clock = "time" if entities is None else "filling"
         self.stream_time_ms: int | None = None
         """Newest event time seen, by whatever clock: something to look at, nothing is decided by it."""
-        self._detector = detector
         self._decoder = decoder
         self._episodes = Episodes(stream.policy, self.pages.episodes)
         self._mutes = Mutes(stream.policy.mutes)
         self._timeline = Timeline(stream.policy)
         self._settled: StreamPlan | None = None  # the plan that holds for what is news; None: there was none yet
         features = "" if entities is None else entities.fingerprint
-        self._state = ShardState(self.index, self.pages, self._episodes, detector, reading, features, clock)
-        self._silences = Silences(stream.silence, self.index, self.pages, self._episodes, clock)
-        self._watch = BudgetWatch(self.index, self.pages, pace)
+        self._state = ShardState(self.index, self._rows, self._episodes, reading, features, clock)
+        self._silences = Silences(stream.silence, self.index, self._rows, self._episodes, clock)
+        self._watch = BudgetWatch(self.index, self._rows, pace)
         self._tally = np.zeros(3, np.int64)
         self._messages = MessageBuilder(
             stream=stream.name,
             topic=source.topic,
             partition=source.partition,
-            model=Model(detector.model.name, detector.model.version, detector.model.hash),
+            model=_named(detector),
             labels=stream.labels,
             annotations=stream.annotations,
             feature_names=feature_names if entities is None else entities.names,
         )
+        self._challenger: Detector | None = None
+        self._shadow: Shadow | None = None
         self._observer = observer
         self._now_ms = now_ms
         self._ttl_ms = series_ttl_ms
@@ -270,9 +295,24 @@ class Shard:
         self._enforce()
 
     @property
+    def pages(self) -> Pages:
+        """The state rows of the model that scores."""
+        return self._rows.pages
+
+    @property
+    def detector(self) -> Detector:
+        """The model that scores."""
+        return self._rows.detector
+
+    @property
+    def moving(self) -> int:
+        """Rows that have yet to come over from the model before, at most."""
+        return self._rows.moving
+
+    @property
     def device(self) -> str:
         """Where samples are scored."""
-        return self._detector.device
+        return self.detector.device
 
     @property
     def series(self) -> int:
@@ -303,7 +343,7 @@ class Shard:
     def budget_per_day(self) -> float:
         """False alarms per series and day of event time that are acceptable."""
         asked = self._timeline.policy.budget_per_day
-        return self._detector.options.budget_per_day if asked is None else asked
+        return self.detector.options.budget_per_day if asked is None else asked
 
     @property
     def correction(self) -> float:
@@ -343,11 +383,43 @@ class Shard:
         """Policy, labels and annotations of this plan hold from the next records on that are news. Any thread may say so."""
         self.stream = plan
 
+    def swap(self, detector: Detector) -> None:
+        """This model scores from the next batch of news on. Any thread may say so.
+
+        Raises:
+            ArtifactError: it is for samples of another number of values.
+        """
+        if detector.features != self.detector.features:
+            raise ArtifactError(
+                f"model {detector.model.hash[:12]} is for samples of {detector.features} values, not {self.detector.features}"
+            )
+        self._models.ask(detector)
+
+    def shade(self, challenger: Detector | None) -> None:
+        """This model scores beside, from the next batch of news on, and tells nobody; None: none does. Any thread may say so.
+
+        Raises:
+            ArtifactError: it is for samples of another number of values.
+        """
+        if challenger is not None and challenger.features != self.detector.features:
+            raise ArtifactError(f"model {challenger.model.hash[:12]} is for samples of {challenger.features} values")
+        self._challenger = challenger
+
     # --- from one instance to the next ------------------------------------------------------------------------------
+
+    def prepare(self, restored: Restored) -> None:
+        """What pages come is known, in front of the first `load`: makes room for rows of the models that scored.
+
+        Raises:
+            StateError: a replay needs a model that cannot be had.
+        """
+        self._rows.follow(self._models.begin(restored))
+        self._state.begin_pages()
+        self._take_up()
 
     def load(self, page: Page) -> None:
         """Takes in a page of what was written down. Of one that comes several times the last one counts. Raises StateError."""
-        self._state.load(page)
+        self._state.load(page, self._models.number(page.position))
 
     def begin(self, restored: Restored, live: Collection[bytes] | None = None) -> None:
         """Goes on where the last owner was, after the last `load`.
@@ -369,7 +441,7 @@ class Shard:
             self._carried.evicted += len(dropped)
             self._carried.forgotten |= self._state.forgotten_records(self._state.live_from, dropped)
         if restored.position is not None and not self.replaying:
-            self._carried.divergences += self._state.end_replay(())
+            self._end_replay()
 
     def snapshot(self, most: int) -> dict[bytes, bytes | None]:
         """Records of up to `most` dirty pages, oldest dirty first, as they are behind the last record; None for a page without series."""
@@ -402,7 +474,15 @@ class Shard:
             self._carried = Outcome()
             outcome.records = len(records)
             self._settle(outcome)
+            if records and self._models.waits and not self._models.may_swap(self._at):
+                self._run(records[:1], outcome)
+                state.position, records = records[0].offset + 1, records[1:]
+            self._settle_model(bool(records))
+            if self._challenger is not (None if self._shadow is None else self._shadow.detector):
+                self._shadow = None if self._challenger is None else Shadow(self._challenger, self.index.capacity)
             self._run(records, outcome)
+            outcome.models, self._models.written = self._models.written, []
+        self._rows.bring_some(_SLICE_ROWS)
         state.position = outcome.next_offset = behind
         if not state.replaying:
             outcome.episodes = state.episode_records(self._told)
@@ -417,9 +497,32 @@ class Shard:
         plan = self.stream
         if plan is not self._settled:
             self._settled = plan
-            outcome.policies += self._timeline.settle(plan.policy, max(self._state.position, self._state.live_from))
+            outcome.policies += self._timeline.settle(plan.policy, self._at)
             self._enforce()
             self._messages.mark(plan.labels, plan.annotations)
+
+    @property
+    def _at(self) -> int:
+        """Input offset of what is news next."""
+        return max(self._state.position, self._state.live_from)
+
+    def _settle_model(self, records: bool) -> None:  # noqa: FBT001  whether there are some
+        """What is news is scored by the model that was asked for last."""
+        if (detector := self._models.settle(self._at, records=records)) is not None:
+            self._go_over(detector, self._at)
+
+    def _go_over(self, detector: Detector | None, offset: int) -> None:
+        """Another model scores from an offset on; None: the next one of a restore."""
+        late = self._rows.swap(self._state.used, detector)
+        self._state.swapped(late, offset)
+        self._take_up()
+
+    def _take_up(self) -> None:
+        """The model that scores, and where its rows lie, are others."""
+        self._episodes.move(self.pages.episodes)
+        self._assembler = None if self._entities is None else Assembler(self.pages)
+        self._messages.scored_by(_named(self.detector))
+        self._weigh()
 
     def _enforce(self) -> None:
         policy = self._timeline.policy
@@ -429,8 +532,8 @@ class Shard:
 
     def _weigh(self) -> None:
         """Another threshold may be in force."""
-        calibration = self._detector.artifact.calibration
-        self._threshold = self._detector.threshold_at(self.budget_per_day, self.correction)
+        calibration = self.detector.artifact.calibration
+        self._threshold = self.detector.threshold_at(self.budget_per_day, self.correction)
         self._messages.weigh(Rarity(self.budget_per_day, calibration.slope, calibration.lowest))
 
     def _replay(self, records: Sequence[Record], next_offset: int) -> int:
@@ -438,21 +541,30 @@ class Shard:
         old = sum(record.offset < self._state.live_from for record in records)
         self._run(records[:old], Outcome())
         if next_offset >= self._state.live_from:
-            self._carried.divergences += self._state.end_replay(self._told)
-            self._told.clear()
+            self._end_replay()
         return old
+
+    def _end_replay(self) -> None:
+        self._reach_models(NEVER, replaying=True)
+        self._carried.divergences += self._state.end_replay(self._told)
+        self._told.clear()
+
+    def _reach_models(self, offset: int, *, replaying: bool) -> None:
+        while (reached := self._models.reach(offset, replaying=replaying)) is not None:
+            self._go_over(None if replaying else reached[1], reached[0])
 
     def _run(self, records: Sequence[Record], outcome: Outcome) -> None:
         """The loop of `process`: as many records at a time as have rows, and in front of which nothing was forgotten."""
         start, size, most = 0, _MANY, _MANY
         while start < len(records):
             self._state.reach(records[start].offset)
+            self._reach_models(records[start].offset, replaying=self.replaying)
             if self._timeline.reach(records[start].offset):
                 self._enforce()
             if self._watch.control.take_up(records[start].offset):
                 self._weigh()
             part = _Part(records[start : start + size])
-            boundary = min(self._state.boundary, self._timeline.boundary, self._watch.control.boundary)
+            boundary = min(self._state.boundary, self._timeline.boundary, self._watch.control.boundary, self._models.boundary)
             if part.records[-1].offset >= boundary:
                 part = _Part([record for record in part.records if record.offset < boundary])
             decoding = time.perf_counter()
@@ -572,6 +684,7 @@ class Shard:
 
     def _advance(self, batch: SampleBatch, offsets: NDArray[np.int64], timestamp_of: Callable[[int], int], outcome: Outcome) -> None:
         start = 0
+        self._rows.bring(batch.row)
         while start < len(batch):
             stop, rows, samples = self._state.touch(batch, offsets, self._ttl_ms, start)
             part = batch if stop - start == len(batch) else batch.part(slice(start, stop))
@@ -615,7 +728,9 @@ class Shard:
             ended, back = self._episodes.close(rows, *self._state.newest(rows)), dict(zip(rows.tolist(), places.tolist(), strict=True))
             news += [_News(back[row], k, partial(self._alert, ended, k)) for k, row in enumerate(ended.row.tolist())]
             news.sort(key=itemgetter(0, 1))
-        self.pages.clear(rows)
+        self._rows.clear(rows)
+        if self._shadow is not None:
+            self._shadow.clear(rows)
         return lapsed, news
 
     def _score(self, batch: SampleBatch, lapsed: NDArray[np.void] | None, news: list["_News"], origin: "_Origin", outcome: Outcome) -> None:
@@ -631,7 +746,12 @@ class Shard:
         began = time.perf_counter()
         returns = self._silences.returns(batch)
         self._tally[:] = 0
-        verdicts = self._detector.step(self.pages, batch, self._threshold, self._tally)
+        shadow = None if self.replaying else self._shadow
+        if shadow is not None:
+            shadow.follow(self._rows, batch.row)
+        verdicts = self.detector.step(self.pages, batch, self._threshold, self._tally)
+        if shadow is not None:
+            outcome.shadow = outcome.shadow.plus(shadow.score(batch, verdicts, self.budget_per_day, self.correction))
         stepped = time.perf_counter()
         if not self.replaying:
             self._counted(outcome)
@@ -658,6 +778,7 @@ class Shard:
         outcome.fired += sum(alert.message.alert.status == "firing" and alert.message.alert.kind == "anomaly" for alert in alerts)
         outcome.step_s += stepped - began
         outcome.episodes_s += time.perf_counter() - stepped
+        outcome.unsound += len(batch) - int(np.count_nonzero(np.isfinite(verdicts.score)))
         outcome.late += int(np.count_nonzero(verdicts.flags & LATE))
         outcome.repeated += int(np.count_nonzero(verdicts.flags & REPEATED))
         outcome.muted += self._episodes.muted - muted
@@ -710,6 +831,7 @@ class Shard:
         if self.replaying:
             # Only where fewer series are kept than before: they are forgotten where the replay ends.
             offset = self._state.live_from
+            self._rows.empty_soon(rows)
             for row, key in zip(rows.tolist(), keys, strict=True):
                 self._state.hold(key, row, moved=key in self._told)
                 self._told.discard(key)
@@ -742,9 +864,12 @@ class Shard:
 
     def _forget(self, rows: NDArray[np.int32], keys: Sequence[str], offset: int, produced_ms: int, outcome: Outcome) -> None:
         """What is left to do about series that lost their rows in front of the record at `offset`."""
+        self._rows.empty_soon(rows)
         silent = self._silences.forgotten(rows)
         transitions = self._episodes.close(rows, *self._state.newest(rows))
         self._state.cleared(rows, offset)
+        if self._shadow is not None:
+            self._shadow.clear(rows)
         outcome.forgotten |= self._state.forgotten_records(offset, keys)
         if len(transitions) or silent:
             key_of, now_ms = dict(zip(rows.tolist(), keys, strict=True)), self._now_ms()
@@ -755,6 +880,11 @@ class Shard:
 
     def _where(self, offset: int) -> dict[str, Any]:
         return {"stream": self.stream.name, "topic": self.source.topic, "partition": self.source.partition, "offset": offset}
+
+
+def _named(detector: Detector) -> Model:
+    """A model as messages name it."""
+    return Model(detector.model.name, detector.model.version, detector.model.hash)
 
 
 class _Part:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from anomalyd.alerts.budget import Control, Entry, Pace
 from anomalyd.batch import SampleBatch
-from anomalyd.detector import Pages
+from anomalyd.detector import Rows
 from anomalyd.series import FRESH, SeriesIndex
 from anomalyd.shard_looks import Looks, middle
 from anomalyd.state.ports import Restored
@@ -34,15 +34,15 @@ class BudgetWatch:
 
     Args:
         index: series → row.
-        pages: the rows.
+        rows: of these series.
         pace: how slowly it moves.
     """
 
-    def __init__(self, index: SeriesIndex, pages: Pages, pace: Pace | None = None) -> None:
+    def __init__(self, index: SeriesIndex, rows: Rows, pace: Pace | None = None) -> None:
         self.control = Control(pace)
         self._looks = Looks(self.control.pace.samples)
         self._index = index
-        self._time = pages.field("time")[:, 0].view(np.int64)
+        self._rows = rows
 
     @property
     def state(self) -> tuple[int, ...]:
@@ -67,4 +67,4 @@ class BudgetWatch:
         last_use = self._index.last_use
         heard = self._looks.heard(last_use)
         self._looks.look(offset, max(self.control.pace.samples, int(np.count_nonzero(last_use < FRESH))))
-        return self.control.reach(int(middle(self._time[heard])), offset) if len(heard) else []
+        return self.control.reach(int(middle(self._rows.take("time", heard)[:, 0])), offset) if len(heard) else []

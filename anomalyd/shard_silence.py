@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from anomalyd.alerts.episodes import Episodes
 from anomalyd.alerts.silence import HEARTBEAT_MS, Silence, SilencePolicy
 from anomalyd.batch import COUNTER, LATE, REPEATED, SampleBatch, Verdicts
-from anomalyd.detector import Pages
+from anomalyd.detector import Rows
 from anomalyd.detector.layout import COUNTER_KIND
 from anomalyd.detector.recipe import WARMUP_SAMPLES
 from anomalyd.series import FRESH, SeriesIndex
@@ -112,19 +112,19 @@ class Silences:
     Args:
         policy: when a series is silent.
         index: series → row.
-        pages: the rows.
+        rows: of these series.
         episodes: over the same rows, which remember whose silence was told.
         clock: the field that holds the newest event time of a row.
     """
 
-    def __init__(self, policy: SilencePolicy, index: SeriesIndex, pages: Pages, episodes: Episodes, clock: str = "time") -> None:
+    def __init__(self, policy: SilencePolicy, index: SeriesIndex, rows: Rows, episodes: Episodes, clock: str = "time") -> None:
         self.policy = policy
         self.pulse = Pulse()
         self._index = index
         self._episodes = episodes
-        names = ("age", "step_ms", "step_spread", "seen", "kind")
-        self._columns: dict[str, NDArray[Any]] = {name: pages.field(name)[:, 0] for name in names} | {"time": pages.field(clock)[:, 0]}
-        self._several = pages.layout.shape.features > 1
+        self._rows = rows
+        self._clock = clock
+        self._several = rows.pages.layout.shape.features > 1
 
     @property
     def on(self) -> bool:
@@ -144,29 +144,38 @@ class Silences:
         pulse.look(offset, max(_LEAST_SAMPLES, int(np.count_nonzero(known)) // 2))
         if not len(heard):
             return []
-        now = int(middle(self._columns["time"][heard]))
-        if not pulse.tick(now, max(PAUSE_MS, PAUSE_STEPS * middle(self._columns["step_ms"][heard]))) or len(pulse.ticks) <= LEAST_TICKS:
+        now = int(middle(self._column(self._clock, heard)))
+        if not pulse.tick(now, max(PAUSE_MS, PAUSE_STEPS * middle(self._column("step_ms", heard)))) or len(pulse.ticks) <= LEAST_TICKS:
             return []
         rows = np.flatnonzero(known & (last_use < pulse.ticks[-LEAST_TICKS][0]))
         silent = self._episodes.silent[rows] != 0
+        fallen = self._candidates(rows[~silent], last_use, now)
+        self._rows.bring(np.concatenate([rows[silent], fallen]))
         found = [self._told_again(row, now) for row in rows[silent].tolist()]
-        fallen = self._candidates(rows[~silent], last_use, now).tolist()
-        found += [self._fallen(row, now) for row in fallen if not muted(self._index.keys[row] or "", now)]
+        found += [self._fallen(row, now) for row in fallen.tolist() if not muted(self._index.keys[row] or "", now)]
         return sorted((one for one in found if one is not None), key=lambda one: self._index.keys[one.row] or "")
 
     def _candidates(self, rows: NDArray[np.intp], last_use: NDArray[np.int64], now_ms: int) -> NDArray[np.intp]:
         """Those of these rows that have been silent for too long."""
-        step_ms = self._columns["step_ms"][rows].astype(np.float64)
-        wanted = (self._columns["age"][rows] >= WARMUP_SAMPLES) & (step_ms > 0)
+        step_ms = self._column("step_ms", rows).astype(np.float64)
+        wanted = (self._column("age", rows) >= WARMUP_SAMPLES) & (step_ms > 0)
         if self.policy.enabled == "auto":
-            wanted &= self._columns["step_spread"][rows] <= STEADY * step_ms
+            wanted &= self._column("step_spread", rows) <= STEADY * step_ms
         patience = np.maximum(self.policy.after_ms, (self.policy.after_steps * step_ms).astype(np.int64))
-        since = np.maximum(self.pulse.since(last_use[rows]), self._columns["time"][rows])
+        since = np.maximum(self.pulse.since(last_use[rows]), self._column(self._clock, rows))
         chosen: NDArray[np.intp] = rows[wanted & (now_ms - since >= patience)]
         return chosen
 
+    def _column(self, name: str, rows: NDArray[np.intp]) -> NDArray[Any]:
+        """A field of one value, of these rows, (n,)."""
+        return self._rows.take(name, rows)[:, 0]
+
+    def _value(self, name: str, row: int) -> Any:  # noqa: ANN401  whatever the field is made of
+        """The same of one row that was brought over."""
+        return self._rows.pages.field(name)[row, 0]
+
     def _fallen(self, row: int, now_ms: int) -> Found | None:
-        starts_ms = int(self._columns["time"][row])
+        starts_ms = int(self._value(self._clock, row))
         # An id is made of the time, so no two silences of a series may begin at the same, whatever its clock does.
         return self._found(row, "firing", now_ms) if self._episodes.fall_silent(row, starts_ms) else None
 
@@ -219,8 +228,7 @@ class Silences:
         ends_ms: int | None = None,
         forgotten: bool = False,
     ) -> Found:
-        column = self._columns
-        step_ms = float(column["step_ms"][row])
+        step_ms = float(self._value("step_ms", row))
         return Found(
             row,
             Silence(
@@ -231,8 +239,8 @@ class Silences:
                 event_ms=event_ms,
                 step_ms=step_ms,
                 patience_ms=self.policy.patience_ms(step_ms),
-                value=0.0 if self._several else float(column["seen"][row]),
-                rate=bool(column["kind"][row] == COUNTER_KIND) and not self._several,
+                value=0.0 if self._several else float(self._value("seen", row)),
+                rate=bool(self._value("kind", row) == COUNTER_KIND) and not self._several,
                 several=self._several,
             ),
         )

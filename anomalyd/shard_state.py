@@ -4,10 +4,15 @@ Series lie in pages of state rows. A page is *dirty* since the offset of the fir
 of which a series in it was forgotten, since it was last written. A page that was written holds what had been learned up to one position, S;
 after a restart the records from the oldest dirty page on are replayed, and each row learns from those at S or behind it. Series are
 independent of each other, so it does not matter that pages are of different ages.
+
+A page is of one model throughout: that which scores at its S. From a swap on all pages are dirty, so the offset from which to replay stays
+in front of the swap until the last page of the old model was written once more, and what is written down of the models, from that offset
+on, says through which of them the rows of any page have to go.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -16,9 +21,8 @@ from numpy.typing import NDArray
 from anomalyd.alerts.episodes import Episodes
 from anomalyd.alerts.machine import EPISODE, OPEN
 from anomalyd.batch import SampleBatch
-from anomalyd.detector import Detector, Pages
+from anomalyd.detector import Rows
 from anomalyd.detector.layout import COUNTER_KIND
-from anomalyd.detector.migrate import described, migrated
 from anomalyd.errors import StateError
 from anomalyd.jit import njit
 from anomalyd.series import FRESH, NEVER, SeriesIndex
@@ -60,6 +64,8 @@ class _Loaded:
     position: int
     rewritten: bool
     """Its rows were made from those of another model or release."""
+    place: int
+    """Of the model whose rows they are now."""
     placed: _Rows
     rows: NDArray[np.int32]
     """Where the placed ones are."""
@@ -81,9 +87,8 @@ class ShardState:
 
     Args:
         index: series → row.
-        pages: the rows.
+        rows: of these series.
         episodes: over the same rows.
-        detector: to which the rows belong.
         reading: fingerprint of wire format and selection; spellings of another one mean nothing here.
         features: fingerprint of what the features of entities are, empty without entities; of rows of another one only the episode counts.
         clock: the field that holds the newest event time of a row.
@@ -92,9 +97,8 @@ class ShardState:
     def __init__(
         self,
         index: SeriesIndex,
-        pages: Pages,
+        rows: Rows,
         episodes: Episodes,
-        detector: Detector,
         reading: str,
         features: str = "",
         clock: str = "time",
@@ -107,21 +111,16 @@ class ShardState:
         """Input offset from which on it is news what comes out."""
         self.replaying = False
         self._index = index
-        self._pages = pages
+        self._rows = rows
         self._episodes = episodes
-        self._detector = detector
         self._reading = reading
         self._features = features
-        self._layout = described(detector.layout)
-        self._page_rows = pages.page_rows
-        self._reciprocal = -(-(1 << _SHIFT) // pages.page_rows)
-        self._dirty = np.full(-(-pages.capacity // pages.page_rows), _CLEAN, np.int64)
-        self._time = pages.field(clock)[:, 0].view(np.int64)
+        self._clock = clock
+        self.begin_pages()
         self._anew = np.empty(0, np.int64)
         self._moved: dict[bytes, _Moved] = {}
         self._part = (-1, 0)  # of records of forgotten series: offset, next number
-        # Of a restore.
-        self._loaded: dict[bytes, _Loaded] = {}
+        # Of a restore, besides what was loaded.
         self._valid_from: NDArray[np.int64] | None = None
         self._gate_until = 0
         self._reveal: list[tuple[int, list[str]]] = []  # newest first
@@ -146,8 +145,9 @@ class ShardState:
         if len(self._anew) < len(batch):
             self._anew = np.empty(len(batch), np.int64)
         use, dirty = self._index.use, self._dirty
+        newest = self._rows.pages.field(self._clock)[:, 0].view(np.int64)
         stop, count = _stretch(
-            start, use, dirty, self._reciprocal, batch.row, batch.time_ms, batch.record, offsets, self._time, ttl_ms, self._anew
+            start, use, dirty, self._reciprocal, batch.row, batch.time_ms, batch.record, offsets, newest, ttl_ms, self._anew
         )
         self.newest_use = max(self.newest_use, int(offsets[batch.record[stop - 1]]))
         samples = self._anew[:count].copy()
@@ -168,15 +168,15 @@ class ShardState:
         silent = np.flatnonzero(last_use < since)
         if not len(silent):
             return silent.astype(np.int32)
-        times = self._time[np.flatnonzero((last_use >= since) & (last_use < FRESH))]
+        times = self._rows.take(self._clock, np.flatnonzero((last_use >= since) & (last_use < FRESH)))[:, 0]
         middle = (len(times) - 1) // 2
         now_ms = int(np.partition(times, middle)[middle])
-        rows = silent[self._time[silent] < now_ms - silence_ms].tolist()
+        rows = silent[self._rows.take(self._clock, silent)[:, 0] < now_ms - silence_ms].tolist()
         return np.array(sorted(rows, key=lambda row: self._index.keys[row] or ""), np.int32)
 
     def cleared(self, rows: NDArray[np.int32], offset: int) -> None:
         """Empties rows whose series were forgotten in front of the record at `offset`."""
-        self._pages.clear(rows)
+        self._rows.clear(rows)
         self._soil(rows, offset)
         if self._valid_from is not None:
             self._valid_from[rows] = 0
@@ -191,10 +191,10 @@ class ShardState:
 
     def newest(self, rows: NDArray[np.int32]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """The newest judged value of each row, (n, F), NaN for features of which there was none, and whether it is a rate, (n,)."""
-        seen, born = self._pages.field("seen")[rows].astype(np.float64), self._pages.field("born")[rows] != 0
+        seen, born = self._rows.take("seen", rows).astype(np.float64), self._rows.take("born", rows) != 0
         # Nothing at all is known of a series whose row was lost, and an alert has to say something.
         seen[~born & born.any(axis=1, keepdims=True)] = np.nan
-        return seen, self._pages.field("kind")[rows, 0] == COUNTER_KIND
+        return seen, self._rows.take("kind", rows)[:, 0] == COUNTER_KIND
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
@@ -255,19 +255,20 @@ class ShardState:
         if not len(slots):
             return None
         rows = first + slots.astype(np.int32)
+        self._rows.bring(rows)
         page = Page(
             position=self.position,
             number=number,
             page_rows=self._page_rows,
-            model=self._detector.model.hash,
-            layout=self._layout,
-            row_bytes=self._detector.layout.row_bytes,
+            model=self._rows.detector.model.hash,
+            layout=self._rows.layout,
+            row_bytes=self._rows.pages.layout.row_bytes,
             reading=self._reading,
             keys=[series for series in held if series is not None],
             slots=slots.data,
             last_use=self._index.last_use[rows].data,
             spellings=self._index.spellings(rows).reshape(-1).data,
-            rows=self._pages.buffer[rows].reshape(-1).data,
+            rows=self._rows.pages.buffer[rows].reshape(-1).data,
             features=self._features,
         )
         return encode(key, page)
@@ -299,14 +300,62 @@ class ShardState:
 
     def digest(self) -> str:
         """A number that is the same for the same series in the same state, wherever their rows are."""
-        held = ((series, row) for row, series in enumerate(self._index.keys) if series is not None)
-        last_use = self._index.last_use.astype("<i8")
-        return digest((series, last_use[row].tobytes() + self._pages.buffer[row].tobytes()) for series, row in held)
+        held = [(series, row) for row, series in enumerate(self._index.keys) if series is not None]
+        self._rows.bring(np.fromiter((row for _, row in held), np.int32, len(held)))
+        last_use, buffer = self._index.last_use.astype("<i8"), self._rows.pages.buffer
+        return digest((series, last_use[row].tobytes() + buffer[row].tobytes()) for series, row in held)
+
+    # --- another model ----------------------------------------------------------------------------------------------
+
+    def begin_pages(self) -> None:
+        """Pages are as large as the models of `rows` need them; nothing is known yet."""
+        self._loaded: dict[bytes, _Loaded] = {}
+        self._size_pages(self._rows.page_rows)
+
+    def _size_pages(self, page_rows: int) -> None:
+        self._page_rows = page_rows
+        self._reciprocal = -(-(1 << _SHIFT) // page_rows)
+        self._dirty = np.full(-(-self._rows.capacity // page_rows), _CLEAN, np.int64)
+
+    @property
+    def used(self) -> NDArray[np.int32]:
+        """Rows that hold series."""
+        return np.flatnonzero(self._index.last_use != NEVER).astype(np.int32)
+
+    def swapped(self, late: NDArray[np.int32], offset: int) -> None:
+        """Another model scores from an offset on, and these rows were not of it: their pages are to be written once more."""
+        # With larger rows a page may hold fewer than before.
+        if self._rows.page_rows < self._page_rows:
+            self._cut_pages(self._rows.page_rows, offset)
+        self._soil(late, offset)
+
+    def _cut_pages(self, page_rows: int, offset: int) -> None:
+        """Pages hold fewer rows from now on; what was written is needed until those are written that hold its series now."""
+        # None of a size that there are records of: of two records each could wait for the other.
+        taken = {int(key.split(b"|")[1]) for key in self._moved}
+        while page_rows in taken:
+            page_rows -= 1
+        before, dirty, used = self._page_rows, self._dirty, self.pages_in_use
+        self._size_pages(max(1, page_rows))
+        parts = [set(range(n * before // self._page_rows, -(-(n + 1) * before // self._page_rows))) for n in range(used)]
+        most = self.pages_in_use
+        for moved in self._moved.values():
+            moved.pages = {number for n in moved.pages for number in parts[n] if number < most}
+        for n, part in enumerate(parts):
+            since = min(int(dirty[n]), offset)
+            numbers = {number for number in part if number < most}
+            for number in numbers:
+                self._dirty[number] = min(int(self._dirty[number]), since)
+            self._moved[page_key(before, n)] = _Moved(since, numbers)
 
     # --- reading back -----------------------------------------------------------------------------------------------
 
-    def load(self, page: Page) -> None:
+    def load(self, page: Page, place: int = 0) -> None:
         """Puts the rows of a page into memory. Of a page that comes several times the last one counts.
+
+        Args:
+            page: the page.
+            place: of the model that scores behind its S, in `rows`.
 
         Raises:
             StateError: its columns do not fit each other, or its rows cannot be made into rows of this release.
@@ -326,13 +375,9 @@ class ShardState:
         if same_reading:
             spellings = np.frombuffer(page.spellings, np.uint64).reshape(n, width, 2)
         states = np.frombuffer(page.rows, np.uint8).reshape(n, page.row_bytes)
-        same_model, same_features = page.model == self._detector.model.hash, page.features == self._features
-        same_layout = page.layout == self._layout and page.row_bytes == self._detector.layout.row_bytes
-        rewritten = not (same_model and same_features and same_layout)
-        if rewritten:
-            states = migrated(self._detector, states, page.layout, same_model=same_model, same_features=same_features)
+        states, rewritten = self._rows.made(place, states, page.layout, page.model, same_features=page.features == self._features)
         rows = page.number * page.page_rows + slots.astype(np.int64)
-        ours = (rows < self._pages.capacity) & (page.page_rows == self._page_rows)
+        ours = (rows < self._rows.capacity) & (page.page_rows == self._page_rows)
         here, elsewhere = np.flatnonzero(ours), np.flatnonzero(~ours)
 
         def some(chosen: NDArray[np.intp]) -> _Rows:
@@ -340,17 +385,14 @@ class ShardState:
             return _Rows(keys, last_use[chosen], spellings[chosen])
 
         placed = rows[here].astype(np.int32)
-        if len(placed) == n and n and placed[-1] - placed[0] == n - 1:  # a full page, as almost all are: one copy, not three
-            self._pages.buffer[placed[0] : placed[-1] + 1] = states
-        else:
-            self._pages.buffer[placed] = states[here]
-        self._loaded[key] = _Loaded(page.position, rewritten, some(here), placed, some(elsewhere), states[elsewhere])
+        self._rows.put(place, placed, states[here] if len(elsewhere) else states)
+        self._loaded[key] = _Loaded(page.position, rewritten, place, some(here), placed, some(elsewhere), states[elsewhere])
 
     def unload(self, key: bytes) -> None:
         """A page that was loaded is no more."""
         loaded = self._loaded.pop(key, None)
         if loaded is not None:
-            self._pages.buffer[loaded.rows] = 0
+            self._rows.wipe(loaded.place, loaded.rows)
 
     def begin(self, restored: Restored, live: Collection[bytes] | None = None) -> list[str]:
         """Takes up work where it was left, after the last `load`.
@@ -371,7 +413,7 @@ class ShardState:
         self.live_from = self.position = restored.position
         self._replay_from = min(restored.replay_from, restored.position)
         self.replaying = self._replay_from < restored.position
-        placement = _Placement(self._pages, self._dirty, self._loaded, restored, self._index.features)
+        placement = _Placement(self._rows, self._page_rows, self._dirty, self._loaded, restored, self._index.features)
         dropped = placement.run()
         self._loaded.clear()
         self._moved = placement.moved
@@ -384,8 +426,11 @@ class ShardState:
                 self._moved[key].pages.discard(number)
         rows = np.fromiter(placement.rows.values(), np.int32, len(placement.rows))
         self._index.restore(list(placement.rows), rows, placement.last_use[rows], placement.spellings[rows])
-        self._episodes.restored(rows)
-        self._as_loaded = {self._index.keys[row] or "": self._episodes.state(row) for row in self._episodes.active(rows).tolist()}
+        rows = np.sort(rows)
+        self._episodes.restored(rows, self._rows.take("episode", rows))
+        active = self._episodes.active(rows)
+        states = self._rows.take("episode", active)
+        self._as_loaded = {self._index.keys[row] or "": state.tobytes() for row, state in zip(active.tolist(), states, strict=True)}
         self._valid_from = placement.valid_from
         self._gate_until = max(restored.position, int(self._valid_from.max(initial=0)))
         hidden: dict[int, list[str]] = {}
@@ -450,6 +495,8 @@ class ShardState:
         """
         self.replaying = False
         series = set(moved) | self._restored.episodes.keys()
+        found = [row for row in map(self._index.find, series) if row is not None]
+        self._rows.bring(np.array(found, np.int32))
         divergences = sum(not self.hold(name, self._index.find(name), moved=name in moved) for name in sorted(series))
         self._restored, self._as_loaded = Restored(), {}
         # Those that were forgotten had been idle for longer than some that are kept: this is what the last owner had.
@@ -498,7 +545,7 @@ class ShardState:
         row = self._index.allocate(series)
         if row < 0:
             return True
-        self._time[row] = episode["seen_ms"] if episode["state"] == OPEN else episode["silent_ms"]
+        self._rows.pages.field(self._clock)[row] = episode["seen_ms"] if episode["state"] == OPEN else episode["silent_ms"]
         self._index.use[row, 0] = record.position - 1
         self._soil([row], record.position - 1)
         self._episodes.adopt_silence(row, record.state)
@@ -510,28 +557,40 @@ class _Placement:
     """Finds out, at the end of a restore, which row each series has.
 
     Args:
-        pages: hold the placed rows of `loaded`.
+        states: hold the placed rows of `loaded`.
+        page_rows: of a page.
         dirty: offset since which each page is dirty.
         loaded: what was read, by key of its record.
         restored: what is known besides.
         features: that a row has spellings of.
     """
 
-    def __init__(self, pages: Pages, dirty: NDArray[np.int64], loaded: Mapping[bytes, _Loaded], restored: Restored, features: int) -> None:
-        self._pages = pages
+    def __init__(
+        self,
+        states: Rows,
+        page_rows: int,
+        dirty: NDArray[np.int64],
+        loaded: Mapping[bytes, _Loaded],
+        restored: Restored,
+        features: int,
+    ) -> None:
+        self._states = states
+        self._page_rows = page_rows
         self._dirty = dirty
         # Of two rows of a series the one that has learned more counts, so those come last.
         self._loaded = sorted(loaded.items(), key=lambda item: item[1].position)
         self._position = restored.position or 0
+        # What was rewritten went through models that are known from here on; they must stay known until it is written.
+        self._rewritten_since = min(restored.replay_from, self._position)
         self._forgotten = restored.forgotten
         self.rows: dict[str, int] = {}
         """By series."""
         self.moved: dict[bytes, _Moved] = {}
         # Zeroed memory costs nothing where nothing is written.
-        self.valid_from = np.zeros(pages.capacity, np.int64)
+        self.valid_from = np.zeros(states.capacity, np.int64)
         """Offset from which on each row has yet to learn, (capacity,)."""
-        self.last_use = np.zeros(pages.capacity, np.int64)
-        self.spellings = np.zeros((pages.capacity, features, 2), np.uint64)
+        self.last_use = np.zeros(states.capacity, np.int64)
+        self.spellings = np.zeros((states.capacity, features, 2), np.uint64)
 
     def run(self) -> list[str]:
         """Fills the attributes; returns series for which there is no room."""
@@ -539,7 +598,7 @@ class _Placement:
         self._drop_forgotten()
         chosen = self._chosen()
         fresh = [series for series in chosen if series not in self.rows]
-        excess = len(self.rows) + len(fresh) - self._pages.capacity
+        excess = len(self.rows) + len(fresh) - self._states.capacity
         dropped: list[str] = []
         if excess > 0:
             dropped = sorted(fresh, key=lambda series: (*self._worth(*chosen[series]), series))[:excess]
@@ -558,7 +617,7 @@ class _Placement:
             self.last_use[page.rows] = page.placed.last_use
             self.spellings[page.rows] = page.placed.spellings
             if page.rewritten:
-                self._soil(page.rows, self._position)
+                self._soil(page.rows, self._rewritten_since)
         rows = np.concatenate(parts)
         self.rows = dict(zip(keys, rows.tolist(), strict=True))
         if len(self.rows) < len(keys):
@@ -597,12 +656,12 @@ class _Placement:
     def _worth(self, number: int, place: int) -> tuple[bool, int]:
         """An open alert must be resolved one day, so its series goes last; else the longest idle go first."""
         page = self._loaded[number][1]
-        field = self._pages.layout["episode"]
+        field = self._states.layout_of(page.place)["episode"]
         episode = page.states[place, field.offset : field.offset + field.count].view(EPISODE)[0]
         return bool(episode["state"] == OPEN or episode["silent"]), int(page.waiting.last_use[place])
 
     def _place(self, chosen: Mapping[str, tuple[int, int]]) -> None:
-        used = np.zeros(self._pages.capacity, np.bool_)
+        used = np.zeros(self._states.capacity, np.bool_)
         used[list(self.rows.values())] = True
         free = iter(np.flatnonzero(~used).tolist() if chosen else [])
         by_page: dict[int, list[tuple[int, int]]] = {}
@@ -612,22 +671,23 @@ class _Placement:
             by_page.setdefault(number, []).append((place, row))
         for number, pairs in by_page.items():
             key, page = self._loaded[number]
-            places, rows = np.array(pairs).T
-            self._pages.buffer[rows] = page.states[places]
+            places, rows = np.array(sorted(pairs, key=itemgetter(1))).T
+            self._states.put(page.place, rows, page.states[places])
             page.states = page.states[:0]
             self.valid_from[rows] = page.position
             self.last_use[rows] = page.waiting.last_use[places]
             self.spellings[rows] = page.waiting.spellings[places]
-            self._soil(rows, self._position)
-            self.moved[key].pages.update((rows // self._pages.page_rows).tolist())
+            self._soil(rows, self._rewritten_since if page.rewritten else self._position)
+            self.moved[key].since = min(self.moved[key].since, self._rewritten_since if page.rewritten else self._position)
+            self.moved[key].pages.update((rows // self._page_rows).tolist())
 
     def _drop(self, rows: NDArray[np.int32], offset: int) -> None:
-        self._pages.clear(rows)
+        self._states.clear(rows)
         self.valid_from[rows] = 0
         self._soil(rows, offset)
 
     def _soil(self, rows: NDArray[np.int32], offset: int) -> None:
-        np.minimum.at(self._dirty, rows // self._pages.page_rows, offset)
+        np.minimum.at(self._dirty, rows // self._page_rows, offset)
 
 
 @njit

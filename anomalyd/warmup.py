@@ -1,11 +1,15 @@
 """Bring all compiled code into memory before the first record: from numba's cache, or by compiling it into the cache.
 
 The daemon does it before it joins its group, so that no batch waits for a compiler. Building the container image runs this module, which
-fills the cache that the image ships.
+fills the cache that the image ships. A running daemon that is to have a model of another shape runs it, too: in a process that gives way to
+all others.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -13,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomalyd.batch import SampleBatch, Source
-from anomalyd.detector import Detector, Layout, Pages
+from anomalyd.detector import Artifact, Calibration, Detector, Layout, Pages, Shape
 from anomalyd.detector.assembler import Assembler
 from anomalyd.detector.migrate import described, migrated
+from anomalyd.detector.weights import tensor_shapes
 from anomalyd.formats import make_decoder
 from anomalyd.series import Entities
 from anomalyd.shard import Shard, StreamPlan
@@ -65,5 +70,32 @@ def warm_up(detector: Detector, formats: Iterable[str] = SAMPLE, *, several: boo
     migrated(detector, detector.new_pages(1).buffer, described(detector.layout), same_model=False)
 
 
+def filler(shape: Shape, format_: str, *, several: bool) -> list[str]:
+    """The command that fills the cache for networks of a shape, and what makes samples for them.
+
+    Args:
+        shape: of the network, for the features of the stream.
+        format_: of its records.
+        several: samples are assembled from single values.
+    """
+    return [sys.executable, "-m", __name__, json.dumps(asdict(shape)), format_, *(["several"] if several else [])]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Fills the cache: for the model that ships, or as `filler` says."""
+    if not arguments:
+        warm_up(Detector.load(device="cpu"))
+        return
+    os.nice(19)
+    shape, format_, *several = arguments
+    warm_up(Detector(_blank(Shape(**json.loads(shape))), "cpu"), [format_], several=bool(several))
+
+
+def _blank(shape: Shape) -> Artifact:
+    """A network of a shape: its weights have no part in its machine code."""
+    tensors = {name: np.zeros(size, np.float32) for name, size in tensor_shapes(shape).items()}
+    return Artifact("blank", "0", shape, Calibration(-1.0, 1.0, 1.0), tensors)
+
+
 if __name__ == "__main__":
-    warm_up(Detector.load(device="cpu"))
+    main(sys.argv[1:])

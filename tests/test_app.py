@@ -19,7 +19,7 @@ import yaml
 import anomalyd.app
 from anomalyd.alerts.episodes import Policy
 from anomalyd.alerts.mutes import Mute
-from anomalyd.app import App, _verify_topics, artifact_of, read_plans, run, stream_plan
+from anomalyd.app import App, _verify_topics, read_plans, run, stream_plan
 from anomalyd.detector import Shape
 from anomalyd.detector import artifact as artifacts
 from anomalyd.detector.detector import shipped
@@ -27,6 +27,7 @@ from anomalyd.detector.weights import tensor_shapes
 from anomalyd.errors import ArtifactError, KafkaUnavailableError
 from anomalyd.kafka import topics
 from anomalyd.settings import Settings, StreamSettings, environment_overrides, load
+from anomalyd.stream_model import artifact_of
 from anomalyd.telemetry.metrics import Metrics
 from tests.support.poll import until
 

@@ -33,10 +33,24 @@ COMMANDS = [
     ["config", "schema"],
     ["topics", "plan"],
     ["topics", "create"],
+    ["models", "list"],
+    ["models", "show"],
+    ["models", "compare"],
+    ["models", "promote"],
+    ["models", "rollback"],
     ["state", "inspect"],
     ["state", "verify"],
     ["state", "restart"],
 ]
+NEEDED = {
+    "backtest": ["x.csv"],
+    "evaluate": ["nab", "--data", "x"],
+    "models show": ["shipped"],
+    "models compare": ["shipped", "shipped"],
+    "models promote": ["shipped", "--stream", "hosts"],
+    "models rollback": ["--stream", "hosts"],
+}
+"""What commands can't do without."""
 GOOD = """
 kafka: {bootstrap_servers: "127.0.0.1:9092", group_id: g, security_protocol: SASL_PLAINTEXT, sasl_mechanism: PLAIN,
         sasl_username: me, sasl_password: hunter2}
@@ -184,7 +198,7 @@ def test_config_check_says_what_it_found(command: Command, good: Path, monkeypat
 def test_wrong_configuration_is_2_and_names_the_field(command: Command, tmp_path: Path, name: list[str]) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text(GOOD + "alerts: {budget: -1}\n")
-    result = command(*name, *{"backtest": ["x.csv"], "evaluate": ["nab", "--data", "x"]}.get(name[0], []), "-c", path)
+    result = command(*name, *NEEDED.get(" ".join(name), []), "-c", path)
 
     assert result == Result(2, "", f"anomalyd: {path}: alerts.budget: got -1, must be greater than 0\n")
 

@@ -2,11 +2,12 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,8 +19,10 @@ from anomalyd.batch import Source
 from anomalyd.errors import KafkaRefusedError, LostError, StateError
 from anomalyd.kafka.consumer import Polled, Recovered
 from anomalyd.pipeline import DEADLY, SMALL_RECORDS, Pipeline
+from anomalyd.probation import Terms
 from anomalyd.shard import DeadLetter, Outcome, OutgoingAlert, StreamPlan
 from anomalyd.state.codec import Page
+from anomalyd.state.ledger import Load, Prepare
 from anomalyd.state.ports import Restored, Work
 from anomalyd.state.trial import TRIAL_OFFSETS, Trial
 from anomalyd.telemetry.metrics import Metrics
@@ -122,7 +125,7 @@ class FakeLedger:
     def repartitioned(self, partitions: int) -> str:
         return f"{partitions} instead of {self.partitions}"
 
-    async def claim(self, partitions: int, load: Callable[[list[Page]], Awaitable[None]]) -> Restored:
+    async def claim(self, partitions: int, load: Load, prepare: Prepare) -> Restored:
         return self.durable.restored.get(self.source) or Restored(self.position, self.position or 0)
 
     async def commit(self, work: Work) -> None:
@@ -159,6 +162,11 @@ class FakeShard:
         self.policies: list[tuple[int, str]] = []
         self._alert_every = alert_every
         self._gate = gate
+        self.moving = 0
+        self.models: list[tuple[int, str]] = []
+        self.asked: Any = None
+        self.fired = 0
+        self.challenger: Any = None
 
         class _Plan:
             name = "hosts"
@@ -167,6 +175,15 @@ class FakeShard:
 
     def adopt(self, plan: Any) -> None:  # noqa: ANN401  a plan, or what stands for one
         self.stream = plan
+
+    def swap(self, detector: Any) -> None:  # noqa: ANN401  a detector, or what stands for one
+        self.asked = detector
+
+    def shade(self, challenger: Any) -> None:  # noqa: ANN401  likewise
+        self.challenger = challenger
+
+    def prepare(self, restored: Restored) -> None:
+        return
 
     @property
     def replay_from(self) -> int:
@@ -204,7 +221,9 @@ class FakeShard:
             return Outcome(next_offset=next_offset, replayed=len(records))
         outcome = Outcome(next_offset=next_offset, records=len(records), samples=len(records), pages=self.snapshot(snapshots))
         outcome.replay_from = self.replay_from
+        outcome.fired = self.fired if records else 0
         outcome.policies, self.policies = self.policies, []
+        outcome.models, self.models = self.models, []
         for record in records:
             if self._alert_every and record.offset % self._alert_every == 0:
                 outcome.alerts.append(OutgoingAlert(FIRING, record.timestamp))
@@ -244,6 +263,7 @@ async def rig(
     turn_s: float = 60.0,
     durable: Durable | None = None,
     stop_at_gaps: bool = False,
+    **more: Any,  # noqa: ANN401  of Pipeline
 ) -> AsyncIterator[Rig]:
     records, durable, metrics, shards = Records(), durable or Durable(), Metrics(), dict[Source, list[FakeShard]]()
 
@@ -265,6 +285,7 @@ async def rig(
             interval_s=interval_s,
             turn_s=turn_s,
             stop_at_gaps=stop_at_gaps,
+            **more,
         )
         await assign(pipeline, {ZERO: 0, ONE: 0} if take is None else take)
         running = asyncio.create_task(pipeline.run())
@@ -580,17 +601,57 @@ async def test_a_plan_that_was_adopted_reaches_every_partition_whatever_it_is_at
         assert {source: made[-1].stream.name for source, made in it.shards.items()} == {ZERO: "new", ONE: "new", two: "new", other: "hosts"}
 
 
-async def test_policies_that_came_into_force_are_committed_with_the_position() -> None:
+async def test_a_model_that_was_swapped_to_reaches_every_partition_of_its_stream() -> None:
+    """Running ones, those that are put aside, one that is being recovered, and those that come later; another stream is left alone."""
+    two = Source("metrics", 2)
+    async with rig(take={ZERO: 0}) as it:
+        await it.pipeline.release()
+        it.pipeline.assigned([ZERO, ONE, two])
+        recovering = asyncio.create_task(it.pipeline.recover(ONE, 2))
+        await asyncio.sleep(0)
+        detector: Any = object()
+        it.pipeline.swap("hosts", detector)
+        it.pipeline.shade("hosts", detector)
+        it.pipeline.swap("others", None)  # type: ignore[arg-type]  # nobody looks at it
+        await recovering
+        for source in (ZERO, two):
+            await it.pipeline.recover(source, 2)
+        it.pipeline.take({ZERO: 0, ONE: 0, two: 0})
+
+        for found in ("asked", "challenger"):
+            assert {source: getattr(made[-1], found) for source, made in it.shards.items()} == dict.fromkeys([ZERO, ONE, two], detector)
+
+
+async def test_a_model_that_does_not_keep_to_the_terms_goes_and_the_edge_is_told() -> None:
+    stand_ins: Any = [SimpleNamespace(model=SimpleNamespace(hash=name)) for name in ("good", "bad")]
+    good, bad = stand_ins
+    told: list[tuple[str, Any, str]] = []
+    async with rig(probation=Terms(least=3), on_unfit=lambda *what: told.append(what)) as it:
+        it.pipeline.swap("hosts", good)
+        it.pipeline.swap("hosts", bad)
+        it.shards[ZERO][0].fired = 2
+        it.records.put((ZERO, 0, 10), (ONE, 0, 10))
+        await until(lambda: it.durable.positions == {ZERO: 10, ONE: 10}, "the records")
+        assert not told
+        assert it.shards[ONE][0].asked is bad
+        it.records.put((ZERO, 10, 10))
+        await until(lambda: bool(told), "the model to go")
+
+        assert told == [("hosts", bad, "4 alerts fired, and 0 were to be expected")]
+        assert [made[-1].asked for made in it.shards.values()] == [good, good]
+
+
+async def test_policies_and_models_that_came_into_force_are_committed_with_the_position() -> None:
     async with rig() as it:
         shard = it.shards[ZERO][0]
         it.records.put((ZERO, 0, 10))
         await until(lambda: it.durable.positions == {ZERO: 10}, "the records")
-        shard.policies = [(10, "{}")]
+        shard.policies, shard.models = [(10, "{}")], [(10, "m")]
         it.records.put((ZERO, 10, 10))
         await until(lambda: it.durable.positions == {ZERO: 20}, "the rest")
 
-    found = [(work.position, work.policies) for source, work in it.durable.written if source == ZERO and work.policies]
-    assert found == [(20, [(10, "{}")])]
+    found = [(work.position, work.policies, work.models) for source, work in it.durable.written if source == ZERO and work.policies]
+    assert found == [(20, [(10, "{}")], [(10, "m")])]
 
 
 async def test_a_batch_that_a_rebalance_did_not_wait_for_leaves_no_trace() -> None:

@@ -303,6 +303,10 @@ def mute(**fields: object) -> dict[str, Any]:
         ({"kafka": {}}, "kafka.bootstrap_servers: missing; brokers to ask first"),
         ({"streams": [STREAM | {"silence": {"enabled": "yes"}}]}, 'streams[0].silence.enabled: got "yes", valid are auto, on, off'),
         ({"streams": [STREAM | {"silence": {"after_s": 5}}]}, "streams[0].silence.after_s: got 5, must be at least 60"),
+        ({"models": {"pin": "newest"}}, 'models.pin.*: got "newest", must be the hash of a model, or its first 8 characters or more'),
+        ({"models": {"pin": {"host": "shipped"}}}, "models.pin.host: no such stream (did you mean hosts?), valid are hosts, *"),
+        ({"models": {"topic": "metrics"}}, 'models.topic: got "metrics", which streams[0] reads; give each its own'),
+        ({"models": {"timeline": "/nowhere"}}, 'models.timeline: got "/nowhere", must be a file that exists'),
         ({"kafak": {}}, "kafak: unknown key (did you mean kafka?), valid are kafka, streams, alerts"),
     ],
 )
@@ -315,12 +319,35 @@ def test_wrong_value_is_refused_with_path_value_and_what_is_valid(write: Write, 
     ("sections", "key"),
     [
         ({"scores": {"topic": "scores"}}, "scores.topic"),
-        ({"models": {"pin": "1"}}, "models.pin"),
     ],
 )
 def test_keys_of_later_versions_are_refused_as_such(write: Write, sections: dict[str, Any], key: str) -> None:
     (line,) = refusal(write(**sections))
     assert re.fullmatch(re.escape(key) + r": this version \(\S+\) does not have it yet; remove it", line)
+
+
+@pytest.mark.parametrize(
+    ("pin", "hosts", "pods"),
+    [
+        (None, None, None),
+        ("shipped", "shipped", "shipped"),
+        (12345678, "12345678", "12345678"),
+        ({"hosts": "shipped"}, "shipped", None),
+        ({"hosts": "0123abcd", "*": "shipped"}, "0123abcd", "shipped"),
+    ],
+)
+def test_streams_are_pinned_together_or_by_name(write: Write, pin: object, hosts: str | None, pods: str | None) -> None:
+    models = load(write(models={} if pin is None else {"pin": pin})).models
+
+    assert (models.pinned("hosts"), models.pinned("pods")) == (hosts, pods)
+
+
+@pytest.mark.parametrize(("text", "pods"), [("shipped", "shipped"), ('{"hosts": "shipped"}', None)])
+def test_a_pin_of_the_environment_is_a_text_or_json(write: Write, text: str, pods: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANOMALYD_MODELS__PIN", text)
+    models = load(write()).models
+
+    assert (models.pinned("hosts"), models.pinned("pods")) == ("shipped", pods)
 
 
 def test_values_of_later_versions_are_refused_as_such(write: Write) -> None:
@@ -360,6 +387,7 @@ def test_all_errors_are_shown_at_once(write: Write) -> None:
             [
                 'dead_letters.topic: missing; kafka.group_id "a b" makes no topic name to take as default',
                 'state.prefix: missing; kafka.group_id "a b" makes no topic name to take as default',
+                'models.topic: missing; kafka.group_id "a b" makes no topic name to take as default',
             ],
         ),
         (

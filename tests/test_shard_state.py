@@ -1,9 +1,11 @@
 """What a shard writes down and reads back: whatever happens in between, it says and knows what one says and knows that never stopped."""
 
 import random
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
+from unittest import mock
 
 import msgspec
 import numpy as np
@@ -13,14 +15,17 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from numpy.typing import NDArray
 
+import anomalyd.shard
 from anomalyd.alerts.budget import Pace
 from anomalyd.alerts.episodes import Policy
 from anomalyd.alerts.messages import load_schema
 from anomalyd.alerts.mutes import Mute
 from anomalyd.alerts.timeline import read, written
 from anomalyd.batch import ARMED, LATE, REPEATED, WARMUP, SampleBatch, Source, Verdicts
-from anomalyd.detector import Detector, Pages
+from anomalyd.detector import Artifact, Detector, Layout, Pages
 from anomalyd.detector.detector import ModelInfo
+from anomalyd.detector.migrate import without_network
+from anomalyd.errors import ArtifactError, StateError
 from anomalyd.formats import make_decoder
 from anomalyd.shard import Outcome, Shard, StreamPlan
 from anomalyd.state.codec import Episode, Forgotten, Page, decode, episode_key, forgotten_key
@@ -42,6 +47,7 @@ class SmallPages(Detector):
     """A detector of which a few series fill several pages."""
 
     page_rows = 2
+    gain = 0.3
 
     def new_pages(self, capacity: int) -> Pages:
         pages = super().new_pages(capacity)
@@ -84,14 +90,40 @@ class Plain(SmallPages):
             view["time"][row] = time
             view["last"][row] = view["seen"][row] = value
             # What was in force when it was learned is remembered, too, as the real one does by its envelope.
-            view["mean"][row] = 0.7 * state["mean"] + 0.3 * value + 1e-9 * limit
+            view["mean"][row] = (1 - self.gain) * state["mean"] + self.gain * value + 1e-9 * limit
         share = np.ones((n, 1), np.float32)
         return Verdicts(score, score, batch.value, expected, expected, expected, share, flags)
+
+
+class Other(Plain):
+    """One of several models with rows of different sizes. What a row becomes depends on where it comes from, so every detour shows."""
+
+    def __init__(self, artifact: Artifact, name: str) -> None:
+        super().__init__(artifact, "cpu")
+        number = "abc".index(name)
+        self.model = ModelInfo(name, "1", name)
+        self.layout = Layout(replace(artifact.shape, units=(3, 2, 5)[number]))
+        self.page_rows = (2, 3, 1)[number]
+        self.gain = (0.3, 0.25, 0.35)[number]
+
+    def taken_over(
+        self, rows: NDArray[np.uint8], layout: Sequence[tuple[str, str, int, int]], *, same_model: bool, same_features: bool = True
+    ) -> NDArray[np.uint8]:
+        new = without_network(self.layout, rows, layout)
+        mean = new.view(np.float64)[:, self.layout["mean"].first]
+        if not same_model:
+            mean *= 1.0 + self.gain / 1000
+        return new
 
 
 @pytest.fixture(scope="module")
 def plain() -> Plain:
     return Plain.load(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def models(plain: Plain) -> dict[str, Detector]:
+    return {name: Other(plain.artifact, name) for name in "abc"}
 
 
 POLICY = Policy(resolve_after_samples=2, update_interval_ms=60_000, max_gap_ms=2 * TTL_MS)
@@ -103,7 +135,14 @@ SWEEP = 8
 PACE = Pace(hour_ms=10_000, day_ms=20_000, expected=0.4, days=6, doubt=0.6, samples=2)
 
 
-def shard(detector: Detector, capacity: int = 4, policy: Policy = POLICY, reading: str = "influx", sweep: int = SWEEP) -> Shard:
+def shard(
+    detector: Detector,
+    capacity: int = 4,
+    policy: Policy = POLICY,
+    reading: str = "influx",
+    sweep: int = SWEEP,
+    **models: Any,  # noqa: ANN401  of Shard
+) -> Shard:
     return Shard(
         StreamPlan("hosts", policy),
         Source("metrics", 3),
@@ -115,6 +154,7 @@ def shard(detector: Detector, capacity: int = 4, policy: Policy = POLICY, readin
         sweep_records=sweep,
         reading=reading,
         pace=PACE,
+        **models,
     )
 
 
@@ -136,6 +176,8 @@ class Log:
     """All that were ever in force."""
     corrections: list[tuple[int, int]] = field(default_factory=list)
     """Likewise."""
+    models: list[tuple[int, str]] = field(default_factory=list)
+    """Likewise."""
     control: tuple[int, ...] = ()
     told: list[Any] = field(default_factory=list)
     divergences: int = 0
@@ -147,6 +189,7 @@ class Log:
             self.divergences += outcome.divergences
             self.policies += outcome.policies
             self.corrections += outcome.corrections
+            self.models += outcome.models
             for key, page in outcome.pages.items():
                 if page is None:
                     self.pages.pop(key, None)
@@ -189,9 +232,12 @@ class Log:
             pulse=self.pulse,
             control=self.control,
             corrections=needed(tuple(self.corrections), self.replay_from),
+            timeline=needed(tuple(self.models), self.replay_from),
         )
 
     def into(self, fresh: Shard) -> Shard:
+        if self.position is not None:
+            fresh.prepare(self.restored())
         for page in self.read_pages():
             assert self.position is not None
             assert page.position <= self.position
@@ -241,6 +287,8 @@ class Act(NamedTuple):
     """go on, commit or crash."""
     policy: Policy | None = None
     """Adopted before that."""
+    model: str | None = None
+    """Asked for before that, by name."""
 
 
 POLICIES = (
@@ -261,11 +309,15 @@ ACTS = st.builds(
     st.sampled_from([0, 1, 2, 20]),
     st.sampled_from(["go on", "go on", "commit", "commit", "crash"]),
     st.sampled_from([None, None, *POLICIES]),
+    st.sampled_from([None, None, "a", "b", "c"]),
 )
 
 
-def live_through(make: Callable[[], Shard], records: list[Record], acts: Sequence[Act]) -> tuple[Log, Shard]:
+def live_through(
+    make: Callable[[], Shard], records: list[Record], acts: Sequence[Act], models: Mapping[str, Detector] | None = None
+) -> tuple[Log, Shard]:
     """Records through one shard after another, as the acts say; where they end, in small batches to the end."""
+    asked: Detector | None = None
     log, current, pending = Log(), make(), list[Outcome]()
     current.begin(Restored())
     position = 0
@@ -275,9 +327,14 @@ def live_through(make: Callable[[], Shard], records: list[Record], acts: Sequenc
         if act.policy is not None:
             adopted = StreamPlan("hosts", act.policy)
             current.adopt(adopted)
+        if act.model is not None and models is not None:
+            asked = models[act.model]
+            current.swap(asked)
         if act.then == "crash":
             current, pending = log.into(make()), []
             current.adopt(adopted)
+            if asked is not None:
+                current.swap(asked)
             position = log.replay_from if log.position is not None else 0
             continue
         part = [record for record in records if record.offset >= position][: act.records]
@@ -310,9 +367,15 @@ def live_on(shard: Shard, records: list[Record], policies: Sequence[tuple[int, s
     return whole
 
 
-def assert_equal_lives(make: Callable[[], Shard], records: list[Record], acts: Sequence[Act]) -> None:
-    log, survivor = live_through(make, records, acts)
-    golden = make()
+def assert_equal_lives(
+    make: Callable[[], Shard],
+    records: list[Record],
+    acts: Sequence[Act],
+    models: Mapping[str, Detector] | None = None,
+    planned: Callable[[Sequence[tuple[int, Detector]]], Shard] | None = None,
+) -> None:
+    log, survivor = live_through(make, records, acts, models)
+    golden = make() if planned is None or models is None else planned([(offset, models[name]) for offset, name in log.models])
     whole = live_on(golden, records, log.policies)
 
     assert split(log.told) == split(told(whole))
@@ -323,6 +386,8 @@ def assert_equal_lives(make: Callable[[], Shard], records: list[Record], acts: S
     assert survivor.control == golden.control
     assert survivor.correction == golden.correction
     assert log.corrections == whole.corrections
+    assert log.models == whole.models
+    assert all(page.model == survivor.detector.model.hash for page in log.read_pages() if page.position > log.models[-1][0])
     assert log.divergences == 0
     validator = Draft202012Validator(load_schema())
     for alert in whole.alerts:
@@ -335,6 +400,27 @@ def test_crashes_snapshots_and_batches_change_nothing(plain: Plain, entries: lis
     records = make_records(entries)
     if records:
         assert_equal_lives(lambda: shard(plain, capacity, sweep=sweep), records, acts)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(ENTRIES, min_size=1, max_size=60),
+    st.lists(ACTS, max_size=25),
+    st.integers(1, 7),
+    st.sampled_from([1, 4, 8, 32]),
+    st.sampled_from([0, 1, 3]),
+)
+def test_swaps_are_replayed_at_their_offsets(
+    models: dict[str, Detector], entries: list[Any], acts: list[Act], capacity: int, sweep: int, together: int
+) -> None:
+    """Whatever else happens, and however many rows come over at a time: the run that is told the offsets says and knows the same."""
+
+    def born(plan: Sequence[tuple[int, Detector]] = ()) -> Shard:
+        return shard(models["a"], capacity, sweep=sweep, find=models.__getitem__, plan=plan)
+
+    with mock.patch.object(anomalyd.shard, "_SLICE_ROWS", together):
+        if records := make_records(entries):
+            assert_equal_lives(born, records, acts, models, born)
 
 
 # --- one thing at a time
@@ -730,3 +816,116 @@ def test_the_real_detector_goes_on_bit_by_bit() -> None:
     assert_equal_lives(
         lambda: shard(detector, 4, Policy()), records, [Act(310, 1, "commit"), Act(294, 0, "commit"), Act(1, 1, "crash")] * 3
     )
+
+
+# --- another model
+
+
+def test_a_swap_takes_effect_with_the_next_batch_and_is_recorded(models: dict[str, Detector]) -> None:
+    swapped = shard(models["a"])
+    swapped.process(churn(40, 3))
+    swapped.swap(models["b"])
+
+    outcomes = [swapped.process([], 45), swapped.process(churn(40, 3, seed=2, first=50)), swapped.process(churn(10, 3, first=90))]
+
+    assert [outcome.models for outcome in outcomes] == [[], [(45, "b")], []]
+    assert {alert.message.alert.model.hash for alert in outcomes[1].alerts} == {"b"}
+
+
+def test_rows_come_over_some_at_a_time_and_the_old_ones_are_given_back(models: dict[str, Detector]) -> None:
+    crowd = shard(models["a"], 2_000)
+    crowd.process([Record(line(str(i), START_MS, 1.0).encode(), i) for i in range(1_000)])
+    crowd.swap(models["b"])
+    before, left = weakref.ref(crowd.pages), []
+    for offset in range(1_000, 1_006):
+        crowd.process([Record(line("new", START_MS + offset, 1.0).encode(), offset)])
+        left.append(crowd.moving)
+
+    assert left == [744, 488, 232, 0, 0, 0]
+    assert before() is None
+
+
+@pytest.mark.parametrize("names", ["b", "bc", "ba", "bab"])
+def test_pages_that_nobody_touches_go_through_the_same_models(models: dict[str, Detector], names: str) -> None:
+    """Restored between any two swaps or after all of them, from pages of any of these models."""
+
+    def born(plan: Sequence[tuple[int, Detector]] = ()) -> Shard:
+        return shard(models["a"], 20, find=models.__getitem__, plan=plan)
+
+    idle = [Record(line(f"idle{i}", START_MS, i).encode(), i) for i in range(10)]
+    records = [*idle, *churn(60, 3, first=10)]
+    swaps = [act for name in names for act in (Act(5, 1, "commit", model=name), Act(1, 0, "commit"))]
+    for crash_after in range(1, len(swaps) + 1):
+        crashed = [*swaps[:crash_after], Act(0, 0, "crash"), *swaps[crash_after:], Act(2, 1, "commit"), Act(0, 0, "crash")]
+        assert_equal_lives(born, records, [Act(10, 1, "commit"), *crashed], models, born)
+
+
+def restored_without(models: dict[str, Detector], missing: str, log: Log) -> Shard:
+    def find(name: str) -> Detector:
+        if name == missing:
+            raise ArtifactError("it is not there")
+        return models[name]
+
+    return log.into(shard(models["a"], find=find))
+
+
+def test_a_replay_that_lacks_a_model_stops_and_says_what_to_do(models: dict[str, Detector]) -> None:
+    log, before = Log(), shard(models["a"])
+    first = before.process(churn(20, 3))
+    before.swap(models["b"])
+    log.commit([first, before.process(churn(20, 3, first=20))])
+
+    with pytest.raises(StateError, match=r"input offsets 20 to 40 .* model b .* models topic.*state restart"):
+        restored_without(models, "b", log)
+
+
+def test_pages_of_a_model_that_is_gone_become_those_of_the_present_one(models: dict[str, Detector]) -> None:
+    log, before = Log(), shard(models["b"])
+    log.commit([before.process(churn(20, 3), snapshots=9)])
+
+    after = restored_without(models, "b", log)
+    outcome = after.process(churn(20, 3, first=20))
+
+    assert (outcome.replayed, outcome.models) == (0, [(20, "a")])
+    golden = shard(models["b"], plan=[(0, models["b"]), (20, models["a"])])
+    golden.process(churn(20, 3))
+    assert told(outcome) == told(golden.process(churn(20, 3, first=20)))
+    assert after.digest() == golden.digest()
+
+
+def test_a_model_for_other_samples_is_refused(plain: Plain) -> None:
+    with pytest.raises(ArtifactError, match="3 values, not 1"):
+        shard(plain).swap(Detector(plain.artifact.for_features(3), "cpu"))
+
+
+# --- a challenger
+
+
+def test_a_challenger_is_counted_and_changes_nothing(plain: Plain, models: dict[str, Detector]) -> None:
+    """Series come, go, are forgotten and begin anew under it; it sees the same samples, with a threshold and rows of its own."""
+    alone, shaded = shard(plain, 3), shard(plain, 3)
+    twin = shard(plain, 3)
+    shaded.shade(models["c"])
+    twin.shade(Plain(replace(plain.artifact), "cpu"))
+    records = [*churn(60, 5), *(Record(line(str(i % 3), START_MS + 2 * TTL_MS + 1000 * i, i % 7).encode(), 60 + i) for i in range(60))]
+
+    outcomes = [[one.process(records[:50]), one.process(records[50:])] for one in (alone, shaded, twin)]
+
+    plainly, watched, alike = ([told(outcome) for outcome in each] for each in outcomes)
+    assert plainly == watched == alike
+    assert alone.digest() == shaded.digest() == twin.digest()
+    assert outcomes[0][1].shadow.samples == 0
+    other, same = outcomes[1][1].shadow, outcomes[2][1].shadow
+    assert min(other.samples, other.both, other.log_difference) > 0
+    assert same.samples > 0
+    assert same.both > 0
+    assert same[2:] == (0, 0, 0.0)
+
+
+def test_a_challenger_that_scores_no_more_is_not_counted(plain: Plain, models: dict[str, Detector]) -> None:
+    one = shard(plain)
+    one.shade(models["b"])
+    one.process(churn(30, 2))
+    one.shade(None)
+
+    assert one.process(churn(30, 2, first=30)).shadow.samples == 0

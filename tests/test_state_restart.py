@@ -56,7 +56,6 @@ async def claim(rig: Rig, partition: int, partitions: int) -> tuple[Restored, li
         open_writer=lambda: TransactionalWriter(settings.kafka, settings.transactional_id(source), changelog, partition, Fences()),
         open_reader=lambda: ChangelogReader(settings.kafka, changelog, partition),
         is_member=member,
-        model="m",
         owner=b"n" * 16,
         name="next",
         group="g",

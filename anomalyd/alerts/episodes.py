@@ -363,12 +363,23 @@ class Episodes:
             self._episode[name][row] = value
         return False
 
-    def restored(self, rows: NDArray[np.int32] | Sequence[int]) -> None:
-        """Takes note of state rows whose bytes were put into the storage from outside."""
+    def move(self, storage: NDArray[np.uint8]) -> None:
+        """From now on the episode parts lie in another storage, (capacity, 96); rows that are not there yet must not be asked about."""
+        self._storage = storage
+        self._episode = storage.view(EPISODE)[:, 0]
+
+    def restored(self, rows: NDArray[np.int32] | Sequence[int], states: NDArray[np.uint8] | None = None) -> None:
+        """Takes note of state rows whose bytes were put into the storage from outside.
+
+        Args:
+            rows: different ones, ascending where there are `states`.
+            states: their episode parts, (n, 96), where they are not in the storage yet.
+        """
         rows = np.unique(np.asarray(rows, np.int32))
+        episode = self._episode[rows] if states is None else np.ascontiguousarray(states).view(EPISODE)[:, 0]
         self._open -= int(np.count_nonzero(self._active[rows] == OPEN))
-        self._active[rows] = self._episode["state"][rows]
-        self._mark_silent(rows, self._episode["silent"][rows])
+        self._active[rows] = episode["state"]
+        self._mark_silent(rows, episode["silent"])
         self._open += int(np.count_nonzero(self._active[rows] == OPEN))
 
 

@@ -154,6 +154,10 @@ class MessageBuilder:
         """From now on messages carry these labels and annotations instead."""
         self._labels, self._annotations = dict(labels), dict(annotations)
 
+    def scored_by(self, model: Model) -> None:
+        """From now on this artifact gives the scores."""
+        self._model = model
+
     def weigh(self, rarity: Rarity) -> None:
         """From now on scores and evidence mean this."""
         self._rarity = rarity

@@ -13,7 +13,7 @@ from anomalyd.demo.broker import PARTITIONS, EmbeddedBroker
 from anomalyd.demo.fleet import Fleet
 from anomalyd.demo.host import Host
 from anomalyd.errors import ConfigError, DeliveryError, KafkaUnavailableError
-from anomalyd.kafka.topics import CHANGELOG_CONFIG
+from anomalyd.kafka.topics import CHANGELOG_CONFIG, MODELS_CONFIG
 
 if TYPE_CHECKING:
     from confluent_kafka import KafkaException, Message
@@ -45,9 +45,14 @@ class Wire:
         return [f"{self.group_id}-state-{topic}" for topic in (self.fleet, self.host)]
 
     @property
+    def models(self) -> str:
+        """Where the daemon looks for models, by the name that it gives the topic."""
+        return f"{self.group_id}-models"
+
+    @property
     def topics(self) -> list[str]:
         """All of them."""
-        return [self.fleet, self.host, self.alerts, self.dead_letters, *self.changelogs]
+        return [self.fleet, self.host, self.alerts, self.dead_letters, *self.changelogs, self.models]
 
 
 @contextlib.contextmanager
@@ -99,8 +104,9 @@ def _reach(wire: Wire) -> None:
 def _create(wire: Wire) -> None:
     admin, new_topic = _client("AdminClient")({"bootstrap.servers": wire.bootstrap_servers, **_QUIET}), _client("NewTopic")
     with _explained(wire):
+        special = dict.fromkeys(wire.changelogs, CHANGELOG_CONFIG) | {wire.models: MODELS_CONFIG}
         # -1: as many copies as the cluster makes by default.
-        topics = [new_topic(topic, PARTITIONS, -1, config=CHANGELOG_CONFIG if topic in wire.changelogs else {}) for topic in wire.topics]
+        topics = [new_topic(topic, 1 if topic == wire.models else PARTITIONS, -1, config=special.get(topic, {})) for topic in wire.topics]
         made = admin.create_topics(topics, operation_timeout=20, request_timeout=30)
         for future in made.values():
             future.result()

@@ -6,6 +6,7 @@ from anomalyd.detector.detector import Detector, Device, ModelInfo, Options
 from anomalyd.detector.layout import Layout, Shape
 from anomalyd.detector.pages import Pages
 from anomalyd.detector.recipe import EPISODE_BYTES
+from anomalyd.detector.rows import Rows
 
 __all__ = [
     "EPISODE_BYTES",
@@ -17,6 +18,7 @@ __all__ = [
     "ModelInfo",
     "Options",
     "Pages",
+    "Rows",
     "SampleBatch",
     "Shape",
     "Verdicts",

@@ -120,6 +120,14 @@ class Detector:
         """Empty state for at most `capacity` series of one partition."""
         return Pages(self.layout, capacity)
 
+    def taken_over(
+        self, rows: NDArray[np.uint8], layout: Sequence[tuple[str, str, int, int]], *, same_model: bool, same_features: bool = True
+    ) -> NDArray[np.uint8]:
+        """Rows for this detector with what other rows have learned; see `migrate.migrated`."""
+        from anomalyd.detector.migrate import migrated
+
+        return migrated(self, rows, layout, same_model=same_model, same_features=same_features)
+
     def step(
         self,
         pages: Pages,

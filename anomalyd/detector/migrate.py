@@ -28,23 +28,23 @@ To clear the histogram of what the memory says as well is no better (162 calm), 
 
 import re
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anomalyd.detector import recipe as R  # noqa: N812 - constants, as in the steps
-from anomalyd.detector.detector import Detector
 from anomalyd.detector.layout import Layout
-from anomalyd.detector.step_cpu import novelty
+from anomalyd.detector.step_cpu import dot, novelty, tanh
 from anomalyd.errors import StateError
 from anomalyd.jit import njit
+
+if TYPE_CHECKING:
+    from anomalyd.detector.detector import Detector
 
 Columns = dict[str, NDArray[Any]]
 Floats = NDArray[np.float32]
 
-TILE: Final = 256
-"""Rows that the network goes over together, always full: where numpy leaves its vectorised loops depends on how many there are."""
 MARGIN: Final = 2.0
 """By how much the spread of codes is taken for larger than what is known of it."""
 LEAST_VARIANCE: Final = 1e-3
@@ -55,6 +55,9 @@ _CODE: Final = re.compile(r"[iu][1248]|f[48]")
 _NETWORK: Final = ("encoder_h", "encoder_c", "decoder_h", "decoder_c", "forecast")
 _LONG: Final = {"long_mean": "mean", "long_variance": "variance"}
 _MEMORY: Final = ("mean", "variance", "centre", "weight")
+_LAGS: Final = np.array(R.JOINT_LAGS, np.int64)
+_HALF: Final = np.float32(0.5)
+_INPUT_LIMIT: Final = np.float32(R.INPUT_LIMIT)
 
 
 def described(layout: Layout) -> tuple[tuple[str, str, int, int], ...]:
@@ -63,7 +66,7 @@ def described(layout: Layout) -> tuple[tuple[str, str, int, int], ...]:
 
 
 def migrated(
-    detector: Detector,
+    detector: "Detector",
     rows: NDArray[np.uint8],
     layout: Sequence[tuple[str, str, int, int]],
     *,
@@ -88,6 +91,8 @@ def migrated(
     ours = detector.layout
     if same_model and same_features and tuple(layout) == described(ours) and rows.shape[1] == ours.row_bytes:
         return rows.copy()
+    if not len(rows):
+        return np.zeros((0, ours.row_bytes), np.uint8)
     result = np.zeros((len(rows), ours.row_bytes), np.uint8)
     old = _columns(rows, layout)
     if not same_features or "last" not in old or old["last"].shape[1] != detector.features:
@@ -100,12 +105,17 @@ def migrated(
             _field(result, ours, name)[:] = _field(result, ours, shorter)
     foreign = not same_model or not carried.issuperset(_NETWORK)
     memories = [memory for memory in "ab" if (foreign and memory == "a") or not carried.issuperset(_names(memory, ours))]
-    for begin in range(0, len(rows), TILE):
-        tile = result[begin : begin + TILE]
-        inputs, kept = _kept(_field(tile, ours, "age")[:, 0], old.get("recent", _NOTHING)[begin : begin + TILE], ours)
-        _write_ring(tile, inputs, ours)
-        if foreign or memories:
-            _relearn(detector, tile, inputs, kept, memories, foreign=foreign)
+    inputs, kept = _kept(_field(result, ours, "age")[:, 0], old.get("recent", _NOTHING), ours)
+    _write_ring(result, inputs, ours)
+    if foreign or memories:
+        _relearn(detector, result, inputs, kept, memories, foreign=foreign)
+    return result
+
+
+def without_network(ours: Layout, rows: NDArray[np.uint8], layout: Sequence[tuple[str, str, int, int]]) -> NDArray[np.uint8]:
+    """Of `migrated` what does not belong to a network: enough to say something about series that are about to be forgotten."""
+    result = np.zeros((len(rows), ours.row_bytes), np.uint8)
+    _carry({name: column for name, column in _columns(rows, layout).items() if name not in _NETWORK}, result, ours)
     return result
 
 
@@ -151,10 +161,14 @@ def _kept(age: NDArray[np.int32], ring: NDArray[Any], ours: Layout) -> tuple[Flo
 
     The step writes the input of age a into slot a of the ring, modulo its length, before it counts the sample.
     """
-    width = ours.shape.networks * ours.shape.inputs
+    width, features = ours.shape.networks * ours.shape.inputs, ours.shape.features
+    if ours.shape.joint and ring.shape[1] == 2 * R.RECENT * features and ring.dtype.kind == "i":
+        # Each feature had a network of its own, which read its level and its step: a joint one reads the levels.
+        ring = np.ascontiguousarray(ring.reshape(len(ring), R.RECENT, features, 2)[..., 0]).reshape(len(ring), -1)
     length = ring.shape[1] // width
     inputs = np.zeros((len(age), R.RECENT, width), np.float32)
-    if not length or ring.shape[1] % width or ring.dtype.kind != "i":
+    steps_lack = features > 1 and not ours.shape.joint and ring.shape[1] == R.RECENT * features
+    if not length or ring.shape[1] % width or ring.dtype.kind != "i" or steps_lack:
         return inputs, np.zeros(len(age), np.int64)
     kept = np.minimum(np.maximum(age, 0), min(length, R.RECENT)).astype(np.int64)
     slots = ring.reshape(len(age), length, width)
@@ -174,27 +188,28 @@ def _write_ring(rows: NDArray[np.uint8], inputs: Floats, ours: Layout) -> None:
 
 
 def _relearn(
-    detector: Detector, rows: NDArray[np.uint8], inputs: Floats, kept: NDArray[np.int64], memories: Sequence[str], *, foreign: bool
+    detector: "Detector", rows: NDArray[np.uint8], inputs: Floats, kept: NDArray[np.int64], memories: Sequence[str], *, foreign: bool
 ) -> None:
     """Runs the network over the inputs that are kept; `memories` learn what it makes of them, and if `foreign` the rows take its state."""
     ours, single = detector.layout, detector.features == 1
-    network = _Network(detector)
-    residual_code = np.zeros((len(rows), R.RECENT, 1 + ours.shape.latent), np.float32)
-    u_d_level = np.zeros((len(rows), R.RECENT, 3), np.float32)
-    level = np.zeros(len(rows), np.float32)
-    for t in range(R.RECENT):
-        newest, code = network.step(inputs[:, t], t >= R.RECENT - kept)
-        if single:
-            u = inputs[:, t, 0]
-            residual_code[:, t, 0], residual_code[:, t, 1:] = u - newest, code
-            u_d_level[:, t, :2], u_d_level[:, t, 2] = inputs[:, t], level
-            level += (u - level) / np.float32(R.LEVEL_SAMPLES)
+    shape = ours.shape
+    state = np.zeros((len(rows), 4, shape.networks * shape.layers * shape.units), np.float32)
+    forecast = np.zeros((len(rows), shape.features), np.float32)
+    residual_code = np.zeros((len(rows), R.RECENT, 1 + shape.latent), np.float32)
+    sizes = (shape.networks, shape.inputs, shape.units, shape.layers, shape.latent, int(shape.joint))
+    _read(inputs, kept, detector.artifact.packed(), sizes, _LAGS, state, forecast, residual_code)
     if foreign:
-        for name, state in network.state(len(rows)).items():
-            _field(rows, ours, name)[:] = state
+        for k, name in enumerate(_NETWORK[:4]):
+            _field(rows, ours, name)[:] = state[:, k]
+        _field(rows, ours, "forecast")[:] = forecast
     if not single:
         return
 
+    u_d_level = np.zeros((len(rows), R.RECENT, 3), np.float32)
+    level = np.zeros(len(rows), np.float32)
+    for t in range(R.RECENT):
+        u_d_level[:, t, :2], u_d_level[:, t, 2] = inputs[:, t], level
+        level += (inputs[:, t, 0] - level) / np.float32(R.LEVEL_SAMPLES)
     margin = _margin(_field(rows, ours, "b_variance")[:, 0], inputs[:, :, 0], _field(rows, ours, "age")[:, 0])
     for memory in memories:
         mean, variance, centre, weight = (_field(rows, ours, f"{memory}_{part}") for part in _MEMORY)
@@ -236,73 +251,96 @@ def _learn(
             novelty(v[i, v.shape[1] - kept[i] + age], mean[i], variance[i], centre[i], weight[i], scratch, age)
 
 
-class _Network:
-    """The network in numpy, over one tile, from zero state."""
+@njit
+def _read(
+    inputs: Floats,
+    kept: NDArray[np.int64],
+    w: Floats,
+    sizes: tuple[int, int, int, int, int, int],
+    lags: NDArray[np.int64],
+    state: Floats,
+    forecast: Floats,
+    residual_code: Floats,
+) -> None:
+    """Runs the network from zero state over the newest `kept` (n,) of the inputs (n, RECENT, width) of each row, row by row.
 
-    def __init__(self, detector: Detector) -> None:
-        self._shape = shape = detector.layout.shape
-        self._tensors = detector.artifact.tensors
-        size = (shape.layers, TILE * shape.networks, shape.units)
-        self._state = {name: np.zeros(size, np.float32) for name in _NETWORK[:4]}
-        self._forecast = np.zeros((TILE, shape.features), np.float32)
-        self._past = [np.zeros((TILE, shape.networks * shape.inputs), np.float32)] * (max(R.JOINT_LAGS) + 1)  # inputs, newest first
-
-    def step(self, inputs: Floats, live: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-        """Advances the `live` (n,) of n <= TILE rows by one input (n, width).
-
-        Returns the reconstruction of the newest u and the code of a network that looks at one feature alone, (n,) and (n, Z); of several
-        the first one's.
-        """
-        n, shape = len(inputs), self._shape
-        x = np.zeros((TILE, inputs.shape[1]), np.float32)
-        x[:n] = inputs
-        moves = np.zeros(TILE, bool)
-        moves[:n] = live
-        each = np.repeat(moves, shape.networks)[:, None]
-        code = self._linear("code", self._stack("encoder", x.reshape(-1, shape.inputs), each))
-        top = self._stack("decoder", code, each)
-        newest, coming = self._linear("newest", top), self._linear("next", top)
-        if shape.joint:
-            self._past = [x, *self._past[: max(R.JOINT_LAGS)]]
-            coming = coming + _products(np.hstack([self._past[lag] for lag in R.JOINT_LAGS]), self._tensors["linear.weight"])
-        coming = np.clip(coming.reshape(TILE, -1), -R.INPUT_LIMIT, R.INPUT_LIMIT)
-        self._forecast = np.where(moves[:, None], coming, self._forecast)
-        return newest.reshape(TILE, -1)[:n, 0], code.reshape(TILE, shape.networks, -1)[:n, 0]
-
-    def state(self, n: int) -> Columns:
-        """The fields of the first n rows."""
-        columns = {name: state.transpose(1, 0, 2).reshape(TILE, -1)[:n] for name, state in self._state.items()}
-        return columns | {"forecast": self._forecast[:n]}
-
-    def _linear(self, name: str, x: Floats) -> Floats:
-        return _products(x, self._tensors[f"{name}.weight"]) + self._tensors[f"{name}.bias"]
-
-    def _stack(self, part: str, x: Floats, each: NDArray[np.bool_]) -> Floats:
-        tensors, hs, cs = self._tensors, self._state[f"{part}_h"], self._state[f"{part}_c"]
-        for layer in range(self._shape.layers):
-            bias = tensors[f"{part}.bias_ih_l{layer}"] + tensors[f"{part}.bias_hh_l{layer}"]
-            gates = _products(x, tensors[f"{part}.weight_ih_l{layer}"]) + _products(hs[layer], tensors[f"{part}.weight_hh_l{layer}"]) + bias
-            i, f, g, o = (np.ascontiguousarray(gate) for gate in np.split(gates, 4, axis=1))
-            c = _sigmoid(f) * cs[layer] + _sigmoid(i) * np.tanh(g)
-            h = _sigmoid(o) * np.tanh(c)
-            cs[layer], hs[layer] = np.where(each, c, cs[layer]), np.where(each, h, hs[layer])
-            x = h
-        return x
+    Args:
+        inputs: of all networks of a row, the newest last.
+        kept: how many of them are known.
+        w: the weights as `weights.pack` lays them out.
+        sizes: networks, inputs of each, units, layers, size of the code, whether there is one network over all features.
+        lags: of the linear part of a joint forecast.
+        state: receives h and c of encoder and decoder, (n, 4, networks * layers * units).
+        forecast: receives the next input, (n, F).
+        residual_code: receives what the first network makes of each input: u less its reconstruction, then the code, (n, RECENT, 1 + Z).
+    """
+    networks, width, units, layers, latent, joint = sizes
+    recent, features = inputs.shape[1], forecast.shape[1]
+    out = features if joint else 1
+    code = (width + units + 1) * 4 * units + (layers - 1) * (2 * units + 1) * 4 * units
+    decoder = code + latent * (units + 1)
+    newest = decoder + (latent + units + 1) * 4 * units + (layers - 1) * (2 * units + 1) * 4 * units
+    coming = newest + out * (units + 1)
+    linear = coming + out * (units + 1)
+    gates = np.zeros(4 * units, np.float32)
+    z = np.zeros(latent, np.float32)
+    lagged = np.zeros(len(lags) * features, np.float32)
+    for i in range(len(inputs)):
+        for n in range(networks):
+            first = n * layers * units
+            for t in range(recent - kept[i], recent):
+                x = inputs[i, t, n * width : (n + 1) * width]
+                top = _stack(w, 0, x, state[i, 0, first:], state[i, 1, first:], layers, gates)
+                for j in range(latent):
+                    z[j] = dot(w[code + j * units : code + (j + 1) * units], top) + w[code + latent * units + j]
+                top = _stack(w, decoder, z, state[i, 2, first:], state[i, 3, first:], layers, gates)
+                if n == 0:
+                    residual_code[i, t, 0] = x[0] - (dot(w[newest : newest + units], top) + w[newest + out * units])
+                    residual_code[i, t, 1:] = z
+                if t < recent - 1:
+                    continue
+                if joint:
+                    for k in range(len(lags)):
+                        lagged[k * features : (k + 1) * features] = inputs[i, t - lags[k]]
+                for j in range(out):
+                    next_ = dot(w[coming + j * units : coming + (j + 1) * units], top) + w[coming + out * units + j]
+                    if joint:
+                        next_ += dot(w[linear + j * len(lagged) : linear + (j + 1) * len(lagged)], lagged)
+                    forecast[i, n * out + j] = min(max(next_, -_INPUT_LIMIT), _INPUT_LIMIT)
 
 
 @njit
-def _products(x: Floats, weight: Floats) -> Floats:
-    """Products of x (n, K) with the rows of weight (M, K). A library's may depend, in the last bit, on where in x a row lies."""
-    across = weight.T.copy()
-    result = np.zeros((len(x), len(weight)), np.float32)
-    for i in range(len(x)):
-        for k in range(x.shape[1]):
-            for j in range(len(weight)):
-                result[i, j] += x[i, k] * across[k, j]
-    return result
+def _stack(w: Floats, at: int, x: Floats, h: Floats, c: Floats, layers: int, gates: Floats) -> Floats:
+    """Advances an LSTM with all its layers, whose weights begin at `at`, by the input x; returns the top layer's output, a view of h."""
+    units = len(gates) // 4
+    top = x
+    for layer in range(layers):
+        own, cell = h[layer * units : (layer + 1) * units], c[layer * units : (layer + 1) * units]
+        bias = at + (len(top) + units) * len(gates)
+        gates[:] = w[bias : bias + len(gates)]
+        _add_products(w, at, top, gates)
+        _add_products(w, at + len(top) * len(gates), own, gates)
+        for j in range(units):
+            i, f = _HALF * tanh(_HALF * gates[j]) + _HALF, _HALF * tanh(_HALF * gates[units + j]) + _HALF
+            g, o = tanh(gates[2 * units + j]), _HALF * tanh(_HALF * gates[3 * units + j]) + _HALF
+            cell[j] = f * cell[j] + i * g
+            own[j] = o * tanh(cell[j])
+        at, top = bias + len(gates), own
+    return top
 
 
-def _sigmoid(x: Floats) -> Floats:
-    half = np.float32(0.5)
-    sigmoid: Floats = half * np.tanh(half * x) + half
-    return sigmoid
+@njit
+def _add_products(w: Floats, at: int, x: Floats, gates: Floats) -> None:
+    """Adds the products of x with the columns of a matrix that begins at `at`, row by row of it."""
+    n, k = len(gates), 0
+    while k + 4 <= len(x):  # four rows at a time: the sums are read and written a quarter as often
+        first = at + k * n
+        a, b, c, d = w[first : first + n], w[first + n : first + 2 * n], w[first + 2 * n : first + 3 * n], w[first + 3 * n : first + 4 * n]
+        for j in range(n):
+            gates[j] += a[j] * x[k] + b[j] * x[k + 1] + c[j] * x[k + 2] + d[j] * x[k + 3]
+        k += 4
+    while k < len(x):
+        a = w[at + k * n : at + (k + 1) * n]
+        for j in range(n):
+            gates[j] += a[j] * x[k]
+        k += 1

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from anomalyd.app import artifact_of, stream_plan
+from anomalyd.app import stream_plan
 from anomalyd.detector import Artifact, Detector, Options
 from anomalyd.detector.detector import Device
 from anomalyd.errors import ConfigError, InputFileError
@@ -25,6 +25,7 @@ from anomalyd.evaluation.replay import Replay, Trace, encode, replay_lines, repl
 from anomalyd.formats import FORMATS, FormatOptions, make_decoder
 from anomalyd.settings import KafkaSettings, Settings, StreamSettings
 from anomalyd.shard import StreamPlan
+from anomalyd.stream_model import artifact_of
 
 STREAM: Final = "backtest"
 """Name of the stream where no configuration gives one."""

@@ -24,17 +24,27 @@ class Models:
         shared: fit one model for all files with equally many values instead of one for each.
         seed: of the training.
         folder: of an artifact that scores all files; nothing is fitted then.
+        given: such an artifact, instead of its folder.
 
     Raises:
         ArtifactError: there is none, or it cannot be used.
         ConfigError: fitting was asked for besides.
     """
 
-    def __init__(self, files: Sequence[InputFile], *, fit: bool, shared: bool, seed: int = 0, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        files: Sequence[InputFile],
+        *,
+        fit: bool,
+        shared: bool,
+        seed: int = 0,
+        folder: Path | None = None,
+        given: Artifact | None = None,
+    ) -> None:
         if folder is not None and (shared or not fit):
             raise ConfigError("--model: fits nothing on train, so --shared and --no-fit do not go with it")
-        self._folder = folder
-        self._given = None if folder is None else artifacts.load(folder)
+        self._given = artifacts.load(folder) if folder is not None else given
+        self._called = folder if folder is not None or given is None else f"{given.name} {given.hash[:12]}"
         self._files = files
         self._seed = seed
         self.fit = fit
@@ -64,7 +74,7 @@ class Models:
         if self._given is not None:
             wanted = self._given.feature_names
             if file.kind == "csv" and wanted is not None and sorted(wanted) == sorted(table.names) and wanted != table.names:
-                raise InputFileError(f"{file.path}: columns must be in the order of the model {self._folder}: {', '.join(wanted)}")
+                raise InputFileError(f"{file.path}: columns must be in the order of the model {self._called}: {', '.join(wanted)}")
             return self._suited(file, self._given, features)
         if features == 1:
             return self.pretrained
@@ -82,7 +92,7 @@ class Models:
         except ArtifactError:
             of = "" if given.feature_names is None else f" ({', '.join(given.feature_names)})"
             have = "single values" if features == 1 else f"{features} values a row"
-            raise InputFileError(f"{file.path}: has {have}; the model {self._folder} is for {given.shape.features}{of}") from None
+            raise InputFileError(f"{file.path}: has {have}; the model {self._called} is for {given.shape.features}{of}") from None
 
     def _histories(self, features: int) -> list[NDArray[np.float64]]:
         tables = ((file, read_table(file)) for file in self._files if file.kind == "npz")

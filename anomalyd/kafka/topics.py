@@ -35,11 +35,17 @@ CHANGELOG_CONFIG: Final[dict[str, str]] = {
 }
 """Settings of a changelog besides copies."""
 
+MODELS_CONFIG: Final[dict[str, str]] = {"cleanup.policy": "compact", "segment.bytes": str(64 << 20)}
+"""Settings of the models topic besides copies."""
+
+LEAST_MODELS_MESSAGE_BYTES: Final = 1_000_000
+"""Brokers take a little more unless they are told otherwise; models are cut into parts for it."""
+
 _DEADLINE_S: Final = 60.0
 _VISIBLE_S: Final = 15.0
 _AGAIN_S: Final = 0.2
 
-Role = Literal["alerts", "dead letters", "state"]
+Role = Literal["alerts", "dead letters", "state", "models"]
 
 _log = structlog.get_logger(__name__)
 
@@ -86,7 +92,7 @@ def needs(settings: Settings, inputs: Mapping[str, Existing], brokers: int) -> l
     """The topics to write to.
 
     Alerts and dead letters get as many partitions as the widest input, so that each input partition finds one of its own. A changelog has
-    the partitions of its input: what was learned from a partition lies in the one with the same number.
+    the partitions of its input: what was learned from a partition lies in the one with the same number. Models lie in one partition.
 
     Args:
         settings: the configuration.
@@ -104,6 +110,7 @@ def needs(settings: Settings, inputs: Mapping[str, Existing], brokers: int) -> l
             Need(settings.changelog_topic(name), "state", topic.partitions, copies, shared | CHANGELOG_CONFIG, name)
             for name, topic in inputs.items()
         ),
+        Need(settings.models_topic, "models", 1, copies, shared | MODELS_CONFIG),
     ]
 
 
@@ -141,13 +148,18 @@ def compare(need: Need, existing: Existing, servers: str = "BROKERS") -> list[st
             return problems  # whatever else does not do goes with the topic
     policy, wanted = existing.config.get("cleanup.policy"), need.config["cleanup.policy"]
     if policy is not None and policy != wanted:
-        why = "state would expire" if wanted == "compact" else "compaction would drop messages of an alert that nobody has read yet"
+        why = f"{need.role} would expire" if wanted == "compact" else "compaction would drop messages of an alert that nobody has read yet"
         problems.append(f"has cleanup.policy {policy}, needs {wanted}: {why}; {set_('cleanup.policy', wanted)}")
     size = existing.config.get("max.message.bytes")
     if need.role == "state" and size is not None and int(size) < LEAST_CHANGELOG_MESSAGE_BYTES:
         problems.append(
             f"has max.message.bytes {size}, needs at least {LEAST_CHANGELOG_MESSAGE_BYTES}: a page of state would be refused; "
             f"{set_('max.message.bytes', CHANGELOG_MESSAGE_BYTES)}"
+        )
+    if need.role == "models" and size is not None and int(size) < LEAST_MODELS_MESSAGE_BYTES:
+        problems.append(
+            f"has max.message.bytes {size}, needs at least {LEAST_MODELS_MESSAGE_BYTES}: a large model would be refused; "
+            f"{set_('max.message.bytes', 1 << 20)}"
         )
     in_sync = int(existing.config.get("min.insync.replicas", "1"))
     if in_sync > existing.replication_factor:
@@ -337,7 +349,7 @@ class _Survey:
 async def _survey(admin: AIOKafkaAdminClient, settings: Settings) -> _Survey:
     inputs = [topic for stream in settings.streams for topic in stream.topics]
     changelogs = {settings.changelog_topic(topic): topic for topic in inputs}
-    there = await describe(admin, [*inputs, *changelogs, settings.alerts.topic, settings.dead_letter_topic])
+    there = await describe(admin, [*inputs, *changelogs, settings.alerts.topic, settings.dead_letter_topic, settings.models_topic])
     survey = _Survey(
         [
             Line(topic, "input", "ok", f"{there[topic].partitions} partitions")

@@ -54,7 +54,7 @@ class Position(msgspec.Struct, frozen=True, array_like=True):
     stream_time_ms: int | None = None
     """Newest event time seen."""
     timeline: tuple[tuple[int, str], ...] = ()
-    """Which model scores from which input offset on, oldest first."""
+    """Which model scores from which input offset on, by its hash, oldest first."""
     trial: Trial | None = None
     clean: bool = False
     """The owner let go of the partition alive; if it goes on, the next position says so."""

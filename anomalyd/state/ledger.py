@@ -30,6 +30,8 @@ _FIRST_PAUSE_S: Final = 0.1
 _MOST_PAUSE_S: Final = 5.0
 
 _T = TypeVar("_T")
+Load = Callable[[list[Page]], Awaitable[None]]
+Prepare = Callable[[Restored], Awaitable[None]]
 
 _log = structlog.get_logger(__name__)
 
@@ -49,7 +51,6 @@ class Ledger:
         open_writer: makes a writer for it.
         open_reader: makes a reader of its changelog partition.
         is_member: asks the group's coordinator whether the partition is still ours; a zombie must not fence its successor again and again.
-        model: hash of the artifact that scores.
         owner: random bytes that no other claim has; the first PROCESS_BYTES are those of the process.
         name: of the instance, for people.
         group: the consumer group of the instance.
@@ -64,7 +65,6 @@ class Ledger:
         open_writer: Callable[[], Writer],
         open_reader: Callable[[], LogReader],
         is_member: Callable[[], Awaitable[bool]],
-        model: str,
         owner: bytes,
         name: str,
         group: str,
@@ -75,7 +75,6 @@ class Ledger:
         self._open_writer = open_writer
         self._open_reader = open_reader
         self._is_member = is_member
-        self._model = model
         self._fence = Entry(FENCE_KEY, codec.encode(FENCE_KEY, Fence(owner, name, group)))
         self._owner = owner
         self._group = group
@@ -110,12 +109,13 @@ class Ledger:
 
     # --- claim ------------------------------------------------------------------------------------------------------
 
-    async def claim(self, partitions: int, load: Callable[[list[Page]], Awaitable[None]]) -> Restored:
+    async def claim(self, partitions: int, load: Load, prepare: Prepare | None = None) -> Restored:
         """Takes the partition over and reads what is known of it.
 
         Args:
             partitions: of the input topic.
             load: is given pages as they are read; of several with the same number the last one counts.
+            prepare: is told what the position says, in front of the first pages; again where reading has to begin anew.
 
         Raises:
             LostError: the group gives the partition to somebody else.
@@ -127,7 +127,7 @@ class Ledger:
         while True:
             try:
                 fence = await self._open("claim")
-                return await self._restore(fence, load)
+                return await self._restore(fence, load, prepare)
             except DeliveryError as error:
                 await self.close()
                 _log.warning("claim_failed", **self._where, reason=str(error))
@@ -152,7 +152,7 @@ class Ledger:
         self._metrics.fenced(why)
         return fence
 
-    async def _restore(self, fence: int, load: Callable[[list[Page]], Awaitable[None]]) -> Restored:
+    async def _restore(self, fence: int, load: Load, prepare: Prepare | None) -> Restored:
         reader = self._open_reader()
         try:
             first = await reader.first()
@@ -169,7 +169,20 @@ class Ledger:
                 before, self.partitions = self.partitions, last.partitions
                 raise StateError(self.repartitioned(before))
             reached("restore")
-            restored = await self._read(reader, last, fence, load)
+            restored = Restored(
+                last.position,
+                last.replay_from,
+                last.stream_time_ms,
+                policies=last.policies,
+                trial=last.trial,
+                pulse=last.pulse,
+                control=last.control,
+                corrections=last.corrections,
+                timeline=needed(last.timeline, last.replay_from),
+            )
+            if prepare is not None:
+                await prepare(restored)
+            await self._read(reader, restored, last, fence, load)
             restored.claims, restored.strangers = claims, frozenset(self._strangers)
             return restored
         finally:
@@ -218,17 +231,7 @@ class Ledger:
                 f"verify --help`"
             )
 
-    async def _read(self, reader: LogReader, last: Position, fence: int, load: Callable[[list[Page]], Awaitable[None]]) -> Restored:
-        restored = Restored(
-            last.position,
-            last.replay_from,
-            last.stream_time_ms,
-            policies=last.policies,
-            trial=last.trial,
-            pulse=last.pulse,
-            control=last.control,
-            corrections=last.corrections,
-        )
+    async def _read(self, reader: LogReader, restored: Restored, last: Position, fence: int, load: Load) -> None:
         episodes: dict[bytes, Episode] = {}
         forgotten: dict[bytes, Forgotten] = {}
         async for records in reader.read(max(last.restore_from, 0), fence):
@@ -264,7 +267,6 @@ class Ledger:
         for gone in forgotten.values():
             for series in gone.keys:
                 restored.forgotten[series] = max(gone.offset, restored.forgotten.get(series, -1))
-        return restored
 
     def _decoded(self, record: LogRecord) -> codec.Value:
         try:
@@ -319,9 +321,9 @@ class Ledger:
     def _next(self, work: Work, restore_from: int) -> Position:
         last = self._last
         earlier = None if last is None or work.anew else last
-        timeline = () if earlier is None else earlier.timeline
-        if not timeline or timeline[-1][1] != self._model:
-            timeline = (*timeline, (work.position if earlier is None else earlier.position, self._model))
+        timeline = needed((*(() if earlier is None else earlier.timeline), *work.models), work.replay_from)
+        if len(timeline) < len(work.models):
+            timeline = tuple(work.models)  # each stands in one position at least, for whoever wants to know what there was
         policies = (*(() if earlier is None else earlier.policies), *work.policies)
         corrections = (*(() if earlier is None else earlier.corrections), *work.corrections)
         return Position(
@@ -333,7 +335,7 @@ class Ledger:
             partitions=self.partitions,
             owner=self._owner,
             stream_time_ms=work.stream_time_ms,
-            timeline=needed(timeline, work.replay_from),
+            timeline=timeline,
             trial=work.trial,
             clean=work.clean,
             anew=work.anew,

@@ -85,6 +85,8 @@ class Restored:
     corrections: tuple[tuple[int, int], ...] = ()
     """Corrections of the threshold by the input offset from which on they were in force, oldest first; in front of the first one there was
     none."""
+    timeline: tuple[tuple[int, str], ...] = ()
+    """Models by the input offset from which on they scored, oldest first; the first one covers `replay_from`."""
     missing: bool = False
     """There is no position, and the log does not begin at its beginning: what was there is gone."""
 
@@ -110,6 +112,8 @@ class Work:
     """Alert policies that came into force, by input offset, ascending."""
     corrections: list[tuple[int, int]] = field(default_factory=list)
     """Corrections of the threshold that came into force, by input offset, ascending."""
+    models: list[tuple[int, str]] = field(default_factory=list)
+    """Models that began to score, by input offset, ascending."""
     trial: Trial | None = None
     """Set before records are processed that may end the process."""
     clean: bool = False

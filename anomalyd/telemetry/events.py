@@ -21,7 +21,19 @@ EVENTS: Final[Mapping[str, Event]] = {
     # the life of the daemon
     "starting": Event("info", "The daemon begins: version, group and streams."),
     "http_listening": Event("info", "Metrics and probes are served from here on."),
-    "model_loaded": Event("info", "The model that scores and the device that it runs on."),
+    "model_loaded": Event("info", "The model that scores a stream, and the device that it runs on."),
+    "model_scores": Event("info", "From this input offset on this model scores the partition; it is committed with what it says."),
+    "model_unfit": Event(
+        "error",
+        "A model that a stream had gone over to does not keep to what is asked of it; the one before (`instead`) scores again.",
+        "see `reason`; try the model beside the champion before it is promoted again",
+    ),
+    "model_missing": Event(
+        "warning",
+        "The model that scored a partition last cannot be had; nothing has to be replayed, so the present one (`instead`) goes on with its "
+        "state.",
+        "see `reason`; where records have to be replayed the partition stops instead",
+    ),
     "config_reloaded": Event("info", "The configuration was read again (SIGHUP); its alert policies hold for these streams from now on."),
     "config_needs_restart": Event(
         "warning",
@@ -190,6 +202,36 @@ EVENTS: Final[Mapping[str, Event]] = {
         "error",
         "An alert, or a dead letter that was cut already, is larger than its topic (`topic`) allows; it was given up.",
         "raise `max.message.bytes` of the topic",
+    ),
+    # models
+    "model_preparing": Event("info", "A stream is to have another model, which is made ready while the present one goes on."),
+    "model_compiled": Event("info", "Machine code for a model's shape was made by a process of its own."),
+    "model_swapped": Event("info", "Another model (`model`) scores a stream from the next batches on; `reason`: whose doing."),
+    "model_unusable": Event(
+        "error",
+        "The model that a stream is to have is missing, damaged, not for its features or can't be made ready; `at_work` goes on.",
+        "see `reason`; promote another model, or roll back (`anomalyd models rollback`)",
+    ),
+    "rollback_not_published": Event(
+        "warning",
+        "This instance went back to the model before by rule, and could not say so in the models topic; others may go on with it.",
+        "see `reason`; the user needs Write on the topic; `anomalyd models rollback` says it by hand",
+    ),
+    "models_not_followed": Event(
+        "warning",
+        "The models topic can't be read; streams go on with the models that they have, and attempts go on.",
+        "look at `reason` if it keeps coming; the user needs Read and Describe on the topic",
+    ),
+    "models_unreadable": Event(
+        "error",
+        "The models topic holds what can't be read, so the models of the configuration score, or those that partitions were written with.",
+        "see `reason`; look after the brokers' disks",
+    ),
+    "models_followed": Event("info", "The models topic can be read again."),
+    "model_record_unusable": Event(
+        "error",
+        "A record of the models topic is damaged, foreign or of a newer release; it was passed over and what was known before it holds.",
+        "see `reason`; publish or promote the model again, and find out what else writes to the topic",
     ),
     # faults of our own
     "batch_retried_singly": Event(

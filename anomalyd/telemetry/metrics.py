@@ -7,6 +7,7 @@ The daemon calls the verbs below once per batch, checkpoint or rebalance, never 
 
 import contextlib
 import platform
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple, TypeVar
 
@@ -31,6 +32,8 @@ SEVERITIES: Final = ("warning", "critical")
 LOSSES: Final = ("expired", "corrupt", "too-large")
 KINDS: Final = ("alert", "dead-letter")
 FENCES: Final = ("claim", "doubt")
+SWAPS: Final = ("promote", "rollback", "retrain", "rule", "pin")
+VERDICTS: Final = ("promoted", "published", "rejected", "rolled-back")
 STAGES: Final = ("decode", "step", "episodes")
 
 # Buckets sit around what is good and what is not: a batch steps in 0.1-30 ms, an alert is due within a second.
@@ -130,7 +133,7 @@ class Metrics:
         self._configured_at = gauge("config_reload_success_timestamp_seconds", "When the configuration was read last and was valid.")
         build = self._info("build", "Which anomalyd on which Python; always 1.", ("version", "python"))
         build.info({"version": __version__, "python": platform.python_version()})
-        self._model = self._info("model", "Which model scores; always 1.", ("name", "version", "hash"))
+        self._declare_models()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -159,6 +162,22 @@ class Metrics:
             "budget_correction",
             "Powers of ten by which a partition's normal data is strange more often than calibrated; its thresholds give for it.",
             ("topic", "partition"),
+        )
+
+    def _declare_models(self) -> None:
+        counter, gauge = self._counter, self._gauge
+        self._model = self._info(
+            "model", "Which model scores each stream; always 1.", ("stream", "name", "version", "hash"), children=("stream",)
+        )
+        self._model_age = gauge(
+            "model_age_seconds", "Since the model of a stream was trained; absent where nobody wrote it down.", ("stream",)
+        )
+        self._swaps = counter("model_swaps", "Times that another model took over a stream, by whose doing it was.", ("stream", "reason"))
+        self._swap_failures = _Children(
+            counter("model_swap_failures", "Models that could not be had or used; the one before stays. Act: see the log.", ("stream",))
+        )
+        self._decisions = counter(
+            "model_decisions", "Decisions about models that the models topic told of while the daemon ran.", ("stream", "verdict")
         )
 
     def _declare_state(self) -> None:
@@ -362,9 +381,40 @@ class Metrics:
         """The configuration was read again and is not valid; what was read before holds."""
         self._configured.set(0)
 
-    def model(self, name: str, version: str, hash_: str) -> None:
-        """The model that scores from now on."""
-        self._model.info({"name": name, "version": version, "hash": hash_})
+    def model(self, stream: str, name: str, version: str, hash_: str, created_s: float | None = None) -> None:
+        """The model that scores a stream from now on.
+
+        Args:
+            stream: its name.
+            name: of the model.
+            version: of the model.
+            hash_: of the model.
+            created_s: when it was made, seconds since the epoch, if that is known.
+        """
+        self._model.labels(stream).info({"name": name, "version": version, "hash": hash_})
+        # So that they are there before the first one.
+        self._swap_failures[stream].inc(0)
+        for reason in SWAPS:
+            self._swaps.labels(stream, reason).inc(0)
+        for verdict in VERDICTS:
+            self._decisions.labels(stream, verdict).inc(0)
+        if created_s is None:
+            with contextlib.suppress(KeyError):  # that of the model before was not known either
+                self._model_age.remove(stream)
+        else:
+            self._model_age.labels(stream).set_function(lambda: time.time() - created_s)
+
+    def swapped(self, stream: str, reason: str) -> None:
+        """Another model took over a stream: one of SWAPS, or something else."""
+        self._swaps.labels(stream, reason if reason in SWAPS else "other").inc()
+
+    def swap_failed(self, stream: str) -> None:
+        """A model of a stream could not be had or used."""
+        self._swap_failures[stream].inc()
+
+    def decided(self, stream: str, verdict: str) -> None:
+        """Somebody decided about a model for a stream: one of VERDICTS, or something else."""
+        self._decisions.labels(stream, verdict if verdict in VERDICTS else "other").inc()
 
     # --- declaring ------------------------------------------------------------------------------------------------
 
@@ -377,8 +427,8 @@ class Metrics:
     def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
         return Histogram(self._declare(name, "histogram", text), text, buckets=buckets, registry=self.registry)
 
-    def _info(self, name: str, text: str, labels: tuple[str, ...]) -> Info:
-        return Info(self._declare(name, "info", text, labels, "_info"), text, registry=self.registry)
+    def _info(self, name: str, text: str, labels: tuple[str, ...], children: tuple[str, ...] = ()) -> Info:
+        return Info(self._declare(name, "info", text, labels, "_info"), text, children, registry=self.registry)
 
     def _declare(self, name: str, kind: str, text: str, labels: tuple[str, ...] = (), suffix: str = "") -> str:
         self.declared.append(Declared(f"anomalyd_{name}{suffix}", kind, labels, text))

@@ -56,6 +56,8 @@ def arguments() -> argparse.Namespace:
     options.add_argument("--moves", type=int, default=plan.moves, help="instances that join or leave")
     options.add_argument("--zombies", type=int, default=plan.zombies, help="instances that are stopped past their session and go on")
     options.add_argument("--brokers", type=int, default=plan.brokers, help="brokers killed and started again")
+    options.add_argument("--swaps", type=int, default=plan.swaps, help="changes to another model")
+    options.add_argument("--rollbacks", type=int, default=plan.rollbacks, help="changes back to the model before")
     options.add_argument("--events", type=int, default=plan.events, help="records of input, at least")
     options.add_argument("--rate", type=float, default=plan.rate, help="records a second, while faults go on")
     options.add_argument("--series", type=int, default=plan.series)
@@ -80,6 +82,7 @@ def table(report: Report) -> str:
         "zombies": report.zombies,
         "broker kills": report.brokers,
         "starts, fences, assignments": f"{report.starts}, {report.fences}, {report.rebalances}",
+        "swaps, rollbacks": f"{report.swaps}, {report.rollbacks}: {report.models} recorded in partitions",
         "events": f"{report.events:,}",
         "alerts": f"{found.alerts:,}: {found.lost} lost, {found.doubled} doubled, {found.foreign} foreign, {found.changed} changed, "
         f"{found.disordered} disordered",

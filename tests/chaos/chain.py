@@ -32,6 +32,8 @@ class Chain:
     def __init__(self, bootstrap: str, topic: str, partitions: int) -> None:
         self.steps: list[list[Step]] = [[] for _ in range(partitions)]
         """By partition, in order."""
+        self.models: list[dict[int, str]] = [{} for _ in range(partitions)]
+        """By partition, from which input offset on which model scored, in order; a timeline that repeats the run."""
         self.fences = 0
         self.problems: list[str] = []
         self._topic = topic
@@ -96,6 +98,8 @@ class Chain:
             step = Step(message.timestamp()[1] / 1000, time.time(), message.offset() or 0, found)
             self._check(partition, steps[-1].position if steps else None, found)
             steps.append(step)
+            # Each stands in the position that it came with at least; the same offset once more had scored nothing in between.
+            self.models[partition].update(found.timeline)
         else:
             self.fences += 1
 

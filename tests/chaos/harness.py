@@ -13,10 +13,13 @@ from typing import Any, Final
 from confluent_kafka.admin import AdminClient
 
 from anomalyd import crashpoints
+from anomalyd.detector import Shape, artifact
+from anomalyd.detector.detector import shipped
 from tests.chaos.chain import Chain
 from tests.chaos.compare import Comparison, compare
 from tests.chaos.instance import Instance
 from tests.chaos.load import Feeder, Fleet
+from tests.detector.population import untrained
 from tests.support.kafka import Cluster
 from tests.support.poll import poll_until
 from tests.support.topics import Record, create_topic, read_until, unique
@@ -28,6 +31,9 @@ OFTEN: Final = frozenset({"begin", "sent", "before-commit", "after-commit"})
 """Crash points that a working process passes many times a second: it may get some way first."""
 ARMED_STARTS: Final = 3
 """A process may end without coming to its crash point: one that has to stop while its partitions are elsewhere has nothing to flush."""
+STREAM: Final = "hosts"
+OTHER: Final = Shape(features=1, units=5, layers=2, latent=3, joint=False)
+"""Of the model that takes turns with the one that ships."""
 PREPARED: Final = frozenset({"restore", "replay"})
 """Crash points that are passed only after another crash, because a planned stop leaves nothing to do."""
 
@@ -44,6 +50,10 @@ class Plan:
     """Instances that join or leave."""
     zombies: int = 10
     brokers: int = 10
+    swaps: int = 0
+    """To another model, of another shape or back by promotion; half of all faults come right behind or in front of one."""
+    rollbacks: int = 0
+    """To the model before."""
     events: int = 1_000_000
     """At least; while faults go on, input does."""
     rate: float = 400.0
@@ -77,6 +87,10 @@ class Report:
     moves: int = 0
     zombies: int = 0
     brokers: int = 0
+    swaps: int = 0
+    rollbacks: int = 0
+    models: int = 0
+    """Changes of model that were recorded, over all partitions."""
     starts: int = 0
     fences: int = 0
     rebalances: int = 0
@@ -122,7 +136,11 @@ class Chaos:
         group = unique("chaos")
         # One member is static: its partitions wait for its next process instead of moving.
         self._instances = [self._instance(f"member-{i}", group, static=i == 0) for i in range(INSTANCES)]
-        self._golden = self._instance("golden", unique("golden"))
+        self._timeline = folder / "timeline.jsonl"
+        self._timeline.touch()
+        self._golden = self._instance("golden", unique("golden"), repeats=self._timeline if plan.swaps or plan.rollbacks else None)
+        self._models = [str(shipped()), str(folder / "model")]  # which of them is the champion changes; the first one is now
+        artifact.save(untrained(OTHER), folder / "model")
         for one in (self._instances[0], self._golden):
             one.create_topics()
         changelog = f"{group}-state-{self._source}"
@@ -152,14 +170,17 @@ class Chaos:
             self._sum_up()
         return self._report
 
-    def _instance(self, name: str, group: str, *, static: bool = False) -> Instance:
-        settings = {
+    def _instance(self, name: str, group: str, *, static: bool = False, repeats: Path | None = None) -> Instance:
+        settings: dict[str, Any] = {
             "max_series": self._fleet.most_series,
             "delivery": self._plan.delivery,
             # Pages are due so rarely that there is something to replay, and so often that all of them are written many times.
             "state": {"turn_s": 10.0},
             "device": "cpu",
         }
+        if repeats is not None:
+            # Its group is another one, and the models lie in the topic of the first.
+            settings["models"] = {"timeline": str(repeats), "topic": f"{self._instances[0].group}-models"}
         return Instance(
             self._bootstrap,
             self._folder,
@@ -184,7 +205,12 @@ class Chaos:
         faults += [("join or leave", self._move)] * plan.moves
         faults += [("zombie", self._zombie)] * plan.zombies
         faults += [("broker", self._kill_broker)] * plan.brokers
+        faults += [("swap", self._swap)] * plan.swaps
         self._random.shuffle(faults)
+        # There has to be something to go back from.
+        swaps = [number for number, (name, _) in enumerate(faults) if name == "swap"] or [0]
+        for _ in range(plan.rollbacks):
+            faults.insert(self._random.randint(swaps[0] + 1, len(faults)), ("rollback", self._roll_back))
         return faults
 
     def _fault(self, name: str, fault: Callable[[], None]) -> None:
@@ -312,6 +338,23 @@ class Chaos:
         self._struck()
         self._report.zombies += 1
 
+    def _swap(self) -> None:
+        """Another model is made champion; whoever runs goes over to it, and so does whoever starts later."""
+        self._models.reverse()
+        self._said("promote", self._models[0])
+        self._report.swaps += 1
+
+    def _roll_back(self) -> None:
+        self._models.reverse()
+        self._said("rollback")
+        self._report.rollbacks += 1
+
+    def _said(self, *words: str) -> None:
+        """A command of `anomalyd models` about the stream."""
+        done = self._instances[0].command("models", *words, "--stream", STREAM)
+        assert done.returncode == 0, f"models {words}: {done.stdout}{done.stderr}"
+        self._struck()
+
     def _kill_broker(self) -> None:
         """A power cut at one of three. It comes back soon, or once the others have gone on without it, or after the next fault."""
         if self._down is not None:
@@ -358,9 +401,19 @@ class Chaos:
         for instance in self._running():
             instance.stop()
         self._say("uninterrupted run")
+        self._write_timeline()
         self._golden.start()
         self._until_done(self._golden)
         self._golden.stop()
+
+    def _write_timeline(self) -> None:
+        lines = (
+            json.dumps({"topic": self._source, "partition": partition, "offset": offset, "model": model})
+            for partition, models in enumerate(self._chain.models)
+            for offset, model in models.items()
+        )
+        self._timeline.write_text("".join(f"{line}\n" for line in lines))
+        self._report.models = sum(len(models) - 1 for models in self._chain.models)
 
     def _until_done(self, instance: Instance) -> list[Record]:
         """Until the last record of every partition, a bad one, has come back."""
@@ -384,6 +437,8 @@ class Chaos:
         report.problems += [f"{name}: {count}" for name, count in asdict(found).items() if name in forbidden and count]
         if report.digest_equal is False:
             report.problems.append("the state differs from that of the uninterrupted run")
+        if report.models < plan.swaps + plan.rollbacks:
+            report.problems.append(f"only {report.models} changes of model were recorded")
         if len(wanted) < plan.events / 10_000:
             report.problems.append(f"only {len(wanted)} alerts: they prove little")
         if report.problems:

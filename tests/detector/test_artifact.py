@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
@@ -300,3 +303,120 @@ def test_a_shipped_artifact_that_is_missing_says_what_to_do(tmp_path: Path, monk
         Detector.load()
     with pytest.raises(ArtifactError, match=r"\(.*manifest.*\)$"):
         Detector.load(tmp_path)
+
+
+# --- what releases add ----------------------------------------------------------------------------------------------------
+
+SAID: dict[str, Any] = {
+    "architecture": "lstm-autoencoder",
+    "data": {"first": "2026-01-01T00:00:00Z", "last": "2026-02-01T00:00:00Z", "sha256": "ab" * 32, "series": 12},
+    "metrics": {"likelihood": -1.25},
+    "parent": "cd" * 32,
+    "libraries": {"torch": "2.15.0"},
+    "created_at": "2026-02-01T08:00:00+01:00",
+}
+
+
+def test_what_is_said_of_its_making_is_kept(tmp_path: Path) -> None:
+    saved = artifacts.save(replace(untrained(SHAPE), **SAID), tmp_path)
+
+    assert {key: getattr(saved, key) for key in SAID} == SAID
+    assert {key: manifest_of(tmp_path)[key] for key in SAID} == SAID
+    assert saved.created_s == 1769929200
+    assert artifacts.load(tmp_path).hash == saved.hash != artifacts.sealed(untrained(SHAPE)).hash
+
+
+def test_the_shipped_artifact_keeps_its_hash_when_it_is_written_again() -> None:
+    """It is from before there were these keys."""
+    loaded = artifacts.load(shipped())
+
+    assert loaded.hash == "9fdf57e6299afeeac9afb0373a24203ccd81be5b20f80dbc2f05381db77c0a5c"
+    assert (loaded.created_at, loaded.parent, loaded.data) == (None, None, {})
+    assert artifacts.sealed(loaded).hash == loaded.hash
+    assert artifacts.from_bytes(loaded.to_bytes()).hash == loaded.hash
+
+
+@pytest.mark.parametrize("later", [{"stage": "gold", "more": {"a": [1]}}, {"parent": None, "data": {}}])
+def test_keys_of_a_later_release_have_no_effect_and_stay(folder: Path, later: dict[str, Any]) -> None:
+    before = artifacts.load(folder)
+    reseal(folder, **later)
+
+    loaded = artifacts.load(folder)
+    assert loaded.extra == later
+    assert artifacts.from_bytes(loaded.to_bytes()).hash == loaded.hash != before.hash
+    again = artifacts.save(loaded, folder.parent / "again")
+    assert again.extra == later
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"format": 2}, "has artifact format 2; this version reads format 1"),
+        ({"architecture": "transformer"}, "its architecture is transformer; this version computes lstm-autoencoder"),
+        ({"created_at": "yesterday"}, "yesterday"),
+        ({"created_at": "2026-02-01T08:00:00"}, "no offset from UTC"),
+        ({"metrics": [1]}, "its metrics is no mapping"),
+        ({"parent": 7}, "its parent is no text"),
+        ({"shape": {"features": 1, "units": 1 << 40, "layers": 1 << 40, "latent": 4, "joint": False}}, "is none"),
+        ({"shape": {"features": 1, "units": "5", "layers": 2, "latent": 3, "joint": False}}, "is none"),
+    ],
+)
+def test_what_must_not_be_passed_over_is_refused(folder: Path, changes: dict[str, Any], told: str) -> None:
+    reseal(folder, **changes)
+
+    assert told in refusal(folder)
+    with pytest.raises(ArtifactError, match=re.escape(told)):
+        artifacts.packed_folder(folder)
+
+
+# --- as bytes -------------------------------------------------------------------------------------------------------------
+
+
+def test_bytes_are_the_artifact_and_equal_for_equal_ones(folder: Path) -> None:
+    artifact = artifacts.load(folder)
+    content = artifact.to_bytes()
+    found = artifacts.from_bytes(content)
+
+    assert replace(found, tensors={}) == replace(artifact, tensors={})
+    for name, tensor in artifact.tensors.items():
+        np.testing.assert_array_equal(found.tensors[name], tensor)
+    assert found.to_bytes() == content
+    assert artifacts.from_bytes(artifacts.packed_folder(folder)).hash == artifact.hash
+
+
+def test_an_artifact_that_was_changed_has_no_bytes_before_it_is_sealed(folder: Path) -> None:
+    changed = replace(artifacts.load(folder), version="other")
+
+    with pytest.raises(ArtifactError, match="no longer the one with the hash"):
+        changed.to_bytes()
+    assert artifacts.from_bytes(artifacts.sealed(changed).to_bytes()).version == "other"
+
+
+CONTENT = artifacts.sealed(untrained(SHAPE)).to_bytes()
+
+
+@settings(max_examples=200)
+@given(st.integers(0, 8 * len(CONTENT) - 1))
+def test_one_damaged_bit_anywhere_in_the_bytes_is_noticed(bit: int) -> None:
+    damaged = bytearray(CONTENT)
+    damaged[bit // 8] ^= 1 << bit % 8
+
+    try:
+        found = artifacts.from_bytes(bytes(damaged), "it")
+    except ArtifactError as error:
+        assert "it " in str(error)  # noqa: PT017  most are refused
+    else:
+        # A bit of the manifest may change how it is written and nothing that it says.
+        assert found.hash == artifacts.from_bytes(CONTENT).hash
+
+
+@given(st.integers(0, len(CONTENT) - 1))
+def test_cut_bytes_are_noticed(size: int) -> None:
+    with pytest.raises(ArtifactError):
+        artifacts.from_bytes(CONTENT[:size])
+
+
+@given(st.binary(max_size=200) | st.binary(max_size=60).map(lambda rest: b"anom\x10\x00\x00\x00" + rest))
+def test_bytes_of_others_are_refused(content: bytes) -> None:
+    with pytest.raises(ArtifactError):
+        artifacts.from_bytes(content)

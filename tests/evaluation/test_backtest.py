@@ -20,7 +20,7 @@ from anomalyd.demo.fleet import Fleet
 from anomalyd.errors import ConfigError, InputFileError
 from anomalyd.evaluation.backtest import run
 from anomalyd.evaluation.readers import FIRST_MS, STEP_MS
-from anomalyd.kafka.topics import CHANGELOG_CONFIG
+from anomalyd.kafka.topics import CHANGELOG_CONFIG, MODELS_CONFIG
 from anomalyd.settings import Settings
 from anomalyd.shard import Shard
 from anomalyd.training.joint import PLAN, fit_joint
@@ -250,6 +250,7 @@ async def test_backtest_and_daemon_give_the_same_alerts(kafka: str, tmp_path: Pa
     await asyncio.to_thread(create_topic, kafka, f"{alerts_topic}-dead")
     config = settings(kafka, topic, alerts_topic)
     await asyncio.to_thread(create_topic, kafka, config.changelog_topic(topic), config=dict(CHANGELOG_CONFIG))
+    await asyncio.to_thread(create_topic, kafka, config.models_topic, config=dict(MODELS_CONFIG))
     await asyncio.to_thread(produce, kafka, topic, lines)
     seen = 0
 

@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 
 from confluent_kafka import Consumer, TopicPartition
 
-from anomalyd.kafka.topics import CHANGELOG_CONFIG
+from anomalyd.kafka.topics import CHANGELOG_CONFIG, MODELS_CONFIG
 from anomalyd.state import codec
 from tests.support.poll import poll_until
 from tests.support.topics import create_topic, read_committed, unique
@@ -58,6 +58,7 @@ class Daemon:
             create_topic(bootstrap, self.alerts, partitions)
             create_topic(bootstrap, self.dead, partitions)
             create_topic(bootstrap, self.changelog, partitions, changelog or CHANGELOG_CONFIG)
+            create_topic(bootstrap, f"{self.group}-models", config=MODELS_CONFIG)
         name = unique("daemon")
         self._config = folder / f"{name}.json"
         self._log = folder / f"{name}.log"

@@ -37,7 +37,7 @@ def test_every_input_partition_finds_one_of_its_own_to_write_to() -> None:
 def test_a_changelog_has_the_partitions_of_its_input_and_keeps_the_newest_of_each_key() -> None:
     settings = configured("b:1", "a", "b")
 
-    _, _, a, b = needs(settings, {"a": Existing(3, 1), "b": Existing(12, 1)}, brokers=3)
+    _, _, a, b, _ = needs(settings, {"a": Existing(3, 1), "b": Existing(12, 1)}, brokers=3)
 
     assert [(need.name, need.role, need.partitions, need.replication_factor) for need in (a, b)] == [
         ("g-state-a", "state", 3, 3),
@@ -50,6 +50,13 @@ def test_a_changelog_has_the_partitions_of_its_input_and_keeps_the_newest_of_eac
     assert 0.1 <= float(a.config["min.cleanable.dirty.ratio"]) <= 0.3
 
 
+def test_models_lie_in_one_partition_and_the_newest_of_each_key_is_kept() -> None:
+    *_, models = needs(configured("b:1", "a"), {"a": Existing(12, 1)}, brokers=3)
+
+    assert (models.name, models.role, models.partitions, models.replication_factor) == ("g-models", "models", 1, 3)
+    assert (models.config["cleanup.policy"], models.config["min.insync.replicas"]) == ("compact", "2")
+
+
 @pytest.mark.parametrize(
     ("brokers", "asked", "copies", "in_sync"), [(1, None, 1, "1"), (2, None, 2, "1"), (3, None, 3, "2"), (9, None, 3, "2"), (3, 2, 2, "1")]
 )
@@ -60,6 +67,7 @@ def test_copies_follow_the_brokers_unless_told(brokers: int, asked: int | None, 
 
 ALERTS = Need("out", "alerts", 4, 3, {"cleanup.policy": "delete"})
 STATE = Need("log", "state", 4, 3, {"cleanup.policy": "compact"}, "metrics")
+MODELS = Need("models", "models", 1, 3, {"cleanup.policy": "compact"})
 COMPACT = {"cleanup.policy": "compact", "max.message.bytes": "8388608"}
 
 
@@ -103,6 +111,13 @@ COMPACT = {"cleanup.policy": "compact", "max.message.bytes": "8388608"}
             "max.message.bytes 1048588",
             "--add-config max.message.bytes=8388608",
         ),
+        (MODELS, Existing(1, 3, {"cleanup.policy": "delete"}), "models would expire", "--add-config cleanup.policy=compact"),
+        (
+            MODELS,
+            Existing(1, 3, COMPACT | {"max.message.bytes": "65536"}),
+            "max.message.bytes 65536",
+            "--add-config max.message.bytes=1048576",
+        ),
         (STATE, Existing(4, 2, COMPACT | {"min.insync.replicas": "3"}), "no write can succeed", "--add-config min.insync.replicas=1"),
     ],
 )
@@ -120,6 +135,7 @@ def test_what_does_not_do_is_named_with_the_command_that_repairs_it(need: Need, 
         (ALERTS, Existing(8, 2, {"cleanup.policy": "delete", "min.insync.replicas": "1", "retention.ms": "3600000"})),
         (ALERTS, Existing(1, 3, {"cleanup.policy": "delete"})),
         (STATE, Existing(4, 1, COMPACT | {"max.message.bytes": "6291456", "segment.bytes": "1073741824"})),
+        (MODELS, Existing(4, 1, COMPACT)),
         (STATE, Existing(4, 3)),  # its settings are hidden from us
     ],
 )
@@ -142,9 +158,9 @@ class TestOnABroker:
         assert topics.create(settings) == 0
         again = capsys.readouterr().out
 
-        assert [line.split()[0] for line in planned.splitlines()] == ["ok", "missing", "missing", "missing"]
-        assert [line.split()[0] for line in created.splitlines()] == ["ok", "created", "created", "created"]
-        assert [line.split()[0] for line in again.splitlines()] == ["ok", "ok", "ok", "ok"]
+        assert [line.split()[0] for line in planned.splitlines()] == ["ok", "missing", "missing", "missing", "missing"]
+        assert [line.split()[0] for line in created.splitlines()] == ["ok", "created", "created", "created", "created"]
+        assert [line.split()[0] for line in again.splitlines()] == ["ok", "ok", "ok", "ok", "ok"]
         assert "3 partitions" in created
         assert settings.changelog_topic(source) in created
         asyncio.run(topics.verify(settings))
@@ -215,7 +231,8 @@ class TestOnABroker:
             asyncio.run(topics.verify(settings))
 
         missing, wrong = str(told.value).splitlines()
-        assert f"topics {settings.dead_letter_topic}, {settings.changelog_topic(settings.streams[0].topics[0])} missing" in missing
+        changelog = settings.changelog_topic(settings.streams[0].topics[0])
+        assert f"topics {settings.dead_letter_topic}, {changelog}, {settings.models_topic} missing" in missing
         assert f"topic {settings.alerts.topic} (alerts) has cleanup.policy compact" in wrong
 
     def test_a_wrong_alerts_topic_is_refused_at_the_start(self, kafka: str) -> None:
@@ -269,7 +286,7 @@ def test_without_brokers_there_is_one_clear_line() -> None:
 def test_the_embedded_broker_has_no_settings_to_look_at(mock_kafka: str) -> None:
     embedded = mock_kafka
     settings = configured(embedded, unique("input"), group=unique("group"))
-    for name in (settings.streams[0].topics[0], settings.alerts.topic, settings.dead_letter_topic):
+    for name in (settings.streams[0].topics[0], settings.alerts.topic, settings.dead_letter_topic, settings.models_topic):
         create_topic(embedded, name)
 
     with pytest.raises(TopicError, match="-state-"):

@@ -27,6 +27,7 @@ class Golden(NamedTuple):
     dead_letters: list[list[dict[str, bytes]]]
     digests: list[str]
     corrections: list[list[tuple[int, int]]]
+    models: list[list[tuple[int, str]]]
 
 
 class Chain:
@@ -49,6 +50,8 @@ class Chain:
         """All that were ever in force."""
         self.corrections: list[tuple[int, int]] = []
         """Likewise."""
+        self.models: list[tuple[int, str]] = []
+        """All that ever scored."""
         self._owner: bytes | None = None
         self.positions = 0
         self.fences = 0
@@ -80,10 +83,9 @@ class Chain:
                 self._link(value, where)
             self.last = value
             self.furthest = max(self.furthest, value.position)
-            known = [number for number, entry in enumerate(value.policies, 1) if self.policies[-1:] == [entry]]
-            self.policies += value.policies[max(known, default=0) :]
-            known = [number for number, correction in enumerate(value.corrections, 1) if self.corrections[-1:] == [correction]]
-            self.corrections += value.corrections[max(known, default=0) :]
+            _go_on(self.policies, value.policies)
+            _go_on(self.corrections, value.corrections)
+            _go_on(self.models, value.timeline)
 
     def _link(self, value: Position, where: str) -> None:
         if value.owner != self._owner:
@@ -103,6 +105,12 @@ class Chain:
             if position > value.position:
                 raise BrokenError("I4", f"{where}: page {key.decode()} of offset {position} is ahead of the position {value.position}")
         self._pages.clear()
+
+
+def _go_on(known: list[Any], entries: Sequence[Any]) -> None:
+    """Takes up the entries behind the last one that is known."""
+    numbers = [number for number, entry in enumerate(entries, 1) if known[-1:] == [entry]]
+    known += entries[max(numbers, default=0) :]
 
 
 def alerts_of(logs: Sequence[Log], partitions: int) -> list[list[dict[str, Any]]]:
@@ -163,6 +171,14 @@ def check_corrections(chains: Sequence[Chain], golden: Golden) -> None:
     for partition, (chain, wanted) in enumerate(zip(chains, golden.corrections, strict=True)):
         if chain.corrections[-1:] != wanted[-1:] or not set(chain.corrections) <= set(wanted):
             raise BrokenError("I12", f"partition {partition}: corrections {chain.corrections[-_SHOWN:]} are not {wanted[-_SHOWN:]}")
+
+
+def check_models(chains: Sequence[Chain], golden: Golden) -> None:
+    """I8: from where on which model scored is what an uninterrupted run was told, and nothing besides."""
+    for partition, (chain, wanted) in enumerate(zip(chains, golden.models, strict=True)):
+        # Of two at one offset the first has scored nothing: it could not be had when the next owner began there. Without a record none has.
+        if wanted and list(dict(chain.models).items()) != wanted:
+            raise BrokenError("I8", f"partition {partition}: models {chain.models} are not {wanted}")
 
 
 def check_dead_letters(found: Sequence[list[dict[str, bytes]]], golden: Golden, *, exactly_once: bool, gaps: bool, most_bytes: int) -> None:

@@ -1,6 +1,7 @@
 """A detector that is cheap, exact and forgets nothing: every sample is folded into the row, and every score depends on all of them."""
 
 import struct
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -10,13 +11,16 @@ from numpy.typing import NDArray
 from anomalyd.batch import ARMED, LATE, REPEATED, WARMUP, SampleBatch, Verdicts
 from anomalyd.detector import Calibration, Layout, Options, Pages, Shape
 from anomalyd.detector.detector import ModelInfo
+from anomalyd.detector.migrate import without_network
 
 EXPECTED: Final = 450_000_000
 """Crossings to be expected of a sample, in billionths; half of them cross, on and off."""
 HOT: Final = 90.0
 """Values from here on are anomalies."""
-PAGE_ROWS: Final = 4
-"""So that few series make many pages."""
+PAGE_ROWS: Final = (4, 3, 2)
+"""By model, so that few series make many pages, of several sizes."""
+UNITS: Final = (2, 3, 5)
+"""By model: rows have as many sizes."""
 
 _MASK: Final = (1 << 64) - 1
 _WARM: Final = 2
@@ -28,21 +32,35 @@ def _share(time_ms: int) -> int:
 
 
 class FoldingDetector:
-    """In the place of `anomalyd.detector.Detector`, with rows as they really are."""
+    """In the place of `anomalyd.detector.Detector`, with rows as they really are.
+
+    Args:
+        number: which model it is. All fold in another way, and what a row was under others shows for ever.
+    """
 
     device = "cpu"
     features = 1
 
-    def __init__(self) -> None:
-        self.layout = Layout(Shape(features=1, units=2, layers=1, latent=1, joint=False))
-        self.model = ModelInfo("folding", "1", "f" * 64)
+    def __init__(self, number: int = 0) -> None:
+        self._number = number
+        self.layout = Layout(Shape(features=1, units=UNITS[number], layers=1, latent=1, joint=False))
+        self.model = ModelInfo("folding", str(number + 1), "fed"[number] * 64)
         self.options = Options()
         self.artifact = SimpleNamespace(calibration=Calibration(0.0, 1.0, 1.0))
 
     def new_pages(self, capacity: int) -> Pages:
         pages = Pages(self.layout, capacity)
-        pages.page_rows = PAGE_ROWS
+        pages.page_rows = PAGE_ROWS[self._number]
         return pages
+
+    def taken_over(
+        self, rows: NDArray[np.uint8], layout: Sequence[tuple[str, str, int, int]], *, same_model: bool, same_features: bool = True
+    ) -> NDArray[np.uint8]:
+        new = without_network(self.layout, rows, layout)
+        if not same_model:
+            fold = new.view(np.uint64)[:, self.layout["mean"].first]
+            fold[:] = (fold ^ np.uint64(self._number + 1)) * np.uint64(2862933555777941757)
+        return new
 
     def threshold_at(self, budget_per_day: float, correction: float = 0.0) -> NDArray[np.float64]:
         return np.array([budget_per_day, correction])
@@ -77,7 +95,7 @@ class FoldingDetector:
                 (bits,) = struct.unpack("<Q", struct.pack("<d", value))
                 newest[row, 0], last[row, 0], seen[row, 0], age[row, 0] = time_ms, value, value, young + 1
                 (force,) = struct.unpack("<Q", struct.pack("<d", limit))
-                fold[row, 0] = ((before ^ bits ^ force) * 6364136223846793005 + time_ms + 1) & _MASK
+                fold[row, 0] = ((before ^ bits ^ force) * 6364136223846793005 + time_ms + 1 + self._number) & _MASK
                 if young >= _WARM:
                     tally += ((before >> 40) % 1000 < _share(time_ms), EXPECTED, 60_000)
             if young < _WARM:
@@ -89,3 +107,7 @@ class FoldingDetector:
             verdicts.evidence[i] = (1.0 + (value - HOT) / 2 + memory / 4) if value >= HOT else memory / 2
             verdicts.score[i] = verdicts.evidence[i] / limit
         return verdicts
+
+
+MODELS: Final = tuple(map(FoldingDetector, range(len(UNITS))))
+"""All that there are."""

@@ -49,6 +49,8 @@ CLASSES: Final = (
     "compaction-in-restore",
     "tail-marker",  # the last control records of a changelog are gone
     "clock-jump",
+    "swap",  # an instance is told of another model, or of one of before, and so are those that start later
+    "missing-model",  # an instance does not find a model that scored, and somebody restarts it
     "reload",  # an instance takes up another alert policy, and so do those that start later; the others keep theirs
 )
 """Every class of fault."""

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 from unittest import mock
 
@@ -13,14 +14,16 @@ from anomalyd.alerts.budget import Control
 from anomalyd.alerts.budget import Entry as Correction
 from anomalyd.alerts.timeline import Timeline
 from anomalyd.batch import Entry
+from anomalyd.detector import Detector
 from anomalyd.errors import DeliveryError
 from anomalyd.kafka import consumer as consumer_module
 from anomalyd.kafka.transactions import TransactionalWriter, _settled
 from anomalyd.partition import Partition
 from anomalyd.pipeline import Pipeline
 from anomalyd.settings import Settings
-from anomalyd.state.codec import Page
-from anomalyd.state.ledger import Ledger
+from anomalyd.shard_models import Models
+from anomalyd.shard_state import ShardState
+from anomalyd.state.ledger import Ledger, Load, Prepare
 from anomalyd.state.ports import Restored
 from tests.simulation.world import CHANGELOG, INPUT, Mutation, Simulation
 
@@ -81,8 +84,8 @@ def group_offsets_as_position(world: Simulation) -> Iterator[None]:
     """Reading goes on from the offset that the group committed."""
     claim = Ledger.claim
 
-    async def from_group(self: Ledger, partitions: int, load: Callable[[list[Page]], Awaitable[None]]) -> Restored:
-        restored = await claim(self, partitions, load)
+    async def from_group(self: Ledger, partitions: int, load: Load, prepare: Prepare | None = None) -> Restored:
+        restored = await claim(self, partitions, load, prepare)
         committed = world.broker.group(world.settings.kafka.group_id).offsets.get(TopicPartition(INPUT, self.source.partition))
         if restored.position is not None and committed is not None:
             restored.position = committed
@@ -105,8 +108,8 @@ def restore_to_high_water(world: Simulation) -> Iterator[None]:
         await asyncio.sleep(0.05)
         return await open_(self, why)
 
-    async def until_there(self: Ledger, fence: int, load: Callable[[list[Page]], Awaitable[None]]) -> Restored:
-        restored = await restore(self, min(fence, max(0, ends[id(self)] - 1)), load)
+    async def until_there(self: Ledger, fence: int, load: Load, prepare: Prepare | None) -> Restored:
+        restored = await restore(self, min(fence, max(0, ends[id(self)] - 1)), load, prepare)
         self._known = fence
         return restored
 
@@ -151,6 +154,25 @@ def replay_by_present_correction(_: Simulation) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def replay_with_newest_model(_: Simulation) -> Iterator[None]:
+    """A replay scores with the model that scored last, and what was written down is made its own at once."""
+    begin = Models.begin
+
+    def at_once(self: Models, restored: Restored) -> list[Detector]:
+        return begin(self, replace(restored, timeline=restored.timeline[-1:]))
+
+    with mock.patch.object(Models, "begin", at_once):
+        yield
+
+
+@contextlib.contextmanager
+def clean_pages_after_swap(_: Simulation) -> Iterator[None]:
+    """Pages of the model before are not written once more: what is known of the models in between may be dropped too early."""
+    with mock.patch.object(ShardState, "swapped", return_value=None):
+        yield
+
+
 MUTATIONS: Final[dict[str, Mutation]] = {
     mutation.__name__: mutation
     for mutation in (
@@ -162,6 +184,8 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         restore_in_callback,
         replay_by_present_policy,
         replay_by_present_correction,
+        replay_with_newest_model,
+        clean_pages_after_swap,
     )
 }
 """By name."""

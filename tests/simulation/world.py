@@ -34,7 +34,7 @@ from anomalyd.alerts.mutes import Mute
 from anomalyd.alerts.timeline import NEVER, read, written
 from anomalyd.app import App, Stream
 from anomalyd.batch import Source
-from anomalyd.errors import AnomalydError
+from anomalyd.errors import AnomalydError, ArtifactError
 from anomalyd.formats import FormatOptions
 from anomalyd.settings import Settings
 from anomalyd.state.chain import PROCESS_BYTES
@@ -47,11 +47,12 @@ from tests.simulation.checks import (
     check_alerts,
     check_corrections,
     check_dead_letters,
+    check_models,
     dead_letters_of,
     plain,
 )
 from tests.simulation.clock import KilledError, Process, StuckError, VirtualLoop
-from tests.simulation.detector import FoldingDetector
+from tests.simulation.detector import MODELS
 from tests.simulation.faults import CLASSES, Faults
 from tests.simulation.log import Log, Record, build
 from tests.simulation.network import ModelClient, Network
@@ -168,7 +169,9 @@ class Simulation:
             rng.choice([3.0, 8.0, 20.0]),
             "exactly-once" if self.exactly_once else "at-least-once",
         )
-        self.stream = stream(self.settings)
+        self.stream = stream(self.settings, self._find)
+        self.lacking = False
+        """Whoever looks next for a model that scored does not find it."""
         self.events: deque[str] = deque(maxlen=_EVENTS)
         self.trace = 0
         self.instances: list[Instance] = []
@@ -215,6 +218,7 @@ class Simulation:
                 "positions": sum(chain.positions for chain in self.chains),
                 "fences": sum(chain.fences for chain in self.chains),
                 "corrections": sum(len(chain.corrections) for chain in self.chains),
+                "models": sum(len(chain.models) for chain in self.chains),
                 "instances": self._born,
                 "alerts": sum(len(log.visible()) for log in self._logs(ALERTS)),
                 "dead letters": sum(len(log.visible()) for log in self._logs(DEAD)),
@@ -247,6 +251,7 @@ class Simulation:
             put(anomalyd.app, "HttpServer", _NoServer)
             put(anomalyd.app, "load_streams", lambda _: {INPUT: self.stream})
             put(anomalyd.app, "_verify_topics", _nothing_to_verify)
+            put(anomalyd.app, "Champions", functools.partial(_NoChampions, self._find))
             put(os, "sched_getaffinity", lambda _: set(range(self.workers)))
             put(os, "urandom", self._rng.randbytes)
             put(anomalyd.app, "_PROCESS", _Nonce())
@@ -378,6 +383,7 @@ class Simulation:
             self._inject(rng.choice(classes))
             await asyncio.sleep(rng.expovariate(0.9))
         faults.disarm()
+        self.lacking = False
         self._quiet = True
 
     def _inject(self, kind: str) -> None:
@@ -512,6 +518,31 @@ class Simulation:
             instance.process.run(functools.partial(instance.app._pipeline.adopt, {INPUT: self.stream.plan}))
             self.faults.hit("reload", f"{instance.process.name} policy {POLICIES.index(self.stream.plan.policy)}")
 
+    def _do_swap(self) -> None:
+        instance = self._someone()
+        if self.exactly_once and instance is not None and instance.app._pipeline is not None:
+            detector: Any = self._rng.choice(MODELS)
+            self.stream = replace(self.stream, detector=detector)
+            instance.process.run(functools.partial(instance.app._pipeline.swap, self.stream.plan.name, detector))
+            self.faults.hit("swap", f"{instance.process.name} model {detector.model.version}")
+
+    def _do_missing_model(self) -> None:
+        self.lacking = True
+
+    def _find(self, model: str) -> Any:
+        process = Process.current.get()
+        if process is not None and self.lacking:
+            self.lacking = False
+            self.faults.hit("missing-model", f"{process.name} {model[:4]}", 3.0)
+            self.loop.call_later(self._rng.uniform(0.5, 3.0), self._restart, process)
+            raise ArtifactError("somebody has taken it away")
+        return _model(model)
+
+    def _restart(self, process: Process) -> None:
+        """What an operator does who reads the runbook."""
+        if process.alive:
+            self.faults.kill(process, "kill", "by its operator")
+
     def _do_clock_jump(self) -> None:
         self.loop.wall_offset_s += self._rng.choice([-3_600.0, -5.0, 5.0, 3_600.0, 86_400.0])
         self.faults.hit("clock-jump", f"{self.loop.wall_offset_s:g} s")
@@ -564,6 +595,7 @@ class Simulation:
         check_alerts(alerts_of(self._logs(ALERTS), self.partitions), golden, exactly_once=once, gaps=self.gaps)
         if self.exactly_once and not self.gaps:
             check_corrections(self.chains, golden)
+            check_models(self.chains, golden)
         for instance in self.instances if self.exactly_once and not self.gaps else ():
             # It would not show in the alerts: where a replay comes to something else, what was told holds.
             if divergences := instance.app.metrics.registry.get_sample_value("anomalyd_replay_divergences_total"):
@@ -612,18 +644,21 @@ class Simulation:
         return self._golden
 
     def _uninterrupted(self) -> Golden:
-        alerts, letters, digests, corrections = [], [], [], []
+        alerts, letters, digests, corrections, models = [], [], [], [], []
         for partition, records in enumerate(self.input):
-            shard = self.stream.shard(Source(INPUT, partition), self.workload.capacity)
+            plan: list[Any] = [(offset, _model(model)) for offset, model in self.chains[partition].models]
+            shard = self.stream.shard(Source(INPUT, partition), self.workload.capacity, plan=plan)
             policies = list(self.chains[partition].policies) or [(0, written(self.stream.plan.policy))]
             found_alerts: list[dict[str, Any]] = []
             found_letters: list[dict[str, bytes]] = []
             found_corrections: list[tuple[int, int]] = []
+            found_models: list[tuple[int, str]] = []
             for part in _parts(records, [offset for offset, _ in policies[1:]]):
                 while policies and (policies[0][0] <= part[0].offset):
                     shard.adopt(replace(self.stream.plan, policy=read(policies.pop(0)[1])))
                 outcome = shard.process(part, part[-1].offset + 1, snapshots=0)
                 found_corrections += outcome.corrections
+                found_models += outcome.models
                 found_alerts += [plain(alert.message.value) for alert in outcome.alerts]
                 found_letters += [
                     {
@@ -638,7 +673,8 @@ class Simulation:
             letters.append(found_letters)
             digests.append(shard.digest())
             corrections.append(found_corrections)
-        return Golden(alerts, letters, digests, corrections)
+            models.append(found_models)
+        return Golden(alerts, letters, digests, corrections, models)
 
     # --- what is seen -----------------------------------------------------------------------------------------------
 
@@ -685,15 +721,21 @@ def _parts(records: Sequence[Record], boundaries: Sequence[int]) -> Iterator[Seq
         start += len(part)
 
 
-def stream(configured: Settings) -> Stream:
+def _model(model: str) -> Any:
+    """By its hash."""
+    return next(detector for detector in MODELS if detector.model.hash == model)
+
+
+def stream(configured: Settings, find: Callable[[str], Any]) -> Stream:
     """The one stream, with the detector that stands in."""
-    detector: Any = FoldingDetector()
+    detector: Any = MODELS[0]
     (one,) = configured.streams
     return Stream(
         anomalyd.app.stream_plan(one, configured.policy(one)),
         detector,
         one.format,
         FormatOptions(one.timestamp_unit),
+        find,
         series_ttl_ms=round(configured.state.series_ttl_s * 1000),
         reading="0" * 16,
         sweep_records=32,
@@ -721,6 +763,27 @@ class _Nonce:
         process = Process.current.get()
         assert process is not None
         return process.name.encode().ljust(PROCESS_BYTES, b"-") + other
+
+
+class _NoChampions:
+    """Nobody follows a models topic; the simulation itself says which model scores."""
+
+    def __init__(self, find: Callable[[str], Any], _: Settings, bases: dict[str, Any], __: Any) -> None:
+        self._find = find
+        self._bases = bases
+
+    def find(self, _: str, model: str) -> Any:
+        """As the shards of the simulation look for one."""
+        return self._find(model)
+
+    async def begin(self, _: Any) -> dict[str, Any]:
+        return self._bases
+
+    async def follow(self, _: Any) -> None:
+        """At its end at once."""
+
+    async def close(self) -> None:
+        """Has nothing open."""
 
 
 class _NoServer:

@@ -117,7 +117,7 @@ class Rig:
     pages: list[Page] = field(default_factory=list)
     metrics: Count = field(default_factory=Count)
 
-    def ledger(self, model: str = "model", *, transactional: bool = True, group: str = "g") -> Ledger:
+    def ledger(self, *, transactional: bool = True, group: str = "g") -> Ledger:
         async def is_member() -> bool:
             member = self.member()
             await self.before_membership()
@@ -133,7 +133,6 @@ class Rig:
             open_writer=lambda: Writing(self.log),
             open_reader=open_reader,
             is_member=is_member,
-            model=model,
             owner=name.encode(),
             name=name,
             metrics=self.metrics,
@@ -141,15 +140,13 @@ class Rig:
             group=group,
         )
 
-    async def claim(
-        self, model: str = "model", partitions: int = 8, *, transactional: bool = True, group: str = "g"
-    ) -> tuple[Ledger, Restored]:
+    async def claim(self, partitions: int = 8, *, transactional: bool = True, group: str = "g") -> tuple[Ledger, Restored]:
         self.pages.clear()
 
         async def load(pages: list[Page]) -> None:
             self.pages += pages
 
-        made = self.ledger(model, transactional=transactional, group=group)
+        made = self.ledger(transactional=transactional, group=group)
         return made, await made.claim(partitions, load)
 
 
@@ -445,13 +442,23 @@ async def test_what_was_written_without_transactions_is_no_breach_for_those_who_
 
 
 async def test_positions_say_which_model_scores_from_where_on(rig: Rig) -> None:
-    owner, _ = await rig.claim(model="old")
-    await owner.commit(work(10))
-    owner, _ = await rig.claim(model="new")
-    await owner.commit(work(20, 5))
+    """As long as a replay could meet it; whoever claims the partition is told, in front of the first page."""
+    owner, _ = await rig.claim()
+    await owner.commit(work(10, 5, models=[(0, "old")], pages=dict([page(0, 10)])))
+    await owner.commit(work(20, 5, models=[(12, "new")]))
     await owner.commit(work(30, 12))
+    told: list[tuple[tuple[tuple[int, str], ...], int]] = []
 
-    assert [p.timeline for p in rig.log.positions()] == [((10, "old"),), ((10, "old"), (10, "new")), ((10, "new"),)]
+    async def load(_: list[Page]) -> None:
+        told.append(((), 1))
+
+    async def prepare(restored: Restored) -> None:
+        told.append((restored.timeline, 0))
+
+    await rig.ledger().claim(8, load, prepare)
+
+    assert [p.timeline for p in rig.log.positions()] == [((0, "old"),), ((0, "old"), (12, "new")), ((12, "new"),)]
+    assert told == [(((12, "new"),), 0), ((), 1)]
 
 
 async def test_positions_say_which_policy_is_in_force_from_where_on(rig: Rig) -> None:
@@ -511,16 +518,16 @@ async def test_who_shares_the_state_from_another_group_is_found(rig: Rig) -> Non
 
 
 async def test_what_was_settled_by_beginning_anew_is_no_damage(rig: Rig) -> None:
-    owner, _ = await rig.claim(model="old")
-    await owner.commit(work(10))
+    owner, _ = await rig.claim()
+    await owner.commit(work(10, models=[(0, "old")]))
     rig.log.put(codec.POSITION_KEY, b"rubbish")
     with pytest.raises(StateError, match="is not anomalyd's"):
         await rig.claim()
     anew = Position(7, 10, 3, 3, 0, 8, b"operator", anew=True)
     rig.log.put(codec.POSITION_KEY, codec.encode(codec.POSITION_KEY, anew))
 
-    owner, restored = await rig.claim(model="new")
-    await owner.commit(work(2, anew=True))
+    owner, restored = await rig.claim()
+    await owner.commit(work(2, anew=True, models=[(2, "new")]))
 
     assert (restored.position, restored.claims) == (3, 1)
     assert rig.log.records[-1].value is not None

@@ -1,6 +1,7 @@
 """What a scrape shows."""
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -183,8 +184,13 @@ def test_gauges_and_the_rest_say_what_they_were_told(metrics: Metrics) -> None:
     metrics.reconnected()
     metrics.lost("corrupt", 7)
     metrics.loop_lag(0.02)
-    metrics.model("pretrained", "1", "ab")
-    metrics.model("pretrained", "2", "cd")
+    metrics.model("hosts", "pretrained", "1", "ab", created_s=time.time() - 100)
+    metrics.model("pods", "pretrained", "1", "ab")
+    metrics.model("hosts", "tuned", "2", "cd", created_s=time.time() - 50)
+    metrics.swapped("hosts", "rollback")
+    metrics.swapped("hosts", "a whim")
+    metrics.swap_failed("pods")
+    metrics.decided("hosts", "rejected")
     seen = scraped(metrics)
 
     assert (seen["anomalyd_series"], seen["anomalyd_open_episodes"], seen["anomalyd_batches_in_flight"]) == (10, 3, 2)
@@ -193,8 +199,16 @@ def test_gauges_and_the_rest_say_what_they_were_told(metrics: Metrics) -> None:
     assert seen['anomalyd_records_lost_total{reason="corrupt"}'] == 7
     assert seen["anomalyd_event_loop_lag_seconds_count"] == 1
     assert [key for key in seen if key.startswith("anomalyd_model_info")] == [
-        'anomalyd_model_info{hash="cd",name="pretrained",version="2"}'
+        'anomalyd_model_info{hash="cd",name="tuned",stream="hosts",version="2"}',
+        'anomalyd_model_info{hash="ab",name="pretrained",stream="pods",version="1"}',
     ]
+    assert 49 < seen['anomalyd_model_age_seconds{stream="hosts"}'] < 60
+    assert 'anomalyd_model_age_seconds{stream="pods"}' not in seen  # nobody wrote down when it was made
+    assert seen['anomalyd_model_swaps_total{reason="rollback",stream="hosts"}'] == 1
+    assert seen['anomalyd_model_swaps_total{reason="other",stream="hosts"}'] == 1
+    assert seen['anomalyd_model_swaps_total{reason="retrain",stream="pods"}'] == 0
+    assert (seen['anomalyd_model_swap_failures_total{stream="pods"}'], seen['anomalyd_model_swap_failures_total{stream="hosts"}']) == (1, 0)
+    assert seen['anomalyd_model_decisions_total{stream="hosts",verdict="rejected"}'] == 1
 
 
 def test_instances_in_one_process_do_not_meet() -> None:

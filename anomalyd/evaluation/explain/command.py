@@ -1,6 +1,7 @@
 """Where explanations come from: a file of history, streamed twice, or the changelog of a running daemon, only read."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ from numpy.typing import NDArray
 from anomalyd.alerts.budget import MILLI
 from anomalyd.alerts.messages import iso
 from anomalyd.alerts.text import number
-from anomalyd.app import artifact_of, stream_plan
-from anomalyd.detector import Detector, Options
+from anomalyd.app import stream_plan
+from anomalyd.detector import Artifact, Detector, Options
+from anomalyd.detector import artifact as artifacts
 from anomalyd.detector.migrate import migrated
 from anomalyd.detector.recipe import WARMUP_SAMPLES
-from anomalyd.errors import ConfigError, InputFileError, StateError
+from anomalyd.errors import AnomalydError, ConfigError, InputFileError, StateError
 from anomalyd.evaluation.backtest import Bar, Engine, settings_for, stream_for
 from anomalyd.evaluation.chart import Chart
 from anomalyd.evaluation.explain.facts import Facts, sample_facts, state_facts
@@ -32,10 +34,12 @@ from anomalyd.evaluation.models import Models
 from anomalyd.evaluation.readers import find, read_table
 from anomalyd.evaluation.replay import Replay, Trace
 from anomalyd.kafka.committed import CommittedLog
-from anomalyd.settings import Settings
+from anomalyd.kafka.models import read as read_models
+from anomalyd.settings import Settings, StreamSettings
 from anomalyd.state.codec import Page
 from anomalyd.state.inspect import Contents, Row, committed
 from anomalyd.state_commands import Place, places, write
+from anomalyd.stream_model import artifact_of, suited
 
 HISTORY: Final = 500
 """Samples in front of the explained one whose states say what is usual."""
@@ -322,7 +326,8 @@ def from_state(settings: Settings, series: str, topic: str | None, partition: in
         StateError: nothing is known yet at all.
         AnomalydError: the changelogs cannot be read.
     """
-    return explained(settings, asyncio.run(_find(settings, series, topic, partition)))
+    kept = asyncio.run(_find(settings, series, topic, partition))
+    return explained(settings, kept, _writer(settings, kept))
 
 
 async def _find(settings: Settings, series: str, topic: str | None, partition: int | None) -> Kept:
@@ -371,16 +376,31 @@ def look(contents: Contents, place: Place, series: str, known: list[str]) -> Kep
     return None
 
 
-def explained(settings: Settings, kept: Kept) -> Explanation:
+def _writer(settings: Settings, kept: Kept) -> Artifact | None:
+    """The model that wrote a row, if it is not that of the configuration and the models topic has it."""
+    if artifact_of(_stream_of(settings, kept)).hash == kept.model:
+        return None
+    with contextlib.suppress(AnomalydError):
+        content = asyncio.run(read_models(settings)).content(kept.model)
+        return suited(artifacts.from_bytes(content), _stream_of(settings, kept))
+    return None
+
+
+def _stream_of(settings: Settings, kept: Kept) -> StreamSettings:
+    return next(stream for stream in settings.streams if kept.place.source.topic in stream.topics)
+
+
+def explained(settings: Settings, kept: Kept, writer: Artifact | None = None) -> Explanation:
     """What a state row says.
 
     Args:
         settings: the configuration.
         kept: the row.
+        writer: the model that wrote it; None: it is seen with the one of the configuration.
     """
-    stream = next(stream for stream in settings.streams if kept.place.source.topic in stream.topics)
+    stream = _stream_of(settings, kept)
     policy = settings.policy(stream)
-    detector = Detector(artifact_of(stream), "cpu", Options(policy.budget, stream.kind))
+    detector = Detector(writer or artifact_of(stream), "cpu", Options(policy.budget, stream.kind))
     if policy.budget_control:
         detector.threshold = detector.threshold_at(policy.budget, kept.correction)
     entities = stream_plan(stream, policy).entities

@@ -18,7 +18,7 @@ from anomalyd.alerts.messages import load_schema
 from anomalyd.alerts.mutes import Mute
 from anomalyd.alerts.silence import SilencePolicy
 from anomalyd.batch import ARMED, LATE, REPEATED, WARMUP, SampleBatch, Source, Verdicts
-from anomalyd.detector import Detector, Pages
+from anomalyd.detector import Detector, Pages, Shape
 from anomalyd.detector import artifact as artifacts
 from anomalyd.detector.detector import shipped
 from anomalyd.detector.recipe import LATE_RUN
@@ -26,6 +26,7 @@ from anomalyd.formats import make_decoder
 from anomalyd.series import Entities, Selection, SeriesIndex
 from anomalyd.shard import Outcome, Shard, StreamPlan
 from anomalyd.state.codec import Page, decode
+from tests.detector.population import untrained
 from tests.test_shard_state import ACTS, POLICY, START_MS, STEPS, TTL_MS, Act, Log, Record, SmallPages, assert_equal_lives, told
 
 ABC: Final = Entities(["m.a", "m.b", "m.c"], ["h"], "e")
@@ -368,3 +369,24 @@ def test_what_alerts_say_does_not_depend_on_how_records_are_cut(several: Several
 
     assert apart == together
     assert json.dumps(alerts_of(shard(several).process(numbered(lines)))[0])
+
+
+# --- another model
+
+
+def test_a_joint_model_takes_over_what_is_being_assembled_and_back(several: Several) -> None:
+    """From a network for each feature to one over all: half a sample is completed under the other model, and the alert goes on."""
+    joint = Several(untrained(Shape(3, 7, 1, 2, joint=True)), "cpu")
+    swapped = shard(several)
+    first = swapped.process(numbered([line("x", START_MS + 1000 * i, a=9 if i >= 8 else 0, b=0, c=0) for i in range(10)]))
+    swapped.process(numbered([line("x", START_MS + 10_000, a=9, b=0)], 10))
+
+    swapped.swap(joint)
+    there = swapped.process(numbered([line("x", START_MS + 10_000, c=0)], 11))
+    swapped.swap(several)
+    back = swapped.process(numbered([line("x", START_MS + 11_000 + 1000 * i, a=0, b=0, c=0) for i in range(20)], 12))
+
+    assert (there.samples, there.models, back.models) == (1, [(11, "")], [(12, several.model.hash)])
+    (firing, *_) = alerts_of(first)
+    assert firing["alert_id"] in {alert["alert_id"] for alert in alerts_of(back) if alert["status"] == "resolved"}
+    assert np.asarray(swapped.pages.field("born"))[0].tolist() == [31, 31, 31]

@@ -228,6 +228,26 @@ def test_several_features_are_where_the_new_model_would_have_brought_them(shape:
     assert_close(got, columns(wanted.buffer, described(new.layout)), ["encoder_h", "encoder_c", "decoder_h", "decoder_c", "forecast"])
 
 
+def test_a_joint_model_reads_the_levels_that_networks_for_each_feature_have_read() -> None:
+    """And networks for each feature begin from nothing behind a joint one, which has not kept the steps that they read."""
+    shape = Shape(2, 32, 1, 4, joint=False)
+    each, joint = Detector(untrained(shape), "cpu"), Detector(untrained(Shape(2, 7, 1, 2, joint=True)), "cpu")
+    was = each.new_pages(5)
+    for t in range(12):
+        each.step(was, batch_of(np.arange(5), START_MS + MINUTE_MS * t, np.random.default_rng(t).standard_normal((5, 2))))
+    fields = columns(was.buffer, described(each.layout))
+    levels = np.ascontiguousarray(fields["recent"].reshape(5, 16, 2, 2)[..., 0]).reshape(5, -1)
+    as_joint, layout = written(fields | {"recent": levels})
+
+    got = migrated(joint, was.buffer, described(each.layout), same_model=False)
+    back = columns(migrated(each, got, described(joint.layout), same_model=False), described(each.layout))
+
+    assert got.tobytes() == migrated(joint, as_joint, layout, same_model=False).tobytes()
+    assert columns(got, described(joint.layout))["encoder_h"].any()
+    assert not back["encoder_h"].any()
+    assert back["mean"].tobytes() == fields["mean"].tobytes()
+
+
 def test_an_old_series_is_soon_where_the_new_model_would_have_brought_it(detector: Detector, other: Detector) -> None:
     """Sixteen inputs are not a life: forecasts come close, and closer with the samples."""
     times, values = mixed(SERIES, SAMPLES + 50, seed=3)

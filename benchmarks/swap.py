@@ -9,8 +9,8 @@ the swap go on from the same state, written down and read back, so what is seen 
 
 The interval of the pooled ratio is that of a bootstrap over series: alerts of one series in both hours stay together.
 
-The second table is about processor time: batches of 1,000 samples of 20,000 series in turn, before the swap, right behind it (each row is met for the
-first time, and brought over), and when all are over; and what one slice of rows costs that nobody has met yet.
+The second table is about processor time: batches of 1,000 samples of 20,000 series in turn, before the swap, right behind it (each row is
+met for the first time, and brought over), and when all are over; and what one slice of rows costs that nobody has met yet.
 """
 
 import argparse

@@ -1,0 +1,201 @@
+"""Challenger against champion, on the same later data, both in the production engine.
+
+A challenger passes if it forecasts the later data better, beyond doubt, and neither alarms more often nor misses more than the champion does,
+beyond a stated margin and with the same certainty. What cannot be told apart changes nothing: the champion stays.
+
+Intervals are of 95 %, bootstrapped over series, since samples of one series hang together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomalyd.batch import ARMED, WARMUP, SampleBatch
+from anomalyd.detector import Detector
+from anomalyd.evaluation.measures.bootstrap import Interval, paired
+from anomalyd.retrainer.injected import inject
+from anomalyd.retrainer.material import LEAST_SERIES, Judged
+from anomalyd.training.calibrate import openings
+
+MOST_SERIES: Final = 512
+"""Judged by; of more, so many are taken evenly."""
+WORSE_ALARMS: Final = 0.25
+"""A challenger may alarm more often by this share of the budget, or of the champion's rate if that is more."""
+WORSE_RECALL: Final = 0.03
+"""And may tell so much less of the injected incidents."""
+TAIL: Final = 3.0
+"""Degrees of freedom of the likelihood: outliers count, and do not decide."""
+LATE: Final = 5
+"""Samples behind an incident in which it still counts as told."""
+_BLOCK: Final = 1 << 18
+_MS_PER_DAY: Final = 86_400_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A model over the judged series, one figure a series, (s,)."""
+
+    surprise: NDArray[np.float64]
+    """Mean negative log likelihood of the later samples under the forecast; NaN where nothing was forecast."""
+    alarms: NDArray[np.float64]
+    """Episodes that opened in the later part."""
+    told: NDArray[np.float64]
+    """1 where the injected incident was told, else 0."""
+    finite: bool
+    """Whether all scores were."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of it."""
+
+    passed: bool
+    reason: str
+    """In one sentence."""
+    figures: dict[str, Any]
+    """Each measure of both, and the interval of the difference, challenger less champion."""
+
+
+def compare(champion: Detector, challenger: Detector, judged: Sequence[Judged], seed: int) -> Verdict:
+    """Judges a challenger.
+
+    Args:
+        champion: what scores now.
+        challenger: with the same options.
+        judged: series that neither saw the later part of.
+        seed: of the injected incidents.
+    """
+    chosen = _evenly(judged)
+    if len(chosen) < LEAST_SERIES:
+        return Verdict(False, f"{len(chosen)} series to judge by, {LEAST_SERIES} are needed", {"series": len(chosen)})
+    days = np.array([(len(series.time_ms) - series.later) * series.step_ms / _MS_PER_DAY for series in chosen])
+    return decide(run(champion, chosen, seed), run(challenger, chosen, seed), days, champion.options.budget_per_day)
+
+
+def decide(champion: Run, challenger: Run, days: NDArray[np.float64], budget: float) -> Verdict:
+    """The rule.
+
+    Args:
+        champion: its run.
+        challenger: its run over the same series.
+        days: of event time judged by, for each series.
+        budget: false alarms per series and day that are allowed.
+    """
+    rates = champion.alarms.sum() / days.sum(), challenger.alarms.sum() / days.sum()
+    surprise = _difference(challenger.surprise, champion.surprise)
+    # Weighed by its days, so that the mean over series is the difference of the rates.
+    alarms = _difference(challenger.alarms / days.mean(), champion.alarms / days.mean())
+    recall = _difference(challenger.told, champion.told)
+    allowed = WORSE_ALARMS * max(budget, float(rates[0]))
+    figures = {
+        "series": len(days),
+        "series_days": round(float(days.sum()), 2),
+        "surprise": _figure(np.nanmean(champion.surprise), np.nanmean(challenger.surprise), surprise),
+        "false_alarms_per_series_day": _figure(rates[0], rates[1], alarms) | {"worse_allowed": round(allowed, 4)},
+        "injected_told": _figure(champion.told.mean(), challenger.told.mean(), recall) | {"worse_allowed": WORSE_RECALL},
+    }
+    if not challenger.finite:
+        return Verdict(False, "its scores are not all finite", figures)
+    if surprise is None or surprise.high >= 0.0:
+        return Verdict(False, "it does not forecast the later data better beyond doubt", figures)
+    if alarms is None or alarms.high > allowed:
+        return Verdict(False, "it may alarm more often than the champion", figures)
+    if recall is None or recall.low < -WORSE_RECALL:
+        return Verdict(False, "it may miss more incidents than the champion", figures)
+    return Verdict(True, "it forecasts the later data better, and alarms and misses no more than the champion", figures)
+
+
+def run(detector: Detector, judged: Sequence[Judged], seed: int) -> Run:
+    """A model over histories, from the beginning of each, and once more with an incident in each."""
+    clean = _scored(detector, judged, [series.value for series in judged])
+    injected = inject(judged, seed)
+    disturbed = _scored(detector, judged, [one.value for one in injected])
+    told = [_opened(d.evidence, d.armed, one.begin, min(one.end + LATE, len(d.evidence))) for d, one in zip(disturbed, injected, strict=True)]
+    finite = all(np.isfinite(d.evidence).all() for d in (*clean, *disturbed))
+    return Run(
+        np.array([_surprise(d, series.later) for d, series in zip(clean, judged, strict=True)]),
+        np.array([_opened(d.evidence, d.armed, series.later, len(d.evidence)) for d, series in zip(clean, judged, strict=True)], np.float64),
+        np.minimum(np.array(told, np.float64), 1.0),
+        finite,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """One series under one model; n samples."""
+
+    evidence: NDArray[np.float64]
+    """The score: 1 is the threshold, (n,)."""
+    armed: NDArray[np.bool_]
+    """(n,)"""
+    error: NDArray[np.float64]
+    """Observed less expected, NaN where there is neither, (n, F)."""
+    observed: NDArray[np.float64]
+    """(n, F)"""
+
+
+def _scored(detector: Detector, judged: Sequence[Judged], values: Sequence[NDArray[np.float64]]) -> list[_Scored]:
+    """All series through the engine, some at a time."""
+    found: list[_Scored] = []
+    start = 0
+    while start < len(judged):
+        stop, samples = start, 0
+        while stop < len(judged) and (samples < _BLOCK or stop == start):
+            samples += len(judged[stop].time_ms)
+            stop += 1
+        lengths = [len(series.time_ms) for series in judged[start:stop]]
+        rows = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+        times = np.concatenate([series.time_ms for series in judged[start:stop]])
+        value = np.ascontiguousarray(np.concatenate(values[start:stop]))
+        verdicts = detector.step(detector.new_pages(len(lengths)), SampleBatch(rows, times, value, np.arange(len(rows), dtype=np.int32)))
+        armed = (verdicts.flags & ARMED > 0) & (verdicts.flags & WARMUP == 0)
+        error = verdicts.observed - verdicts.expected
+        end = 0
+        for length in lengths:
+            begin, end = end, end + length
+            here = slice(begin, end)
+            found.append(_Scored(verdicts.score[here], armed[here], error[here], verdicts.observed[here]))
+        start = stop
+    return found
+
+
+def _surprise(scored: _Scored, later: int) -> float:
+    """Mean negative log likelihood of the later samples: Student's t around the forecast, its scale the median error before."""
+    per_feature = []
+    for error, observed in zip(scored.error.T, scored.observed.T, strict=True):
+        before, behind = error[later // 2 : later], error[later:]
+        before, behind = before[np.isfinite(before)], behind[np.isfinite(behind)]
+        if not len(before) or not len(behind):
+            continue
+        spread = float(np.nanstd(observed[:later]))
+        # A thousandth of the spread: of series that stand still most of the time the median error is nothing.
+        scale = max(1.4826 * float(np.median(np.abs(before))), 1e-3 * spread, 1e-12)
+        per_feature.append(float(np.mean(np.log(scale) + (TAIL + 1) / 2 * np.log1p((behind / scale) ** 2 / TAIL))))
+    return float(np.mean(per_feature)) if per_feature else float("nan")
+
+
+def _opened(score: NDArray[np.float64], armed: NDArray[np.bool_], begin: int, end: int) -> int:
+    """Episodes that open from one sample to before another."""
+    return int(openings(score[:, None], armed[:, None], 1.0)[begin:end].sum())
+
+
+def _difference(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Interval | None:
+    def known(column: NDArray[np.float64]) -> list[float | None]:
+        return [value if np.isfinite(value) else None for value in column.tolist()]
+
+    found = paired(known(ours), known(theirs))
+    return None if found is None else found.difference
+
+
+def _figure(champion: float, challenger: float, difference: Interval | None) -> dict[str, Any]:
+    rounded = None if difference is None else {name: round(value, 4) for name, value in asdict(difference).items()}
+    return {"champion": round(float(champion), 4), "challenger": round(float(challenger), 4), "difference": rounded}
+
+
+def _evenly(judged: Sequence[Judged]) -> list[Judged]:
+    if len(judged) <= MOST_SERIES:
+        return list(judged)
+    return [judged[number] for number in np.linspace(0, len(judged) - 1, MOST_SERIES).astype(int).tolist()]

@@ -1,0 +1,85 @@
+"""Times that nothing is to be learned from: what alerts told, and what people wrote down."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from anomalyd.alerts.mutes import Mute, Mutes
+
+_MINUTE_MS: Final = 60_000
+_STILL: Final = int(np.iinfo(np.int64).max)
+
+
+class _Series(msgspec.Struct):
+    key: str
+
+
+class _Told(msgspec.Struct):
+    """What is read of an alert message."""
+
+    alert_id: str
+    stream: str
+    status: str
+    kind: str
+    series: _Series
+    starts_at: str
+    ends_at: str | None = None
+
+
+class Incidents:
+    """Spans of event time by series, of one stream.
+
+    Args:
+        stream: whose alerts.
+        mutes: further times, as alert policies have them: labelled incidents and maintenance.
+    """
+
+    def __init__(self, stream: str, mutes: Sequence[Mute] = ()) -> None:
+        self._stream = stream
+        self._mutes = Mutes(mutes)
+        self._some_mutes = bool(mutes)
+        self._spans: dict[str, dict[str, tuple[int, int]]] = {}  # by series and alert
+
+    def take(self, message: bytes | None) -> bool:
+        """Takes in a record of the alerts topic; returns whether it was an alert that can be read, of whatever stream."""
+        try:
+            told = _DECODER.decode(message or b"")
+            begin, end = _ms(told.starts_at), _STILL if told.ends_at is None else _ms(told.ends_at)
+        except (msgspec.DecodeError, ValueError):
+            return False
+        if told.stream == self._stream and told.kind == "anomaly":
+            self._spans.setdefault(told.series.key, {})[told.alert_id] = (begin, end)
+        return True
+
+    def forget(self, before_ms: int) -> None:
+        """Lets go of what was over before that."""
+        for key, spans in list(self._spans.items()):
+            left = {alert: span for alert, span in spans.items() if span[1] >= before_ms}
+            if left:
+                self._spans[key] = left
+            else:
+                del self._spans[key]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._spans.values()))
+
+    def inside(self, key: str, time_ms: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which moments (n,) of a series lie inside of one."""
+        inside = np.zeros(len(time_ms), np.bool_)
+        for begin, end in self._spans.get(key, {}).values():
+            inside |= (time_ms >= begin) & (time_ms <= end)
+        if self._some_mutes:
+            minutes, where = np.unique(time_ms // _MINUTE_MS, return_inverse=True)
+            inside |= np.array([self._mutes.hold(key, minute * _MINUTE_MS) for minute in minutes.tolist()], np.bool_)[where]
+        return inside
+
+
+def _ms(moment: str) -> int:
+    return int(np.datetime64(moment.removesuffix("Z"), "ms").astype(np.int64))
+
+
+_DECODER: Final = msgspec.json.Decoder(_Told)
+

@@ -1,0 +1,248 @@
+"""A bounded, seeded sample of a stream: the newest samples of some of its series.
+
+Series are drawn, not samples: each series has a rank, a hash of its key and the seed, and those with the lowest ranks are kept (bottom-k
+sampling; Cohen, Kaplan: Summarizing data using bottom-k sketches, PODC 2007). So every series has the same chance however much it says, the
+choice does not depend on the order of records, and a restart with the same seed draws the same ones.
+"""
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from anomalyd.batch import SampleBatch
+from anomalyd.errors import StateError
+from anomalyd.formats import Decoder
+from anomalyd.jit import njit
+from anomalyd.selection import Selection
+from anomalyd.series import Entities, SeriesIndex
+from anomalyd.series.aliases import AliasTable
+
+_ALL: Final = 1 << 64
+_FORMAT: Final = 1
+_ROOM: Final = 64
+"""Rows beyond those kept, for series that are drawn within a batch and found to be too many behind it."""
+_SPELLINGS: Final = 4_000_000
+"""Most raw spellings remembered, of series that are not drawn too, 24 to 48 bytes each as they are seen."""
+
+
+class History(NamedTuple):
+    """What is known of one series, oldest first."""
+
+    key: str
+    time_ms: NDArray[np.int64]
+    """(n,)"""
+    value: NDArray[np.float64]
+    """(n, F), NaN where a value is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """How much is held."""
+
+    series: int
+    samples: int
+    bytes: int
+
+
+class _DrawnIndex(SeriesIndex):
+    """Only series with a rank below the limit have rows."""
+
+    def __init__(self, capacity: int, select: Selection | None, entities: Entities | None, seed: int) -> None:
+        super().__init__(capacity, select, entities)
+        self.aliases = AliasTable(limit=_SPELLINGS)
+        self.limit = _ALL
+        self._seed = seed
+
+    def rank(self, key: str) -> int:
+        """Of a series, by its canonical key, below 2^64."""
+        return xxhash.xxh3_64_intdigest(key.encode(errors="surrogatepass"), self._seed)
+
+    def _place(self, name: str, labels: Mapping[str, str]) -> tuple[str, int] | None:
+        place = super()._place(name, labels)
+        return place if place is not None and self.rank(place[0]) < self.limit else None
+
+
+class Reservoir:
+    """The newest samples of the drawn series of one stream.
+
+    Args:
+        most_bytes: of samples; what is not yet filled takes no memory.
+        samples: of a series, the newest.
+        seed: of the draw.
+        select: which series are watched.
+        entities: which values belong together.
+
+    Raises:
+        ValueError: not even one series fits.
+    """
+
+    def __init__(
+        self, most_bytes: int, samples: int, seed: int, select: Selection | None = None, entities: Entities | None = None
+    ) -> None:
+        self.features = 1 if entities is None else len(entities)
+        self.samples = samples
+        self.most_series = most_bytes // (samples * 8 * (1 + self.features))
+        if self.most_series < 1:
+            raise ValueError(f"{most_bytes} bytes do not hold {samples} samples of {self.features} values")
+        self._interval_ms = 0 if entities is None else entities.interval_ms or 0
+        self._index = _DrawnIndex(self.most_series + _ROOM, select, entities, seed)
+        rows = self._index.capacity
+        self._times = np.zeros((rows, samples), np.int64)
+        self._values = np.zeros((rows, samples, self.features))
+        self._count = np.zeros(rows, np.int64)
+        self.newest_ms = 0
+        """Newest event time of a drawn series."""
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def take(self, decoder: Decoder, values: Sequence[bytes | None], timestamp_ms: Callable[[int], int]) -> int:
+        """Reads records and keeps the samples of drawn series; returns how many.
+
+        Args:
+            decoder: of the stream's format.
+            values: record values, in order.
+            timestamp_ms: gives the Kafka timestamp of a record by its number.
+        """
+        start, kept = 0, 0
+        while start < len(values):
+            decoded = decoder.decode(values[start:], lambda record, start=start: timestamp_ms(start + record), self._index)  # type: ignore[misc]
+            kept += self._append(decoded.batch)
+            self._prune()
+            start += decoded.consumed
+        return kept
+
+    def _append(self, batch: SampleBatch) -> int:
+        if not len(batch):
+            return 0
+        time_ms = batch.time_ms - batch.time_ms % self._interval_ms if self._interval_ms else batch.time_ms
+        # Far in the future is a wrong clock; one such sample would make all others of its series late for ever.
+        rows, feature = batch.row // self.features, batch.row % self.features
+        kept: int = _append(self._times, self._values, self._count, rows, feature, time_ms, np.ascontiguousarray(batch.value[:, 0]))
+        self.newest_ms = max(self.newest_ms, int(time_ms.max()))
+        return kept
+
+    def _prune(self) -> None:
+        """Keeps the lowest ranks where more series were drawn than there is room for."""
+        excess = len(self._index) - self.most_series
+        if excess <= 0:
+            return
+        ranked = sorted(((self._index.rank(key), row) for row, key in enumerate(self._index.keys) if key is not None), reverse=True)
+        self._index.limit = ranked[excess - 1][0]
+        self._release([row for _, row in ranked[:excess]])
+
+    def _release(self, rows: Sequence[int]) -> None:
+        self._index.release(np.array(rows, np.int32))
+        self._count[rows] = 0
+
+    def forget(self, before_ms: int) -> None:
+        """Lets go of series without a sample since then, so that others can be drawn in their place."""
+        gone = [row for row, key in enumerate(self._index.keys) if key is not None and self._newest(row) < before_ms]
+        if gone:
+            self._release(gone)
+            room = self.most_series / max(1, len(self._index))
+            self._index.limit = _ALL if room >= 2 else min(_ALL, int(self._index.limit * room))
+            self._index.aliases.clear()  # what was not drawn may be now
+
+    def _newest(self, row: int) -> int:
+        count = int(self._count[row])
+        return int(self._times[row, (count - 1) % self.samples]) if count else 0
+
+    def histories(self) -> list[History]:
+        """Of all drawn series, in the order of their keys."""
+        found = []
+        for row, key in enumerate(self._index.keys):
+            count = int(self._count[row])
+            if key is not None and count:
+                order = np.arange(max(0, count - self.samples), count) % self.samples
+                found.append(History(key, self._times[row, order], self._values[row, order]))
+        return sorted(found, key=lambda history: history.key)
+
+    def kept(self) -> Kept:
+        """How much is held now; bytes of samples."""
+        samples = int(np.minimum(self._count, self.samples).sum())
+        return Kept(len(self._index), samples, samples * 8 * (1 + self.features))
+
+    # --- over a restart ---------------------------------------------------------------------------------------------
+
+    def dump(self, about: Mapping[str, Any]) -> bytes:
+        """Everything that was kept, with what the caller has to say about it, JSON."""
+        histories = self.histories()
+        head = {"format": _FORMAT, "features": self.features, "limit": str(self._index.limit), "about": dict(about)}
+        out = io.BytesIO()
+        np.savez_compressed(
+            out,
+            head=np.frombuffer(json.dumps(head).encode(), np.uint8),
+            keys=np.frombuffer(json.dumps([history.key for history in histories]).encode(), np.uint8),
+            length=np.array([len(history.time_ms) for history in histories], np.int64),
+            time_ms=np.concatenate([np.empty(0, np.int64), *(history.time_ms for history in histories)]),
+            value=np.concatenate([np.empty((0, self.features)), *(history.value for history in histories)]),
+        )
+        return out.getvalue()
+
+    def load(self, data: bytes) -> dict[str, Any]:
+        """Takes in what `dump` gave, into an empty reservoir; returns what the caller had said.
+
+        Raises:
+            StateError: it is damaged, or about other features.
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+                head = json.loads(stored["head"].tobytes())
+                if head["format"] != _FORMAT or head["features"] != self.features:
+                    raise StateError(f"it has format {head['format']} and {head['features']} features, not {_FORMAT} and {self.features}")
+                keys, lengths = json.loads(stored["keys"].tobytes()), stored["length"].tolist()
+                times, values = stored["time_ms"], stored["value"]
+            limit, about = int(head["limit"]), dict(head["about"])
+            if len(keys) != len(lengths) or sum(lengths) != len(times) or values.shape != (len(times), self.features):
+                raise StateError("its columns do not fit each other")
+        except StateError:
+            raise
+        except Exception as error:  # zip, JSON and numpy have an error each for what is damaged
+            raise StateError(f"it can't be read: {error!r}") from error
+        end = 0
+        self._index.limit = limit
+        for key, length in zip(keys, lengths, strict=True):
+            begin, end = end, end + length
+            if self._index.rank(key) >= limit or len(self._index) >= self.most_series:
+                continue  # another seed, or less room than before
+            row, n = self._index.allocate(key), min(length, self.samples)
+            self._times[row, :n], self._values[row, :n] = times[end - n : end], values[end - n : end]
+            self._count[row] = n
+            self.newest_ms = max(self.newest_ms, int(self._times[row, n - 1]) if n else 0)
+        return about
+
+
+@njit
+def _append(
+    times: NDArray[np.int64],
+    values: NDArray[np.float64],
+    count: NDArray[np.int64],
+    row: NDArray[np.int32],
+    feature: NDArray[np.int32],
+    time_ms: NDArray[np.int64],
+    value: NDArray[np.float64],
+) -> int:
+    """Samples into their rings; late and repeated ones are left out, values of the newest sample's time complete it."""
+    room, kept = times.shape[1], 0
+    for i in range(len(row)):
+        r, n = row[i], count[row[i]]
+        last = (n - 1) % room
+        if n and time_ms[i] <= times[r, last]:
+            if time_ms[i] == times[r, last] and np.isnan(values[r, last, feature[i]]):
+                values[r, last, feature[i]] = value[i]
+                kept += 1
+            continue
+        at = n % room
+        times[r, at] = time_ms[i]
+        values[r, at, :] = np.nan
+        values[r, at, feature[i]] = value[i]
+        count[r] = n + 1
+        kept += 1
+    return kept

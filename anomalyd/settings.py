@@ -605,6 +605,50 @@ class ModelSettings(_Section):
         return self.pin.get(stream, self.pin.get(EVERY_STREAM))
 
 
+class RetrainHttpSettings(HttpSettings):
+    """The retrainer's HTTP server for /metrics, /healthz and /readyz."""
+
+    port: int = Field(default=9465, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one and says which."""
+
+
+class RetrainSettings(_Section):
+    """`anomalyd retrain`, which is a process of its own and reads the same configuration; the daemon passes over this section."""
+
+    interval_s: float = Field(default=86_400.0, ge=10)
+    """From one round to the next: a challenger is trained for each stream, and published if it proves better than the champion. A stream
+    that has too little for a round is looked at again in a tenth of it."""
+    drift_check_s: float = Field(default=3_600.0, ge=0)
+    """So often is the champion's forecast held against what it was at the last round; 0: never."""
+    drift: float = Field(default=0.25, gt=0)
+    """A champion that has become worse by this, beyond doubt, has its round at once; in nats of likelihood a sample."""
+    memory_mb: int = Field(default=64, ge=1, le=65_536)
+    """Samples kept of each stream, in MiB. How many series that are, drawn by their keys, follows: 2,048 samples of a single metric are
+    32 KiB. Beside it, each raw spelling of a series costs up to 48 bytes, for at most four million of them."""
+    samples: int = Field(default=2_048, ge=512, le=1 << 20)
+    """Kept of each series, the newest: the first two thirds are trained on, the last is judged by."""
+    folder: Path | None = None
+    """What was kept survives restarts here. None: after a restart the topics are read again from `reread_s` ago on, as far as they are
+    retained."""
+    reread_s: float = Field(default=3 * 86_400.0, ge=0)
+    """How far back a retrainer reads that has nothing in `folder`, by the time of production."""
+    leave_out: tuple[MuteSettings, ...] = ()
+    """Times that are not learned from and not judged by, such as incidents that nobody was alerted to. Open alerts and the mutes of the
+    stream are left out anyway."""
+    publish: bool = True
+    """Make a challenger that passes the champion; false: only write down what was decided."""
+    steps: int | None = Field(default=None, ge=1, le=100_000)
+    """Of a training; None: as many as `anomalyd train` takes."""
+    threads: int = Field(default=1, ge=1, le=256)
+    """Of the training, so that a daemon on the same machine does not starve."""
+    nice: int = Field(default=10, ge=0, le=19)
+    """Priority of the process, 19 is the lowest."""
+    seed: int = Field(default=0, ge=0, lt=1 << 32)
+    """Of the draw of series, of weights and of injected incidents."""
+    http: RetrainHttpSettings = Field(default_factory=RetrainHttpSettings)
+    """The retrainer's HTTP server for /metrics, /healthz and /readyz."""
+
+
 class LogSettings(_Section):
     """The log on stderr."""
 
@@ -646,6 +690,8 @@ class Settings(BaseSettings):
     """What has been learned about the series, kept in changelog topics so that a restart or another instance goes on where it was."""
     models: ModelSettings = Field(default_factory=ModelSettings)
     """Which models score, where retrained and promoted ones come from."""
+    retrain: RetrainSettings = Field(default_factory=RetrainSettings)
+    """`anomalyd retrain`, which is a process of its own and reads the same configuration; the daemon passes over this section."""
     log: LogSettings = Field(default_factory=LogSettings)
     """The log on stderr."""
     delivery: Delivery = "exactly-once"

@@ -68,15 +68,42 @@ class _Children(dict[str, T]):
         return child
 
 
-class Metrics:
+class Declaring:
+    """A registry, and what was declared in it.
+
+    Args:
+        registry: a new one if none is given.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a `_created` series beside every counter doubles them and says nothing that rate() needs
+        self.registry = registry or CollectorRegistry()
+        self.declared: list[Declared] = []
+
+    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+        return Counter(self._declare(name, "counter", text, labels, "_total"), text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+        return Gauge(self._declare(name, "gauge", text, labels), text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(self._declare(name, "histogram", text), text, buckets=buckets, registry=self.registry)
+
+    def _info(self, name: str, text: str, labels: tuple[str, ...], children: tuple[str, ...] = ()) -> Info:
+        return Info(self._declare(name, "info", text, labels, "_info"), text, children, registry=self.registry)
+
+    def _declare(self, name: str, kind: str, text: str, labels: tuple[str, ...] = (), suffix: str = "") -> str:
+        self.declared.append(Declared(f"anomalyd_{name}{suffix}", kind, labels, text))
+        return f"anomalyd_{name}"
+
+
+class Metrics(Declaring):
     """All metrics of one instance in one registry."""
 
     def __init__(self, registry: CollectorRegistry | None = None, *, reasons: Sequence[str] = ()) -> None:
         """`registry`: a new one if none is given; `reasons`: why records can be rejected, preset labels."""
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a `_created` series beside every counter doubles them and says nothing that rate() needs
-        self.registry = registry = registry or CollectorRegistry()
-        self.declared: list[Declared] = []
-
+        super().__init__(registry)
+        registry = self.registry
         counter, gauge = self._counter, self._gauge
         # what flows
         self._records = counter("records_consumed", "Records read from the input topics.")
@@ -415,21 +442,3 @@ class Metrics:
     def decided(self, stream: str, verdict: str) -> None:
         """Somebody decided about a model for a stream: one of VERDICTS, or something else."""
         self._decisions.labels(stream, verdict if verdict in VERDICTS else "other").inc()
-
-    # --- declaring ------------------------------------------------------------------------------------------------
-
-    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
-        return Counter(self._declare(name, "counter", text, labels, "_total"), text, labels, registry=self.registry)
-
-    def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
-        return Gauge(self._declare(name, "gauge", text, labels), text, labels, registry=self.registry)
-
-    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
-        return Histogram(self._declare(name, "histogram", text), text, buckets=buckets, registry=self.registry)
-
-    def _info(self, name: str, text: str, labels: tuple[str, ...], children: tuple[str, ...] = ()) -> Info:
-        return Info(self._declare(name, "info", text, labels, "_info"), text, children, registry=self.registry)
-
-    def _declare(self, name: str, kind: str, text: str, labels: tuple[str, ...] = (), suffix: str = "") -> str:
-        self.declared.append(Declared(f"anomalyd_{name}{suffix}", kind, labels, text))
-        return f"anomalyd_{name}"

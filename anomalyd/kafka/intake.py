@@ -1,0 +1,150 @@
+"""Records of whole topics for those who only learn from them: every partition, from given positions, in no hurry."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+from aiokafka.structs import OffsetAndMetadata
+
+from anomalyd.batch import Record, Source
+from anomalyd.errors import TopicError
+from anomalyd.kafka import client
+from anomalyd.kafka.salvage import UNREADABLE, first_readable
+from anomalyd.settings import KafkaSettings
+
+_DEADLINE_S: Final = 60.0
+_POLL_MS: Final = 250
+_MOST_RECORDS: Final = 5_000
+
+_log = structlog.get_logger(__name__)
+
+
+class Taken(NamedTuple):
+    """Records of one partition, in order."""
+
+    source: Source
+    records: Sequence[Record]
+
+
+class Intake:
+    """Reads all partitions of some topics, committed records only. Errors close the connection; the next call opens it again.
+
+    Args:
+        settings: how to reach Kafka.
+        topics: they have to exist.
+        group: whose offsets are committed, so that its lag can be seen; it assigns nothing. None: no group.
+        since_ms: partitions without a position begin at the first record produced then; None: at the beginning of their log.
+    """
+
+    def __init__(self, settings: KafkaSettings, topics: Sequence[str], group: str | None, since_ms: int | None = None) -> None:
+        self._settings = settings
+        self._topics = tuple(topics)
+        self._group = group
+        self._since_ms = since_ms
+        self._client: AIOKafkaConsumer | None = None
+        self.positions: dict[Source, int] = {}
+        """The next record of each partition."""
+
+    def begin(self, positions: Mapping[Source, int]) -> None:
+        """Goes on from these; before the first `poll`."""
+        self.positions = {source: position for source, position in positions.items() if source.topic in self._topics}
+
+    async def poll(self) -> list[Taken]:
+        """The next records, few or none if there is nothing new.
+
+        Raises:
+            KafkaUnavailableError: no answer.
+            KafkaRefusedError: waiting would not help.
+            TopicError: a topic does not exist.
+        """
+        try:
+            consumer = self._client or await self._connected()
+            got = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_MOST_RECORDS)
+        except OffsetOutOfRangeError:
+            await self.close()  # where it goes on is found out anew
+            return []
+        except UNREADABLE as error:
+            await self._pass_over(error)
+            return []
+        except (KafkaError, OSError) as error:
+            await self.close()
+            raise client.unavailable(error, self._settings) from error
+        taken = []
+        for partition, records in got.items():
+            source = Source(partition.topic, partition.partition)
+            self.positions[source] = records[-1].offset + 1
+            taken.append(Taken(source, records))
+        return taken
+
+    async def lag(self) -> int:
+        """Records not read yet, as far as is known."""
+        if self._client is None:
+            return 0
+        return sum(max(0, (self._client.highwater(TopicPartition(*source)) or 0) - position) for source, position in self.positions.items())
+
+    async def commit(self) -> None:
+        """Writes the positions down for the group, for those who watch its lag; nothing is read from there. Raises as `poll`."""
+        if self._client is None or self._group is None or not self.positions:
+            return
+        try:
+            async with asyncio.timeout(_DEADLINE_S):
+                await self._client.commit({TopicPartition(*source): OffsetAndMetadata(at, "") for source, at in self.positions.items()})
+        except (KafkaError, OSError) as error:
+            raise client.unavailable(error, self._settings) from error
+
+    async def close(self) -> None:
+        """Lets go of the connection."""
+        if self._client is not None:
+            consumer, self._client = self._client, None
+            await client.close(consumer)
+
+    async def _connected(self) -> AIOKafkaConsumer:
+        arguments: dict[str, Any] = client.groupless(self._settings) | {"group_id": self._group}
+        consumer = AIOKafkaConsumer(**arguments)
+        try:
+            async with asyncio.timeout(_DEADLINE_S):
+                await consumer.start()
+                partitions = await self._numbers(consumer)
+                first = await consumer.beginning_offsets(partitions)
+                ends = await consumer.end_offsets(partitions)
+                begin = dict(first)
+                if self._since_ms is not None:
+                    later = await consumer.offsets_for_times(dict.fromkeys(partitions, self._since_ms))
+                    begin = {p: ends[p] if later[p] is None else later[p].offset for p in partitions}
+                consumer.assign(partitions)
+                for p in partitions:
+                    source = Source(p.topic, p.partition)
+                    at = self.positions.get(source, begin[p])
+                    # Outside of the log: records have expired, or the topic was made anew.
+                    self.positions[source] = at if first[p] <= at <= ends[p] else begin[p]
+                    consumer.seek(p, self.positions[source])
+        except BaseException:
+            await client.close(consumer)
+            raise
+        self._client = consumer
+        return consumer
+
+    async def _numbers(self, consumer: AIOKafkaConsumer) -> list[TopicPartition]:
+        known = await consumer.topics()  # asking for its partitions would make a topic, where brokers allow that
+        found = []
+        for topic in self._topics:
+            if topic not in known:
+                raise TopicError(f"topic {topic} missing, or not to be seen by this user")
+            await consumer._client.add_topic(topic)  # noqa: SLF001  subscribing would be the public way, and assigns
+            found += [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
+        return found
+
+    async def _pass_over(self, error: Exception) -> None:
+        """Goes on behind what cannot be read."""
+        await self.close()
+        for source, position in self.positions.items():
+            try:
+                behind = await first_readable(self._settings, source, position)
+            except (KafkaError, OSError) as failure:
+                raise client.unavailable(failure, self._settings) from failure
+            if behind != position:
+                _log.warning("retrain_records_unreadable", **source._asdict(), records=behind - position, reason=repr(error))
+                self.positions[source] = behind

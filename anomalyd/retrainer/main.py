@@ -1,0 +1,399 @@
+"""`anomalyd retrain`: the process. It reads the inputs and the alerts, holds rounds when they are due, and publishes what passed."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import structlog
+
+from anomalyd import __version__
+from anomalyd.alerts.mutes import Mute
+from anomalyd.app import artifact_of, mute_of, stream_plan
+from anomalyd.batch import Source
+from anomalyd.detector import Artifact, Detector, Options
+from anomalyd.detector import artifact as artifacts
+from anomalyd.errors import AnomalydError, ArtifactError, ConfigError, DeliveryError, KafkaUnavailableError, StateError
+from anomalyd.evaluation.measures.bootstrap import paired
+from anomalyd.formats import FormatOptions, make_decoder
+from anomalyd.kafka import models
+from anomalyd.kafka.client import Backoff
+from anomalyd.kafka.intake import Intake, Taken
+from anomalyd.kafka.registry import Decision
+from anomalyd.retrainer.gate import run as judged_by
+from anomalyd.retrainer.incidents import Incidents
+from anomalyd.retrainer.material import LEAST_SERIES, prepare
+from anomalyd.retrainer.reservoir import Reservoir
+from anomalyd.retrainer.rounds import Round, hold
+from anomalyd.settings import Settings, StreamSettings
+from anomalyd.telemetry.retraining import RetrainMetrics
+from anomalyd.telemetry.server import HttpServer
+
+GROUP: Final = "retrainer"
+"""Its consumer group is `<kafka.group_id>-retrainer`."""
+KEEP_EVERY_S: Final = 60.0
+"""So often is what was kept written down."""
+MOST_SERIES_FOR_DRIFT: Final = 64
+"""Whose forecasts drift is measured by."""
+_GONE_MS: Final = 8 * 86_400_000
+"""A series without a sample for so long makes room for others."""
+_BETWEEN_S: Final = 1.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Stream:
+    """One stream: what is kept of it, and when it was judged last.
+
+    Args:
+        settings: the configuration.
+        configured: the stream's part of it.
+    """
+
+    def __init__(self, settings: Settings, configured: StreamSettings) -> None:
+        policy = settings.policy(configured)
+        plan = stream_plan(configured, policy)
+        self.name = configured.name
+        self.configured = configured
+        self.names = None if configured.features is None else configured.features.names
+        self.options = Options(budget_per_day=policy.budget, kind=configured.kind)
+        self.decoder = make_decoder(configured.format, FormatOptions(configured.timestamp_unit))
+        mutes: tuple[Mute, ...] = (*plan.policy.mutes, *map(mute_of, settings.retrain.leave_out))
+        self.incidents = Incidents(configured.name, mutes)
+        try:
+            self.reservoir = Reservoir(
+                settings.retrain.memory_mb << 20, settings.retrain.samples, settings.retrain.seed, plan.select, plan.entities
+            )
+        except ValueError as error:
+            raise ConfigError(f"retrain.memory_mb: {error}") from None
+        self.round_s = time.time()
+        """When the last round ended, or this began, in seconds since the epoch."""
+        self.rounds = 0
+        """How many were held."""
+        self.checked_s = time.monotonic()
+        self.surprise: dict[str, float] = {}
+        """How surprised the champion was by each series at the last round."""
+        self.drifted = False
+
+    def take(self, taken: Taken) -> int:
+        """Records of an input topic."""
+        records = taken.records
+        return self.reservoir.take(self.decoder, [record.value for record in records], lambda number: records[number].timestamp)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What of it survives a restart, beside the samples."""
+        return {"round_s": self.round_s, "rounds": self.rounds, "surprise": self.surprise}
+
+    def resume(self, about: Mapping[str, Any]) -> None:
+        """Takes up what `about` said."""
+        self.round_s, self.rounds = float(about["round_s"]), int(about["rounds"])
+        self.surprise = {str(key): float(value) for key, value in about["surprise"].items()}
+
+
+class Retrainer:
+    """The process.
+
+    Args:
+        settings: the configuration.
+
+    Raises:
+        ConfigError: it cannot work with it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._retrain = settings.retrain
+        self.metrics = RetrainMetrics()
+        self.streams = [Stream(settings, configured) for configured in settings.streams]
+        self._by_topic = {topic: stream for stream in self.streams for topic in stream.configured.topics}
+        self._inputs = Intake(
+            settings.kafka,
+            list(self._by_topic),
+            f"{settings.kafka.group_id}-{GROUP}",
+            round((time.time() - settings.retrain.reread_s) * 1000),
+        )
+        self._alerts = Intake(settings.kafka, [settings.alerts.topic], None)
+        self._stop = asyncio.Event()
+        self._reading = False
+        self._kept_s = time.monotonic()
+        self.port: int | None = None
+        """Of the HTTP server, once it listens."""
+
+    def stop(self) -> None:
+        """Asks `run` to write down what was kept and return; a round under way is given up."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Reads and retrains until `stop`.
+
+        Raises:
+            AnomalydError: what the operator has to change.
+        """
+        for stream in self.streams:
+            artifact_of(stream.configured)  # what cannot be used is told at once
+            self.metrics.begin(stream.name)
+        self._restore()
+        server = HttpServer(self._retrain.http, self.metrics.registry, health=lambda: (True, {}), ready=self._ready)
+        self.port = await server.start()
+        _log.info(
+            "retrain_starting",
+            version=__version__,
+            streams=[stream.name for stream in self.streams],
+            most_series=[stream.reservoir.most_series for stream in self.streams],
+            port=self.port,
+        )
+        rounds = asyncio.create_task(self._rounds())
+        try:
+            await self._read(rounds)
+        finally:
+            rounds.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await rounds
+            self._keep()
+            await self._inputs.close()
+            await self._alerts.close()
+            await server.stop()
+        _log.info("stopped")
+
+    def _ready(self) -> tuple[bool, Mapping[str, Any]]:
+        return self._reading, {"streams": {stream.name: stream.reservoir.kept().samples for stream in self.streams}}
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    async def _read(self, rounds: "asyncio.Task[None]") -> None:
+        backoff = Backoff()
+        while not self._stop.is_set():
+            if rounds.done():
+                rounds.result()
+            try:
+                # Alerts first: what is known to be an incident should not be learned in the meantime.
+                for taken in await self._alerts.poll():
+                    for record in taken.records:
+                        for stream in self.streams:
+                            stream.incidents.take(record.value)
+                some = await self._inputs.poll()
+                if time.monotonic() - self._kept_s >= KEEP_EVERY_S:
+                    await self._inputs.commit()
+            except KafkaUnavailableError as error:
+                self._reading = False
+                delay_s = backoff.next_s()
+                _log.warning("kafka_unreachable", reason=str(error), attempt=backoff.attempts, wait_s=round(delay_s, 2))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stop.wait(), delay_s)
+                continue
+            backoff.reset()
+            self._reading = True
+            for taken in some:
+                stream = self._by_topic[taken.source.topic]
+                await asyncio.to_thread(stream.take, taken)
+                self.metrics.taken(stream.name, len(taken.records))
+            self.metrics.lag(await self._inputs.lag())
+            if time.monotonic() - self._kept_s >= KEEP_EVERY_S:
+                self._keep()
+            self._look()
+
+    def _look(self) -> None:
+        for stream in self.streams:
+            kept = stream.reservoir.kept()
+            self.metrics.kept(stream.name, kept.series, kept.samples, kept.bytes, len(stream.incidents))
+
+    # --- over a restart ---------------------------------------------------------------------------------------------
+
+    def _file(self, stream: Stream) -> Path | None:
+        return None if self._retrain.folder is None else self._retrain.folder / f"{stream.name}.npz"
+
+    def _restore(self) -> None:
+        """What is in the folder; what of it cannot be used is told and begun anew."""
+        positions: dict[Source, int] = {}
+        for stream in self.streams:
+            file = self._file(stream)
+            if file is None or not file.exists():
+                continue
+            try:
+                about = stream.reservoir.load(file.read_bytes())
+                stream.resume(about["stream"])
+                positions |= {Source(topic, int(number)): int(at) for topic, number, at in about["positions"]}
+            except (OSError, StateError, KeyError, TypeError, ValueError) as error:
+                _log.warning("retrain_state_unusable", stream=stream.name, file=str(file), reason=str(error) or repr(error))
+        self._inputs.begin(positions)
+
+    def _keep(self) -> None:
+        """Writes down what was kept, with the positions behind it, so that both are always of the same moment."""
+        self._kept_s = time.monotonic()
+        for stream in self.streams:
+            newest = stream.reservoir.newest_ms
+            stream.reservoir.forget(newest - _GONE_MS)
+            stream.incidents.forget(newest - 2 * _GONE_MS)
+            file = self._file(stream)
+            if file is None:
+                continue
+            positions = [[s.topic, s.partition, at] for s, at in self._inputs.positions.items() if self._by_topic[s.topic] is stream]
+            fresh = file.with_suffix(".new")
+            try:
+                fresh.write_bytes(stream.reservoir.dump({"stream": stream.about, "positions": positions}))
+                fresh.replace(file)
+            except OSError as error:
+                _log.error("retrain_state_unwritable", file=str(file), reason=error.strerror or str(error))
+
+    # --- rounds -----------------------------------------------------------------------------------------------------
+
+    async def _rounds(self) -> None:
+        """One after the other, each when it is due."""
+        tried: dict[str, float] = {}
+        while True:
+            await asyncio.sleep(_BETWEEN_S)
+            for stream in self.streams:
+                now = time.time()
+                due = now - stream.round_s >= self._retrain.interval_s or await self._drifted(stream)
+                if due and now - tried.get(stream.name, 0.0) >= self._retrain.interval_s / 10:
+                    tried[stream.name] = now
+                    await self._round(stream)
+
+    async def _champion(self, stream: Stream) -> Artifact:
+        """What scores the stream now: of the models topic, else of the configuration. A damaged one is as none."""
+        base = artifact_of(stream.configured)
+        registry = await models.read(self._settings)
+        present = registry.champions.get(stream.name)
+        if present is None:
+            return base
+        try:
+            return artifacts.from_bytes(registry.content(present.model)).for_features(base.shape.features)
+        except ArtifactError as error:
+            _log.warning("retrain_champion_unusable", stream=stream.name, model=present.model[:12], reason=str(error))
+            return base
+
+    async def _round(self, stream: Stream) -> None:
+        began = time.monotonic()
+        self.metrics.running(stream.name, on=True)
+        try:
+            champion = await self._champion(stream)
+            material = prepare(stream.reservoir.histories(), stream.incidents)
+            seed = self._retrain.seed + stream.rounds
+            found = await asyncio.to_thread(
+                hold, champion, material, stream.options, seed, names=stream.names, steps=self._retrain.steps
+            )
+            verdict = await self._conclude(stream, champion, found)
+        except (KafkaUnavailableError, DeliveryError) as error:
+            self.metrics.failed(stream.name)
+            _log.warning("retrain_failed", stream=stream.name, reason=str(error))
+            return
+        finally:
+            self.metrics.running(stream.name, on=False)
+        if found.challenger is None and not material.enough:
+            _log.info("retrain_waiting", stream=stream.name, reason=found.verdict.reason)
+            return
+        stream.rounds += 1
+        stream.round_s = time.time()
+        stream.surprise, stream.drifted = {}, False
+        self.metrics.round(stream.name, verdict, found.verdict.figures, time.monotonic() - began, stream.round_s)
+        _log.info("retrain_round", stream=stream.name, verdict=verdict, reason=found.verdict.reason, figures=found.verdict.figures)
+        self._keep()
+
+    async def _conclude(self, stream: Stream, champion: Artifact, found: Round) -> str:
+        """Writes the decision down, and publishes a challenger that passed."""
+        challenger, verdict = found.challenger, found.verdict
+        if challenger is None:
+            return "rejected"
+        passed = "published" if self._retrain.publish else "better"
+        decision = Decision(passed if verdict.passed else "rejected", verdict.reason, verdict.figures, champion.hash)
+        if verdict.passed and self._retrain.publish:
+            await models.publish(self._settings, challenger, stream.name, decision, base=artifact_of(stream.configured))
+        else:
+            await models.decide(self._settings, challenger.hash, stream.name, decision)
+        return decision.verdict
+
+    # --- drift ------------------------------------------------------------------------------------------------------
+
+    async def _drifted(self, stream: Stream) -> bool:
+        """Whether the champion forecasts worse than at the last round, beyond doubt."""
+        every_s = self._retrain.drift_check_s
+        if not every_s or time.monotonic() - stream.checked_s < every_s:
+            return stream.drifted
+        stream.checked_s = time.monotonic()
+        try:
+            champion = await self._champion(stream)
+        except KafkaUnavailableError:
+            return False
+        now = await asyncio.to_thread(_surprises, champion, stream)
+        if not stream.surprise:
+            stream.surprise = now  # the first look behind a round is what later ones are held against
+            return False
+        both = sorted(stream.surprise.keys() & now.keys())
+        if len(both) < LEAST_SERIES:
+            return False
+        found = paired([now[key] for key in both], [stream.surprise[key] for key in both])
+        lowest = found.difference.low if found is not None else 0.0
+        self.metrics.drift(stream.name, lowest)
+        stream.drifted = lowest > self._retrain.drift
+        if stream.drifted:
+            _log.info("retrain_drift", stream=stream.name, nats=round(lowest, 3), series=len(both))
+        return stream.drifted
+
+
+def _surprises(champion: Artifact, stream: Stream) -> dict[str, float]:
+    judged = prepare(stream.reservoir.histories(), stream.incidents).judged[:MOST_SERIES_FOR_DRIFT]
+    if not judged:
+        return {}
+    surprise = judged_by(Detector(champion, "cpu", stream.options), judged, 0, incidents=0).surprise
+    return {series.key: float(value) for series, value in zip(judged, surprise, strict=True) if np.isfinite(value)}
+
+
+# --- the process ----------------------------------------------------------------------------------------------------
+
+
+def run(settings: Settings) -> int:
+    """Runs the retrainer until SIGTERM or SIGINT; the second one does not wait. Returns the exit code.
+
+    Raises:
+        AnomalydError: what the operator has to change.
+    """
+    import torch
+
+    os.nice(settings.retrain.nice)
+    torch.set_num_threads(settings.retrain.threads)
+    if settings.retrain.folder is not None:
+        _writable(settings.retrain.folder)
+    retrainer = Retrainer(settings)
+    try:
+        asyncio.run(_until_signal(retrainer))
+    except AnomalydError:
+        raise
+    except Exception:  # noqa: BLE001  the last one who can say what happened
+        _log.exception("crashed")
+        return 1
+    return 0
+
+
+def _writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"retrain.folder: {folder}: {error.strerror or error}") from None
+
+
+async def _until_signal(retrainer: Retrainer) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, partial(_stop, retrainer, number))
+    await retrainer.run()
+
+
+_asked: list[signal.Signals] = []
+
+
+def _stop(retrainer: Retrainer, number: signal.Signals) -> None:
+    if _asked:
+        os._exit(1)
+    _asked.append(number)
+    _log.info("stopping", signal=number.name)
+    retrainer.stop()

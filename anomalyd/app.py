@@ -57,7 +57,7 @@ aiokafka a quarter of its speed."""
 
 _PROCESS: Final = os.urandom(PROCESS_BYTES)
 
-_WORKER: Final = "worker"
+WORKER: Final = "worker"
 """What the names of worker threads begin with."""
 
 _LEAVE_S: Final = 1.0
@@ -66,7 +66,7 @@ _LEAVE_S: Final = 1.0
 LEAST_SWEEP_RECORDS: Final = 1 << 12
 """Between looks for series that are no more."""
 
-MOST_WORKERS: Final = 4
+MOSTWORKERS: Final = 4
 """Beyond, the one thread that fetches is what limits the rate."""
 
 _log = structlog.get_logger(__name__)
@@ -107,7 +107,7 @@ class App:
         self._read_again = read_again
         self._reload_asked = False
         # One worker where somebody looks on: an observer need not know of threads.
-        self._worker_count = max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0)))) if observer is None else 1
+        self._worker_count = max(1, min(MOSTWORKERS, len(os.sched_getaffinity(0)))) if observer is None else 1
         self._waiting: Mapping[str, Any] = {"kafka": "starting"}
         self._consumer: Consumer | None = None
         self._pipeline: Pipeline | None = None
@@ -144,7 +144,7 @@ class App:
         self.port = await server.start()
         _log.info("http_listening", host=settings.http.host, port=self.port)
 
-        workers = [ThreadPoolExecutor(1, f"{_WORKER}-{number}") for number in range(self._worker_count)]
+        workers = [ThreadPoolExecutor(1, f"{WORKER}-{number}") for number in range(self._worker_count)]
         for worker in workers:
             teardown.callback(worker.shutdown, wait=False, cancel_futures=True)
         streams = await asyncio.get_running_loop().run_in_executor(workers[0], load_streams, settings)
@@ -362,7 +362,7 @@ def stream_plan(stream: StreamSettings, policy: AlertPolicy) -> StreamPlan:
             resolve_after_samples=policy.resolve_after_samples,
             critical_score=policy.critical_score,
             direction=policy.direction,
-            mutes=tuple(_mute(mute) for mute in policy.mutes),
+            mutes=tuple(mute_of(mute) for mute in policy.mutes),
             budget_per_day=policy.budget,
             budget_control=policy.budget_control,
         ),
@@ -400,7 +400,8 @@ def read_plans(running: Settings, read_again: Callable[[], Settings], metrics: M
     return plans
 
 
-def _mute(mute: MuteSettings) -> Mute:
+def mute_of(mute: MuteSettings) -> Mute:
+    """A mute as alert policies take it."""
     if mute.start_ms is not None:
         return Mute(mute.series, start_ms=mute.start_ms, end_ms=mute.end_ms)
     days = tuple(get_args(Day).index(day) for day in mute.days) or EVERY_DAY
@@ -473,14 +474,14 @@ def run(settings: Settings, read_again: Callable[[], Settings]) -> int:
     except Exception:  # noqa: BLE001  the last one who can say what happened
         _log.exception("crashed")
         code = 1
-    _leave_workers(code)
+    leave_workers(code)
     return code
 
 
-def _leave_workers(code: int) -> None:
+def leave_workers(code: int) -> None:
     """Ends the process where a worker still is at something, such as compiling: the interpreter would wait for it, for nothing."""
     until_s = time.monotonic() + _LEAVE_S
-    workers = [thread for thread in threading.enumerate() if thread.name.startswith(_WORKER)]
+    workers = [thread for thread in threading.enumerate() if thread.name.startswith(WORKER)]
     for worker in workers:
         worker.join(max(0.0, until_s - time.monotonic()))
     if any(worker.is_alive() for worker in workers):

@@ -150,6 +150,31 @@ def run(config: ConfigOption = None) -> None:
 
 
 @app.command()
+def retrain(config: ConfigOption = None) -> None:
+    """Keep models fresh: train challengers on the streams, publish those that prove better. A process of its own.
+
+    It reads what the daemon reads, with a consumer group of its own, and keeps the newest samples of some series; what lies
+    in alerts or mutes is left out. When a round is due (retrain.interval_s, or the champion drifts) it trains a challenger and holds
+    it against the champion on later data. One that passes goes to the models topic, from where every instance takes it
+    over without losing state. `anomalyd models` shows what was decided, and goes back.
+
+    \b
+    Examples:
+      anomalyd retrain -c config.yaml
+      ANOMALYD_RETRAIN__PUBLISH=false anomalyd retrain -c config.yaml
+    """
+    from anomalyd.settings import load
+    from anomalyd.telemetry.logging import configure
+
+    settings = load(config)
+    configure(settings.log)
+
+    from anomalyd.retrainer.main import run as run_retrainer
+
+    raise typer.Exit(run_retrainer(settings))
+
+
+@app.command()
 def demo(
     seconds: Annotated[
         float | None, typer.Option(min=1, help="How long to run.  [default: 120; with a terminal Ctrl-C ends it sooner]")

@@ -13,6 +13,7 @@ from pydantic_core import PydanticUndefined
 from anomalyd.settings import Settings, models_in
 from anomalyd.telemetry.events import EVENTS
 from anomalyd.telemetry.metrics import Metrics
+from anomalyd.telemetry.retraining import RetrainMetrics
 
 HERE = Path(__file__).parent
 
@@ -27,7 +28,7 @@ def metrics() -> str:
     rows = ["| metric | type | labels | says |", "|---|---|---|---|"]
     rows += [
         f"| `{metric.name}` | {metric.kind} | {', '.join(f'`{label}`' for label in metric.labels)} | {metric.help} |"
-        for metric in Metrics().declared
+        for metric in (*Metrics().declared, *RetrainMetrics().declared)
     ]
     events = ["| event | level | means | do |", "|---|---|---|---|"]
     events += [f"| `{name}` | {event.level} | {event.meaning} | {event.action} |" for name, event in EVENTS.items()]

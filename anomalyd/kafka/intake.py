@@ -110,7 +110,7 @@ class Intake:
                 partitions = await self._numbers(consumer)
                 first = await consumer.beginning_offsets(partitions)
                 ends = await consumer.end_offsets(partitions)
-                begin = dict(first)
+                begin: dict[TopicPartition, int] = dict(first)
                 if self._since_ms is not None:
                     later = await consumer.offsets_for_times(dict.fromkeys(partitions, self._since_ms))
                     begin = {p: ends[p] if later[p] is None else later[p].offset for p in partitions}

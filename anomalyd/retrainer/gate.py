@@ -1,7 +1,7 @@
 """Challenger against champion, on the same later data, both in the production engine.
 
-A challenger passes if it forecasts the later data better, beyond doubt, and neither alarms more often nor misses more than the champion does,
-beyond a stated margin and with the same certainty. What cannot be told apart changes nothing: the champion stays.
+A challenger passes if it forecasts the later data better, beyond doubt, and neither alarms more often nor misses more than the
+champion does, beyond a stated margin and with the same certainty. What cannot be told apart changes nothing: the champion stays.
 
 Intervals are of 95 %, bootstrapped over series, since samples of one series hang together.
 """
@@ -72,7 +72,7 @@ def compare(champion: Detector, challenger: Detector, judged: Sequence[Judged], 
     """
     chosen = _evenly(judged)
     if len(chosen) < LEAST_SERIES:
-        return Verdict(False, f"{len(chosen)} series to judge by, {LEAST_SERIES} are needed", {"series": len(chosen)})
+        return Verdict(passed=False, reason=f"{len(chosen)} series to judge by, {LEAST_SERIES} are needed", figures={"series": len(chosen)})
     days = np.array([(len(series.time_ms) - series.later) * series.step_ms / _MS_PER_DAY for series in chosen])
     return decide(run(champion, chosen, seed), run(challenger, chosen, seed), days, champion.options.budget_per_day)
 
@@ -95,26 +95,35 @@ def decide(champion: Run, challenger: Run, days: NDArray[np.float64], budget: fl
     figures = {
         "series": len(days),
         "series_days": round(float(days.sum()), 2),
-        "surprise": _figure(np.nanmean(champion.surprise), np.nanmean(challenger.surprise), surprise),
-        "false_alarms_per_series_day": _figure(rates[0], rates[1], alarms) | {"worse_allowed": round(allowed, 4)},
+        "surprise": _figure(_mean(champion.surprise), _mean(challenger.surprise), surprise),
+        "false_alarms_per_series_day": _figure(*rates, alarms) | {"worse_allowed": round(allowed, 4)},
         "injected_told": _figure(champion.told.mean(), challenger.told.mean(), recall) | {"worse_allowed": WORSE_RECALL},
     }
-    if not challenger.finite:
-        return Verdict(False, "its scores are not all finite", figures)
+    if not challenger.finite or (np.isfinite(champion.surprise) & ~np.isfinite(challenger.surprise)).any():
+        return Verdict(passed=False, reason="its scores are not all finite", figures=figures)
     if surprise is None or surprise.high >= 0.0:
-        return Verdict(False, "it does not forecast the later data better beyond doubt", figures)
+        return Verdict(passed=False, reason="it does not forecast the later data better beyond doubt", figures=figures)
     if alarms is None or alarms.high > allowed:
-        return Verdict(False, "it may alarm more often than the champion", figures)
+        return Verdict(passed=False, reason="it may alarm more often than the champion", figures=figures)
     if recall is None or recall.low < -WORSE_RECALL:
-        return Verdict(False, "it may miss more incidents than the champion", figures)
-    return Verdict(True, "it forecasts the later data better, and alarms and misses no more than the champion", figures)
+        return Verdict(passed=False, reason="it may miss more incidents than the champion", figures=figures)
+    return Verdict(
+        passed=True, reason="it forecasts the later data better, and alarms and misses no more than the champion", figures=figures
+    )
 
 
-def run(detector: Detector, judged: Sequence[Judged], seed: int) -> Run:
-    """A model over histories, from the beginning of each, and again with incidents in them."""
+def run(detector: Detector, judged: Sequence[Judged], seed: int, times: int | None = None) -> Run:
+    """A model over histories, from the beginning of each, and again with incidents in them.
+
+    Args:
+        detector: the model.
+        judged: the histories.
+        seed: of the incidents.
+        times: incidents for each; None: INJECTED in all.
+    """
     clean = _scored(detector, judged, [series.value for series in judged])
     finite = all(np.isfinite(scored.score).all() for scored in clean)
-    times = int(np.clip(INJECTED // len(judged), 1, 8))
+    times = int(np.clip(INJECTED // len(judged), 1, 8)) if times is None else times
     told = np.zeros(len(judged))
     for number in range(times):
         injected = inject(judged, seed + number)
@@ -123,7 +132,7 @@ def run(detector: Detector, judged: Sequence[Judged], seed: int) -> Run:
         told += [_opened(scored, one.begin, one.end + LATE) > 0 for scored, one in zip(disturbed, injected, strict=True)]
     alarms = [_opened(scored, series.later, len(series.time_ms)) for scored, series in zip(clean, judged, strict=True)]
     surprise = [_surprise(scored, series.later) for scored, series in zip(clean, judged, strict=True)]
-    return Run(np.array(surprise), np.array(alarms, np.float64), told / times, finite)
+    return Run(np.array(surprise), np.array(alarms, np.float64), told / max(1, times), finite)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +202,12 @@ def _difference(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Inter
     return None if found is None else found.difference
 
 
-def _figure(champion: float, challenger: float, difference: Interval | None) -> dict[str, Any]:
+def _mean(column: NDArray[np.float64]) -> np.floating[Any]:
+    known = column[np.isfinite(column)]
+    return known.mean() if len(known) else np.float64(np.nan)
+
+
+def _figure(champion: np.floating[Any], challenger: np.floating[Any], difference: Interval | None) -> dict[str, Any]:
     rounded = None if difference is None else {name: round(value, 4) for name, value in asdict(difference).items()}
     return {"champion": round(float(champion), 4), "challenger": round(float(challenger), 4), "difference": rounded}
 

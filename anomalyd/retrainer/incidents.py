@@ -82,4 +82,3 @@ def _ms(moment: str) -> int:
 
 
 _DECODER: Final = msgspec.json.Decoder(_Told)
-

@@ -5,17 +5,18 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import structlog
 
 from anomalyd import __version__
 from anomalyd.alerts.mutes import Mute
-from anomalyd.app import artifact_of, mute_of, stream_plan
+from anomalyd.app import WORKER, artifact_of, leave_workers, mute_of, stream_plan
 from anomalyd.batch import Source
 from anomalyd.detector import Artifact, Detector, Options
 from anomalyd.detector import artifact as artifacts
@@ -28,7 +29,7 @@ from anomalyd.kafka.intake import Intake, Taken
 from anomalyd.kafka.registry import Decision
 from anomalyd.retrainer.gate import run as judged_by
 from anomalyd.retrainer.incidents import Incidents
-from anomalyd.retrainer.material import LEAST_SERIES, prepare
+from anomalyd.retrainer.material import LEAST_SERIES, Judged, prepare
 from anomalyd.retrainer.reservoir import Reservoir
 from anomalyd.retrainer.rounds import Round, hold
 from anomalyd.settings import Settings, StreamSettings
@@ -44,6 +45,8 @@ MOST_SERIES_FOR_DRIFT: Final = 64
 _GONE_MS: Final = 8 * 86_400_000
 """A series without a sample for so long makes room for others."""
 _BETWEEN_S: Final = 1.0
+
+T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
@@ -121,10 +124,17 @@ class Retrainer:
         )
         self._alerts = Intake(settings.kafka, [settings.alerts.topic], None)
         self._stop = asyncio.Event()
+        # Of its own: the end of the event loop waits for the usual ones, and a round takes minutes.
+        self._worker = ThreadPoolExecutor(1, f"{WORKER}-rounds")
         self._reading = False
         self._kept_s = time.monotonic()
         self.port: int | None = None
         """Of the HTTP server, once it listens."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was asked to stop."""
+        return self._stop.is_set()
 
     def stop(self) -> None:
         """Asks `run` to write down what was kept and return; a round under way is given up."""
@@ -147,8 +157,8 @@ class Retrainer:
             version=__version__,
             streams=[stream.name for stream in self.streams],
             most_series=[stream.reservoir.most_series for stream in self.streams],
-            port=self.port,
         )
+        _log.info("http_listening", host=self._retrain.http.host, port=self.port)
         rounds = asyncio.create_task(self._rounds())
         try:
             await self._read(rounds)
@@ -156,6 +166,7 @@ class Retrainer:
             rounds.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await rounds
+            self._worker.shutdown(wait=False, cancel_futures=True)
             self._keep()
             await self._inputs.close()
             await self._alerts.close()
@@ -192,7 +203,7 @@ class Retrainer:
             self._reading = True
             for taken in some:
                 stream = self._by_topic[taken.source.topic]
-                await asyncio.to_thread(stream.take, taken)
+                stream.take(taken)
                 self.metrics.taken(stream.name, len(taken.records))
             self.metrics.lag(await self._inputs.lag())
             if time.monotonic() - self._kept_s >= KEEP_EVERY_S:
@@ -256,6 +267,9 @@ class Retrainer:
                     tried[stream.name] = now
                     await self._round(stream)
 
+    async def _aside(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+
     async def _champion(self, stream: Stream) -> Artifact:
         """What scores the stream now: of the models topic, else of the configuration. A damaged one is as none."""
         base = artifact_of(stream.configured)
@@ -276,8 +290,8 @@ class Retrainer:
             champion = await self._champion(stream)
             material = prepare(stream.reservoir.histories(), stream.incidents)
             seed = self._retrain.seed + stream.rounds
-            found = await asyncio.to_thread(
-                hold, champion, material, stream.options, seed, names=stream.names, steps=self._retrain.steps
+            found = await self._aside(
+                partial(hold, champion, material, stream.options, seed, names=stream.names, steps=self._retrain.steps)
             )
             verdict = await self._conclude(stream, champion, found)
         except (KafkaUnavailableError, DeliveryError) as error:
@@ -321,7 +335,8 @@ class Retrainer:
             champion = await self._champion(stream)
         except KafkaUnavailableError:
             return False
-        now = await asyncio.to_thread(_surprises, champion, stream)
+        judged = prepare(stream.reservoir.histories(), stream.incidents).judged[:MOST_SERIES_FOR_DRIFT]
+        now = await self._aside(partial(_surprises, champion, stream.options, judged))
         if not stream.surprise:
             stream.surprise = now  # the first look behind a round is what later ones are held against
             return False
@@ -337,11 +352,10 @@ class Retrainer:
         return stream.drifted
 
 
-def _surprises(champion: Artifact, stream: Stream) -> dict[str, float]:
-    judged = prepare(stream.reservoir.histories(), stream.incidents).judged[:MOST_SERIES_FOR_DRIFT]
+def _surprises(champion: Artifact, options: Options, judged: Sequence[Judged]) -> dict[str, float]:
     if not judged:
         return {}
-    surprise = judged_by(Detector(champion, "cpu", stream.options), judged, 0, incidents=0).surprise
+    surprise = judged_by(Detector(champion, "cpu", options), judged, seed=0, times=0).surprise
     return {series.key: float(value) for series, value in zip(judged, surprise, strict=True) if np.isfinite(value)}
 
 
@@ -354,21 +368,23 @@ def run(settings: Settings) -> int:
     Raises:
         AnomalydError: what the operator has to change.
     """
-    import torch
+    import torch  # noqa: PLC0415  takes seconds, and a configuration that is wrong is told sooner
 
     os.nice(settings.retrain.nice)
     torch.set_num_threads(settings.retrain.threads)
     if settings.retrain.folder is not None:
         _writable(settings.retrain.folder)
     retrainer = Retrainer(settings)
+    code = 0
     try:
         asyncio.run(_until_signal(retrainer))
     except AnomalydError:
         raise
     except Exception:  # noqa: BLE001  the last one who can say what happened
         _log.exception("crashed")
-        return 1
-    return 0
+        code = 1
+    leave_workers(code)
+    return code
 
 
 def _writable(folder: Path) -> None:
@@ -383,17 +399,13 @@ def _writable(folder: Path) -> None:
 
 async def _until_signal(retrainer: Retrainer) -> None:
     loop = asyncio.get_running_loop()
+
+    def stop(number: signal.Signals) -> None:
+        if retrainer.stopping:
+            os._exit(1)  # asked twice
+        _log.info("stopping", signal=number.name)
+        retrainer.stop()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, partial(_stop, retrainer, number))
+        loop.add_signal_handler(number, stop, number)
     await retrainer.run()
-
-
-_asked: list[signal.Signals] = []
-
-
-def _stop(retrainer: Retrainer, number: signal.Signals) -> None:
-    if _asked:
-        os._exit(1)
-    _asked.append(number)
-    _log.info("stopping", signal=number.name)
-    retrainer.stop()

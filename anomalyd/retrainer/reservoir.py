@@ -82,9 +82,7 @@ class Reservoir:
         ValueError: not even one series fits.
     """
 
-    def __init__(
-        self, most_bytes: int, samples: int, seed: int, select: Selection | None = None, entities: Entities | None = None
-    ) -> None:
+    def __init__(self, most_bytes: int, samples: int, seed: int, select: Selection | None = None, entities: Entities | None = None) -> None:
         self.features = 1 if entities is None else len(entities)
         self.samples = samples
         self.most_series = most_bytes // (samples * 8 * (1 + self.features))
@@ -209,7 +207,7 @@ class Reservoir:
         end = 0
         self._index.limit = limit
         for key, length in zip(keys, lengths, strict=True):
-            begin, end = end, end + length
+            end += length
             if self._index.rank(key) >= limit or len(self._index) >= self.most_series:
                 continue  # another seed, or less room than before
             row, n = self._index.allocate(key), min(length, self.samples)

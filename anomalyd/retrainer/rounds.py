@@ -26,12 +26,18 @@ class Round:
 
 
 def hold(
-    champion: Artifact, material: Material, options: Options, seed: int, *, names: tuple[str, ...] | None = None, steps: int | None = None
+    champion: Artifact,
+    material: Material,
+    options: Options,
+    seed: int,
+    *,
+    names: tuple[str, ...] | None = None,
+    steps: int | None = None,
 ) -> Round:
     """Trains a challenger, beginning with the champion's weights where their shape allows it, and holds it against the champion.
 
-    A network for single values is trained on generated series besides, a quarter of what it sees, so that it stays able to judge what it has
-    never seen. Of entities a joint network is trained.
+    A network for single values is trained on generated series besides, a quarter of what it sees, so that it stays able to judge
+    what it has never seen. Of entities a joint network is trained.
 
     Args:
         champion: what scores the stream now.
@@ -44,7 +50,7 @@ def hold(
     figures = {"pieces": len(material.pieces), "judged": len(material.judged), "left_out": material.left_out, "broken": material.broken}
     if not material.enough:
         reason = f"too little to learn from: {len(material.pieces)} pieces, {len(material.judged)} of {LEAST_SERIES} series to judge by"
-        return Round(None, Verdict(False, reason, figures))
+        return Round(None, Verdict(passed=False, reason=reason, figures=figures))
     features = material.pieces[0].value.shape[1]
     design = _design(champion, features, steps)
     histories = tuple(History(f"piece {number}", piece.time_ms, piece.value) for number, piece in enumerate(material.pieces))
@@ -54,8 +60,8 @@ def hold(
         artifact = finished(data, design, on, learn(on, design.shape, design.regime, seed, begin=design.begin), seed)
         challenger = artifacts.sealed(replace(artifact, name="retrained", version=f"{__version__}+{_now()}", hash=""))
         verdict = compare(Detector(champion, "cpu", options), Detector(challenger, "cpu", options), material.judged, seed)
-    except ArtifactError as error:  # such as a network that alarms all the time, so that no threshold can be laid
-        return Round(None, Verdict(False, f"no model could be made of it: {error}", figures))
+    except ArtifactError as error:  # such as a network that alarms all the time: no threshold can be laid
+        return Round(None, Verdict(passed=False, reason=f"no model could be made of it: {error}", figures=figures))
     return Round(challenger, replace(verdict, figures=figures | verdict.figures))
 
 

@@ -57,6 +57,28 @@ EVENTS: Final[Mapping[str, Event]] = {
         "A fault of our own ended the daemon; nothing behind it was committed.",
         "report it with the traceback; a restart goes on from the last checkpoint",
     ),
+    # the retrainer
+    "retrain_starting": Event("info", "The retrainer begins: its streams, and how many series of each it keeps at most."),
+    "retrain_waiting": Event("info", "A round was due and there is too little to learn from yet; `reason` says of what."),
+    "retrain_round": Event("info", "A round ended: what came of the challenger, why, and the figures of both models."),
+    "retrain_drift": Event("info", "The champion forecasts worse than at the last round, beyond doubt; a round is held at once."),
+    "retrain_failed": Event(
+        "warning", "A round could not be concluded because of Kafka; the next one is tried soon.", "see whether brokers are well"
+    ),
+    "retrain_champion_unusable": Event(
+        "warning",
+        "The champion in the models topic cannot be read; challengers are held against the model of the configuration.",
+        "`anomalyd models list`; promote another one or roll back",
+    ),
+    "retrain_state_unusable": Event(
+        "warning",
+        "What was kept over the restart cannot be used; the sample begins anew.",
+        "none is needed; the file is written again within a minute",
+    ),
+    "retrain_state_unwritable": Event(
+        "error", "What was kept cannot be written down; a restart would begin anew.", "see whether retrain.folder is full or read-only"
+    ),
+    "retrain_records_unreadable": Event("warning", "Records that cannot be read are passed over by the retrainer."),
     # Kafka, coming and going
     "kafka_reached": Event("info", "Brokers answer again, or for the first time."),
     "kafka_unreachable": Event(

@@ -35,9 +35,19 @@ class RetrainMetrics(Declaring):
         self._incidents = gauge("retrain_incidents", "Spans of alerts that are not learned from.", stream)
         self._lag = gauge("retrain_lag_records", "Records of the input topics that are not read yet.")
         self._drift = gauge(
-            "retrain_drift", "By how many nats a sample the champion forecasts worse than at the last round; lower end of its interval.", stream
+            "retrain_drift",
+            "Nats a sample by which the champion forecasts worse than at the last round; lower end of the interval.",
+            stream,
         )
-        self._judged = gauge("retrain_gate", "What the last round's gate measured, by model: champion or challenger.", ("stream", "measure", "model"))
+        measured = ("stream", "measure", "model")
+        self._judged = gauge("retrain_gate", "What the last round's gate measured, by model: champion or challenger.", measured)
+
+    def begin(self, stream: str) -> None:
+        """A stream that nothing has happened to yet."""
+        for verdict in VERDICTS:
+            self._rounds.labels(stream, verdict)
+        for counter in (self._records, self._failures):
+            counter.labels(stream)
 
     def taken(self, stream: str, records: int) -> None:
         """Records were read."""
@@ -60,8 +70,7 @@ class RetrainMetrics(Declaring):
 
     def round(self, stream: str, verdict: str, figures: Mapping[str, Any], seconds: float, at_s: float) -> None:
         """A round came to an end: verdict is one of VERDICTS, figures those of the gate."""
-        for name in VERDICTS:
-            self._rounds.labels(stream, name).inc(name == verdict)
+        self._rounds.labels(stream, verdict).inc()
         self._duration.labels(stream).set(seconds)
         self._at.labels(stream).set(at_s)
         for measure in MEASURES:

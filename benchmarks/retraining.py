@@ -72,8 +72,7 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, list[
     """By measure the mean difference over streams and its interval."""
     found = {}
     for measure in ("vus_pr", "auc_pr", "best_f1"):
-        columns = [[stream.get(measure) for stream in said["per_stream"]] for said in (ours, theirs)]
-        compared = paired(*columns)
+        compared = paired([stream.get(measure) for stream in ours["per_stream"]], [stream.get(measure) for stream in theirs["per_stream"]])
         if compared is not None:
             difference = compared.difference
             found[measure] = [round(difference.value, 4), round(difference.low, 4), round(difference.high, 4)]
@@ -97,7 +96,7 @@ def main() -> None:
         histories, incidents = halves(asked.name, asked.data, folder / "streams")
         material = prepare(histories, incidents)
         before = measured(folder / "streams", shipped())
-        results = []
+        results: list[dict[str, Any]] = []
         for seed in range(asked.seeds):
             began = time.monotonic()
             found: Round = hold(champion, material, Options(), seed, steps=asked.steps)

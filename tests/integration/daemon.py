@@ -83,14 +83,14 @@ class Daemon:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.kill()
 
-    command = "run"
+    verb = "run"
     """What the process is asked to do."""
 
     def start(self, **environment: str) -> Self:
         """Starts the process, with these variables besides those of this one."""
         self._log.write_bytes(b"")
         with self._log.open("ab") as log:
-            command = [sys.executable, "-m", "anomalyd", self.command, "-c", str(self._config)]
+            command = [sys.executable, "-m", "anomalyd", self.verb, "-c", str(self._config)]
             self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, env=os.environ | environment)
         return self
 

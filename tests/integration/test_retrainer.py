@@ -21,7 +21,7 @@ SAMPLES = 900
 class Retrainer(Daemon):
     """As its user runs it."""
 
-    command = "retrain"
+    verb = "retrain"
 
 
 def retrained(tmp_path: Path, **more: Any) -> dict[str, Any]:  # noqa: ANN401  settings

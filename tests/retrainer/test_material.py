@@ -32,7 +32,7 @@ def alert(key: str, begin: int, end: int | None = None, stream: str = "s", kind:
     ).encode()
 
 
-def history(key: str = "m", samples: int = 1200, value: np.ndarray | None = None) -> History:  # type: ignore[type-arg]
+def history(key: str = "m", samples: int = 1200, value: np.ndarray | None = None) -> History:
     values = np.random.default_rng(0).standard_normal(samples) if value is None else value
     return History(key, START_MS + MINUTE * np.arange(len(values)), values.reshape(len(values), -1))
 
@@ -91,7 +91,7 @@ def test_labelled_incidents_and_mutes_are_left_out() -> None:
     [np.full(1200, 5.0), np.full(1200, 1e300), np.where(np.arange(1200) == 3, np.inf, 1.0), np.full((1200, 2), np.nan)],
     ids=["constant", "enormous", "infinite", "never-there"],
 )
-def test_nothing_is_learned_from_a_broken_series(value: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_nothing_is_learned_from_a_broken_series(value: np.ndarray) -> None:
     made = prepare([history(value=value)], Incidents("s"))
 
     assert made.pieces == []

@@ -16,23 +16,25 @@ import structlog
 
 from anomalyd import __version__
 from anomalyd.alerts.mutes import Mute
-from anomalyd.app import WORKER, artifact_of, leave_workers, mute_of, stream_plan
+from anomalyd.app import WORKER, leave_workers, mute_of, stream_plan
 from anomalyd.batch import Source
 from anomalyd.detector import Artifact, Detector, Options
 from anomalyd.detector import artifact as artifacts
+from anomalyd.detector.detector import shipped
 from anomalyd.errors import AnomalydError, ArtifactError, ConfigError, DeliveryError, KafkaUnavailableError, StateError
 from anomalyd.evaluation.measures.bootstrap import paired
 from anomalyd.formats import FormatOptions, make_decoder
 from anomalyd.kafka import models
 from anomalyd.kafka.client import Backoff
 from anomalyd.kafka.intake import Intake, Taken
-from anomalyd.kafka.registry import Decision
+from anomalyd.kafka.registry import Decision, Packed
 from anomalyd.retrainer.gate import run as judged_by
 from anomalyd.retrainer.incidents import Incidents
 from anomalyd.retrainer.material import LEAST_SERIES, Judged, prepare
 from anomalyd.retrainer.reservoir import Reservoir
 from anomalyd.retrainer.rounds import Round, hold
 from anomalyd.settings import Settings, StreamSettings
+from anomalyd.stream_model import artifact_of, suited
 from anomalyd.telemetry.retraining import RetrainMetrics
 from anomalyd.telemetry.server import HttpServer
 
@@ -278,7 +280,7 @@ class Retrainer:
         if present is None:
             return base
         try:
-            return artifacts.from_bytes(registry.content(present.model)).for_features(base.shape.features)
+            return suited(artifacts.from_bytes(registry.content(present.model)), stream.configured)
         except ArtifactError as error:
             _log.warning("retrain_champion_unusable", stream=stream.name, model=present.model[:12], reason=str(error))
             return base
@@ -318,7 +320,10 @@ class Retrainer:
         passed = "published" if self._retrain.publish else "better"
         decision = Decision(passed if verdict.passed else "rejected", verdict.reason, verdict.figures, champion.hash)
         if verdict.passed and self._retrain.publish:
-            await models.publish(self._settings, challenger, stream.name, decision, base=artifact_of(stream.configured))
+            # As it lies there: for a stream of entities it is used in another shape than it has.
+            content = artifacts.packed_folder(stream.configured.model or shipped())
+            base = Packed(artifact_of(stream.configured).hash, content)
+            await models.publish(self._settings, challenger, stream.name, decision, base=base)
         else:
             await models.decide(self._settings, challenger.hash, stream.name, decision)
         return decision.verdict

@@ -33,7 +33,7 @@ LOSSES: Final = ("expired", "corrupt", "too-large")
 KINDS: Final = ("alert", "dead-letter")
 FENCES: Final = ("claim", "doubt")
 SWAPS: Final = ("promote", "rollback", "retrain", "rule", "pin")
-VERDICTS: Final = ("promoted", "published", "rejected", "rolled-back")
+VERDICTS: Final = ("promoted", "published", "better", "rejected", "rolled-back")
 STAGES: Final = ("decode", "step", "episodes")
 
 # Buckets sit around what is good and what is not: a batch steps in 0.1-30 ms, an alert is due within a second.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from anomalyd.alerts.messages import iso
 from anomalyd.alerts.silence import SilencePolicy
-from anomalyd.app import artifact_of, stream_plan
+from anomalyd.app import stream_plan
 from anomalyd.batch import Record, SampleBatch, Source, Verdicts
 from anomalyd.detector import Detector
 from anomalyd.detector import artifact as artifacts
@@ -26,6 +26,7 @@ from anomalyd.evaluation.readers import FIRST_MS, STEP_MS, InputFile, read_lines
 from anomalyd.formats import FormatOptions, make_decoder
 from anomalyd.settings import Settings, StreamSettings
 from anomalyd.shard import Shard
+from anomalyd.stream_model import artifact_of
 from anomalyd.training.history import LEAST_TRAIN
 
 CHUNK: Final = 4096

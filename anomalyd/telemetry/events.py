@@ -78,7 +78,9 @@ EVENTS: Final[Mapping[str, Event]] = {
     "retrain_state_unwritable": Event(
         "error", "What was kept cannot be written down; a restart would begin anew.", "see whether retrain.folder is full or read-only"
     ),
-    "retrain_records_unreadable": Event("warning", "Records that cannot be read are passed over by the retrainer."),
+    "retrain_records_unreadable": Event(
+        "warning", "Records that cannot be read are passed over by the retrainer.", "see what wrote them; the daemon tells of the same ones"
+    ),
     # Kafka, coming and going
     "kafka_reached": Event("info", "Brokers answer again, or for the first time."),
     "kafka_unreachable": Event(

@@ -1,12 +1,15 @@
 """`anomalyd models`: what people see of models, and what they do with them."""
 
 import json
+import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import structlog
 
 from anomalyd.cli import main
 from anomalyd.detector import artifact as artifacts
@@ -39,8 +42,14 @@ class Shell:
 
 
 @pytest.fixture
-def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
-    return Shell(capsys)
+def shell(capsys: pytest.CaptureFixture[str]) -> Iterator[Shell]:
+    """Afterwards logging is as it was."""
+    root = logging.getLogger()
+    before = (list(root.handlers), root.level)
+    yield Shell(capsys)
+    root.handlers, root.level = before
+    logging.captureWarnings(capture=False)
+    structlog.reset_defaults()
 
 
 @pytest.fixture

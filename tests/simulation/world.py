@@ -782,6 +782,9 @@ class _NoChampions:
     async def follow(self, _: Any) -> None:
         """At its end at once."""
 
+    def unfit(self, *_: Any) -> None:
+        """Nobody else has to hear of it: what it changes is written down."""
+
     async def close(self) -> None:
         """Has nothing open."""
 

@@ -52,6 +52,9 @@ class Swapping(Protocol):
     def swap(self, stream: str, detector: Detector) -> None:
         """This one scores the stream from now on."""
 
+    def shade(self, stream: str, challenger: Detector | None) -> None:
+        """This one scores the stream beside the one at work, and tells nobody."""
+
 
 class News(Protocol):
     """Whoever reads the models topic."""
@@ -132,6 +135,8 @@ class _Post:
     """Scored before the last swap."""
     unfit: set[str] = field(default_factory=set)
     """Models that went by rule, until somebody says anew which one is champion."""
+    shadow: Detector | None = None
+    """Scores beside the one at work."""
 
 
 class Champions:
@@ -243,6 +248,8 @@ class Champions:
             for name, post in self._posts.items():
                 # Partitions go on with the model that they were written down with until they are told otherwise.
                 pipeline.swap(name, post.at_work)
+        for post in self._posts.values():
+            self._begin(self._shade(post))
         backoff, told = Backoff(most_s=30.0), False
         while True:
             try:
@@ -251,6 +258,7 @@ class Champions:
                     for post in self._posts.values():
                         post.failed.clear()
                         self._settle(post)
+                        self._begin(self._shade(post))
                 if told:
                     _log.info("models_followed", topic=self._settings.models_topic)
                 backoff.reset()
@@ -312,6 +320,24 @@ class Champions:
         _log.info(
             "model_swapped", stream=post.settings.name, model=model.hash, version=model.version, before=before.hash, reason=wanted.why
         )
+
+    async def _shade(self, post: _Post) -> None:
+        """Gives a stream the challenger that the configuration names, as soon as it can be had."""
+        name = post.settings.name
+        wanted = self._settings.models.shadow.get(name)
+        if wanted is None or post.shadow is not None or self._pipeline is None or wanted in post.preparing:
+            return
+        post.preparing.add(wanted)
+        try:
+            challenger = await self._in_thread(partial(self.find, name, wanted))
+            self._pipeline.shade(name, challenger)
+        except Exception as error:  # noqa: BLE001  whatever it is, the stream goes on without it
+            self._failed(post, Wanted(wanted, "shadow"), error)
+            return
+        finally:
+            post.preparing.discard(wanted)
+        post.shadow = challenger
+        _log.info("model_shadowing", stream=name, model=challenger.model.hash, version=challenger.model.version)
 
     def unfit(self, stream: str, detector: Detector, why: str) -> None:
         """A model went by rule, and the pipeline has gone back to the one before: all instances are to do so.

@@ -65,6 +65,16 @@ class Lookout:
         )
         for offset, model in outcome.models:
             _log.info("model_scores", **shard.source._asdict(), offset=offset, model=model)
+        if outcome.shadow.samples:
+            shadow = outcome.shadow
+            self._metrics.shadow(
+                shard.stream.name,
+                samples=shadow.samples,
+                both=shadow.both,
+                champion=shadow.champion,
+                challenger=shadow.challenger,
+                distance=shadow.log_difference,
+            )
         if outcome.dead_letters:
             self._rejected.setdefault(shard.stream.name, Counter()).update(outcome.rejected)
         if outcome.stream_time_ms is not None:

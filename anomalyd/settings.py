@@ -596,6 +596,9 @@ class ModelSettings(_Section):
     most_alerts: float = Field(default=3.0, ge=0, le=1_000)
     """Back by rule: where a model that has just taken over a stream fires more than so many times the alerts that the budget allows (or
     that fired before, where that is more), or says what is not finite, the one before takes over again, on all instances. 0: never."""
+    shadow: dict[str, Pin] = Field(default_factory=dict)
+    """Challengers that score beside the model at work and alert nobody, by the names of streams: the first 8 characters of a hash or more.
+    How often they disagree is in the metrics `anomalyd_shadow_*`. They double the work of the stream and the memory of its series."""
     timeline: ExistingFile | None = None
     """To repeat a run: a file of JSON lines `{"topic": …, "partition": …, "offset": …, "model": …}`. The models change at exactly these
     offsets, and the topic and the pin have no say."""
@@ -866,9 +869,10 @@ class Settings(BaseSettings):
             except ValueError:
                 yield ("models.topic", f'missing; kafka.group_id "{self.kafka.group_id}" makes no topic name to take as default')
         names = [stream.name for stream in self.streams]
-        for stream in self.models.pin:
-            if stream not in (*names, EVERY_STREAM):
-                yield (f"models.pin.{stream}", f"no such stream{_hint(stream, names)}, valid are {', '.join((*names, EVERY_STREAM))}")
+        for key, given, valid in (("pin", self.models.pin, (*names, EVERY_STREAM)), ("shadow", self.models.shadow, tuple(names))):
+            for stream in given:
+                if stream not in valid:
+                    yield (f"models.{key}.{stream}", f"no such stream{_hint(stream, names)}, valid are {', '.join(valid)}")
 
     def _state_problems(self, reader: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         """What is wrong with the changelogs.

@@ -64,6 +64,11 @@ class Pipeline:
 
     def __init__(self) -> None:
         self.swaps: list[Detector] = []
+        self.shadows: list[Detector | None] = []
+
+    def shade(self, stream: str, challenger: Detector | None) -> None:
+        assert stream == "hosts"
+        self.shadows.append(challenger)
 
     def swap(self, stream: str, detector: Detector) -> None:
         assert stream == "hosts"
@@ -398,3 +403,20 @@ def test_a_compiler_is_ended_with_the_daemon(stream: StreamSettings, monkeypatch
     bench.close()
     thread.join(30)
     assert ended.is_set()
+
+
+async def test_a_challenger_shadows_as_soon_as_it_can_be_had() -> None:
+    rig = Rig(shadow={"hosts": BETTER.hash[:8]})
+    async with rig.following() as version:
+        assert version == BASE.version
+        await until(lambda: rig.events("model_unusable"), "word that it is missing")
+
+        rig.topic.write(*model_entries(BETTER), decision_entry("hosts", BETTER.hash, Decision("better")))
+        await until(lambda: rig.events("model_shadowing"), "the challenger to shadow")
+        rig.topic.promote(GOOD)
+        await rig.scores("good")
+
+    (challenger,) = rig.pipeline.shadows
+    assert challenger is not None
+    assert challenger.model.version == "better"
+    assert "better" not in rig.pipeline.versions

@@ -134,7 +134,7 @@ async def publish(
     return champion
 
 
-async def decide(settings: Settings, model: str, stream: str, decision: Decision) -> None:
+async def decide(settings: Settings, model: str, stream: str, decision: Decision, artifact: Publishable | None = None) -> None:
     """Writes down what was decided about a model that does not become champion.
 
     Args:
@@ -142,12 +142,15 @@ async def decide(settings: Settings, model: str, stream: str, decision: Decision
         model: its hash.
         stream: for which.
         decision: what and why.
+        artifact: the model itself, for those who may want it.
 
     Raises: as `publish`.
     """
     registry = await read(settings)
     found = decision if decision.when else msgspec.structs.replace(decision, when=now())
-    await _write(settings, registry, [decision_entry(stream, model, found)])
+    await _write(
+        settings, registry, [decision_entry(stream, model, found), *([] if artifact is None else _unless_there(registry, artifact))]
+    )
 
 
 async def roll_back(settings: Settings, stream: str, reason: str = "", *, by: str = "rollback", of: str | None = None) -> Champion:

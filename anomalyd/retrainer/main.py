@@ -325,7 +325,8 @@ class Retrainer:
             base = Packed(artifact_of(stream.configured).hash, content)
             await models.publish(self._settings, challenger, stream.name, decision, base=base)
         else:
-            await models.decide(self._settings, challenger.hash, stream.name, decision)
+            # One that passed can be promoted, or be looked at as a shadow.
+            await models.decide(self._settings, challenger.hash, stream.name, decision, challenger if verdict.passed else None)
         return decision.verdict
 
     # --- drift ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from anomalyd import __version__
 from anomalyd.detector import Artifact, Detector, Options, Shape
 from anomalyd.detector import artifact as artifacts
 from anomalyd.errors import ArtifactError
-from anomalyd.retrainer.gate import Verdict, compare
+from anomalyd.retrainer.gate import MEASURES, Verdict, compare
 from anomalyd.retrainer.material import LEAST_SERIES, Material
 from anomalyd.training import joint
 from anomalyd.training.course import JOINT, SINGLE, SINGLE_TUNED_RATE, Regime, learn, prepared
@@ -58,8 +58,12 @@ def hold(
     on = prepared(data, design.shape, design.regime, seed)
     try:
         artifact = finished(data, design, on, learn(on, design.shape, design.regime, seed, begin=design.begin), seed)
-        challenger = artifacts.sealed(replace(artifact, name="retrained", version=f"{__version__}+{_now()}", hash=""))
+        now = datetime.now(UTC)
+        version = f"{__version__}+{now:%Y%m%dT%H%M%SZ}"
+        challenger = replace(artifact, name="retrained", version=version, parent=champion.hash, created_at=now.isoformat(), hash="")
+        challenger = replace(challenger, data=artifact.training["data"], libraries=artifact.training["versions"])
         verdict = compare(Detector(champion, "cpu", options), Detector(challenger, "cpu", options), material.judged, seed)
+        challenger = artifacts.sealed(replace(challenger, metrics={name: verdict.figures[name]["challenger"] for name in MEASURES}))
     except ArtifactError as error:  # such as a network that alarms all the time: no threshold can be laid
         return Round(None, Verdict(passed=False, reason=f"no model could be made of it: {error}", figures=figures))
     return Round(challenger, replace(verdict, figures=figures | verdict.figures))
@@ -71,7 +75,3 @@ def _design(champion: Artifact, features: int, steps: int | None) -> Design:
     shape = begin.shape if begin is not None else Shape(features, joint.UNITS, 1, joint.LATENT, joint=True)
     plan = replace(regime.plan, learning_rate=SINGLE_TUNED_RATE) if features == 1 else regime.plan
     return Design(shape, replace(regime, plan=plan if steps is None else replace(plan, steps=steps)), begin)
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")

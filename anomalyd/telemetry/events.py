@@ -57,6 +57,7 @@ EVENTS: Final[Mapping[str, Event]] = {
         "A fault of our own ended the daemon; nothing behind it was committed.",
         "report it with the traceback; a restart goes on from the last checkpoint",
     ),
+    "model_shadowing": Event("info", "A challenger (models.shadow) scores a stream beside its model from now on, and alerts nobody."),
     # the retrainer
     "retrain_starting": Event("info", "The retrainer begins: its streams, and how many series of each it keeps at most."),
     "retrain_waiting": Event("info", "A round was due and there is too little to learn from yet; `reason` says of what."),

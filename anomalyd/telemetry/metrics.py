@@ -185,6 +185,14 @@ class Metrics(Declaring):
         self._crossings_expected = _Children(
             counter("budget_crossings_expected", "How many should have by the calibration; as many, if it is right.", ("stream",))
         )
+        self._shadowed = counter(
+            "shadow_samples",
+            "Samples that a challenger scored beside the model at work, by who would alert: both, champion, challenger, none.",
+            ("stream", "alerts"),
+        )
+        self._shadow_distance = counter(
+            "shadow_score_distance", "Sum over these samples of |log10 of the challenger's score - log10 of the other one's|.", ("stream",)
+        )
         self._correction = gauge(
             "budget_correction",
             "Powers of ten by which a partition's normal data is strange more often than calibrated; its thresholds give for it.",
@@ -378,6 +386,14 @@ class Metrics(Declaring):
         self._fired[stream].inc(fired)
         self._crossings[stream].inc(crossings)
         self._crossings_expected[stream].inc(expected)
+
+    def shadow(self, stream: str, *, samples: int, both: int, champion: int, challenger: int, distance: float) -> None:
+        """What a challenger said beside the model at work: samples, those that one or both would alert to, and how far apart scores were."""
+        neither = samples - both - champion - challenger
+        counts = {"both": both, "champion": champion, "challenger": challenger, "none": neither}
+        for who, count in counts.items():
+            self._shadowed.labels(stream, who).inc(count)
+        self._shadow_distance.labels(stream).inc(distance)
 
     def correction(self, topic: str, partition: int, powers: float) -> None:
         """By how many powers of ten the calibration is corrected in an assigned partition."""

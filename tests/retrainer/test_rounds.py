@@ -5,6 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from anomalyd.detector import Detector, Options
+from anomalyd.detector import artifact as artifacts
 from anomalyd.retrainer.gate import compare
 from anomalyd.retrainer.incidents import Incidents
 from anomalyd.retrainer.material import Judged, Material, prepare
@@ -55,8 +56,10 @@ def test_a_stream_of_its_own_kind_gets_a_better_model(detector: Detector) -> Non
     assert found.verdict.passed, found.verdict
     assert found.challenger is not None
     assert found.challenger.name == "retrained"
-    assert found.challenger.training["parent"] == detector.artifact.hash
-    assert found.challenger.training["data"]["first"] is not None
+    assert found.challenger.parent == detector.artifact.hash
+    assert found.challenger.data["first"] is not None
+    assert found.challenger.metrics["surprise"] < found.verdict.figures["surprise"]["champion"]
+    assert artifacts.from_bytes(found.challenger.to_bytes()).hash == found.challenger.hash
     assert no_worse(detector, found)
 
 

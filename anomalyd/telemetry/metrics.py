@@ -388,7 +388,7 @@ class Metrics(Declaring):
         self._crossings_expected[stream].inc(expected)
 
     def shadow(self, stream: str, *, samples: int, both: int, champion: int, challenger: int, distance: float) -> None:
-        """What a challenger said beside the model at work: samples, those that one or both would alert to, and how far apart scores were."""
+        """What a challenger said beside the model at work: samples, who would alert to how many, and how far apart scores were."""
         neither = samples - both - champion - challenger
         counts = {"both": both, "champion": champion, "challenger": challenger, "none": neither}
         for who, count in counts.items():

@@ -5,12 +5,18 @@ Tensor names are those of the torch module in `network`; only numpy is needed he
 
 from collections.abc import Mapping
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 
 from anomalyd.detector.layout import Shape
 from anomalyd.detector.recipe import JOINT_LAGS
 from anomalyd.errors import ArtifactError
+
+
+LARGEST: Final = 1e6
+"""Of a weight. Trained ones are below 100; what is computed with larger ones may overflow, and what is not finite would stay in the rows."""
 
 
 def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
@@ -36,7 +42,7 @@ def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
 def pack(tensors: Mapping[str, NDArray[np.float32]], shape: Shape) -> NDArray[np.float32]:
     """Flattens the tensors: per LSTM layer its input rows, recurrent rows and summed bias, each of 4 * units; heads row by row.
 
-    Raises ArtifactError for a missing tensor, a wrong shape or a value that is not finite.
+    Raises ArtifactError for a missing tensor, a wrong shape, a value that is not finite or beyond LARGEST.
     """
     for name, wanted in tensor_shapes(shape).items():
         if name not in tensors:
@@ -47,6 +53,9 @@ def pack(tensors: Mapping[str, NDArray[np.float32]], shape: Shape) -> NDArray[np
             raise ArtifactError(msg)
         if not np.isfinite(tensors[name]).all():
             msg = f"the artifact's tensor {name} holds values that are not finite"
+            raise ArtifactError(msg)
+        if (np.abs(tensors[name]) > LARGEST).any():
+            msg = f"the artifact's tensor {name} holds values beyond {LARGEST:g}, with which scores would not be finite"
             raise ArtifactError(msg)
 
     parts: list[NDArray[np.float32]] = []

@@ -309,7 +309,10 @@ class Retrainer:
         stream.round_s = time.time()
         stream.surprise, stream.drifted = {}, False
         self.metrics.round(stream.name, verdict, found.verdict.figures, time.monotonic() - began, stream.round_s)
-        _log.info("retrain_round", stream=stream.name, verdict=verdict, reason=found.verdict.reason, figures=found.verdict.figures)
+        model = None if found.challenger is None else found.challenger.hash
+        _log.info(
+            "retrain_round", stream=stream.name, model=model, verdict=verdict, reason=found.verdict.reason, figures=found.verdict.figures
+        )
         self._keep()
 
     async def _conclude(self, stream: Stream, champion: Artifact, found: Round) -> str:

@@ -50,9 +50,9 @@ class Plan:
     """Instances that join or leave."""
     zombies: int = 10
     brokers: int = 10
-    swaps: int = 0
+    swaps: int = 3
     """To another model, of another shape or back by promotion; half of all faults come right behind or in front of one."""
-    rollbacks: int = 0
+    rollbacks: int = 1
     """To the model before."""
     events: int = 1_000_000
     """At least; while faults go on, input does."""

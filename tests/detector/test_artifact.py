@@ -277,6 +277,14 @@ def test_weight_that_is_not_finite(folder: Path, bad: float) -> None:
     assert "not finite" in message
 
 
+def test_weight_that_is_out_of_all_proportion(folder: Path) -> None:
+    altered_tensors(folder, lambda tensors: tensors["next.bias"].fill(1e7))
+
+    message = refusal(folder)
+    assert "next.bias" in message
+    assert "1e+06" in message
+
+
 def test_weights_of_another_network(folder: Path) -> None:
     """The manifest of one model over the weights of another, resealed."""
     other: Artifact = untrained(Shape(1, 6, 1, 3, joint=False))

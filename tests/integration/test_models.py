@@ -30,9 +30,9 @@ class Operated(Daemon):
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return found
 
-    def until_scored_by(self, model: str) -> None:
+    def until_scored_by(self, model: str, name: str = "pretrained") -> None:
         """Waits until the daemon has it at work."""
-        key = f'anomalyd_model_info{{hash="{model}",name="pretrained",stream="hosts",version='
+        key = f'anomalyd_model_info{{hash="{model}",name="{name}",stream="hosts",version='
         poll_until(
             lambda: self._alive() and key in self.get("/metrics")[1], f"{model[:8]} at work; its log: {self.log()[-2000:]}", 60, 0.05
         )

@@ -4,7 +4,6 @@ Tensor names are those of the torch module in `network`; only numpy is needed he
 """
 
 from collections.abc import Mapping
-
 from typing import Final
 
 import numpy as np
@@ -14,9 +13,8 @@ from anomalyd.detector.layout import Shape
 from anomalyd.detector.recipe import JOINT_LAGS
 from anomalyd.errors import ArtifactError
 
-
 LARGEST: Final = 1e6
-"""Of a weight. Trained ones are below 100; what is computed with larger ones may overflow, and what is not finite would stay in the rows."""
+"""Of a weight. Trained ones are below 100; with larger ones sums may overflow, and what is not finite would stay in the rows."""
 
 
 def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:

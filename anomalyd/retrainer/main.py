@@ -241,9 +241,9 @@ class Retrainer:
         """Writes down what was kept, with the positions behind it, so that both are always of the same moment."""
         self._kept_s = time.monotonic()
         for stream in self.streams:
-            newest = stream.reservoir.newest_ms
-            stream.reservoir.forget(newest - _GONE_MS)
-            stream.incidents.forget(newest - 2 * _GONE_MS)
+            if (now_ms := stream.reservoir.now_ms) is not None:
+                stream.reservoir.forget(now_ms - _GONE_MS)
+                stream.incidents.forget(now_ms - 2 * _GONE_MS)
             file = self._file(stream)
             if file is None:
                 continue

@@ -27,6 +27,8 @@ _ALL: Final = 1 << 64
 _FORMAT: Final = 1
 _ROOM: Final = 64
 """Rows beyond those kept, for series that are drawn within a batch and found to be too many behind it."""
+LATE_RUN: Final = 100
+"""So many samples of a series in a row, each older than its newest, say that the newest one came from the future."""
 _SPELLINGS: Final = 4_000_000
 """Most raw spellings remembered, of series that are not drawn too, 24 to 48 bytes each as they are seen."""
 
@@ -94,8 +96,7 @@ class Reservoir:
         self._times = np.zeros((rows, samples), np.int64)
         self._values = np.zeros((rows, samples, self.features))
         self._count = np.zeros(rows, np.int64)
-        self.newest_ms = 0
-        """Newest event time of a drawn series."""
+        self._late = np.zeros(rows, np.int64)  # late samples in a row
 
     def __len__(self) -> int:
         return len(self._index)
@@ -120,10 +121,9 @@ class Reservoir:
         if not len(batch):
             return 0
         time_ms = batch.time_ms - batch.time_ms % self._interval_ms if self._interval_ms else batch.time_ms
-        # Far in the future is a wrong clock; one such sample would make all others of its series late for ever.
         rows, feature = batch.row // self.features, batch.row % self.features
-        kept: int = _append(self._times, self._values, self._count, rows, feature, time_ms, np.ascontiguousarray(batch.value[:, 0]))
-        self.newest_ms = max(self.newest_ms, int(time_ms.max()))
+        value = np.ascontiguousarray(batch.value[:, 0])
+        kept: int = _append(self._times, self._values, self._count, self._late, rows, feature, time_ms, value)
         return kept
 
     def _prune(self) -> None:
@@ -138,6 +138,13 @@ class Reservoir:
     def _release(self, rows: Sequence[int]) -> None:
         self._index.release(np.array(rows, np.int32))
         self._count[rows] = 0
+        self._late[rows] = 0
+
+    @property
+    def now_ms(self) -> int | None:
+        """Event time of the stream: the median of its series' newest samples, so that no single clock decides; None while there is none."""
+        newest = [self._newest(row) for row, key in enumerate(self._index.keys) if key is not None and self._count[row]]
+        return int(np.median(newest)) if newest else None
 
     def forget(self, before_ms: int) -> None:
         """Lets go of series without a sample since then, so that others can be drawn in their place."""
@@ -213,7 +220,6 @@ class Reservoir:
             row, n = self._index.allocate(key), min(length, self.samples)
             self._times[row, :n], self._values[row, :n] = times[end - n : end], values[end - n : end]
             self._count[row] = n
-            self.newest_ms = max(self.newest_ms, int(self._times[row, n - 1]) if n else 0)
         return about
 
 
@@ -222,21 +228,31 @@ def _append(
     times: NDArray[np.int64],
     values: NDArray[np.float64],
     count: NDArray[np.int64],
+    late: NDArray[np.int64],
     row: NDArray[np.int32],
     feature: NDArray[np.int32],
     time_ms: NDArray[np.int64],
     value: NDArray[np.float64],
 ) -> int:
-    """Samples into their rings; late and repeated ones are left out, values of the newest sample's time complete it."""
+    """Samples into their rings; late and repeated ones are left out, values of the newest sample's time complete it.
+
+    Behind LATE_RUN late samples in a row it was the newest one that had a wrong time: the series begins anew.
+    """
     room, kept = times.shape[1], 0
     for i in range(len(row)):
         r, n = row[i], count[row[i]]
         last = (n - 1) % room
         if n and time_ms[i] <= times[r, last]:
-            if time_ms[i] == times[r, last] and np.isnan(values[r, last, feature[i]]):
-                values[r, last, feature[i]] = value[i]
-                kept += 1
-            continue
+            if time_ms[i] == times[r, last]:
+                if np.isnan(values[r, last, feature[i]]):
+                    values[r, last, feature[i]] = value[i]
+                    kept += 1
+                continue
+            late[r] += 1
+            if late[r] < LATE_RUN:
+                continue
+            n = 0
+        late[r] = 0
         at = n % room
         times[r, at] = time_ms[i]
         values[r, at, :] = np.nan

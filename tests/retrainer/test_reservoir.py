@@ -70,6 +70,27 @@ def test_the_newest_samples_are_kept_in_order_and_late_ones_are_not() -> None:
     assert np.diff(history.time_ms).tolist() == [60_000] * 3
 
 
+def test_one_sample_from_the_future_does_not_end_a_series() -> None:
+    reservoir = fed(of(2, samples=400), [record("m", i, float(i)) for i in (0, 1, 2, 10**6)])
+
+    fed(reservoir, [record("m", i, float(i)) for i in range(3, 303)])
+
+    (history,) = reservoir.histories()
+    assert history.value[-1, 0] == 302.0
+    assert len(history.value) >= 200
+    assert (np.diff(history.time_ms) == 60_000).all()
+
+
+def test_a_wrong_clock_does_not_make_everybody_else_look_gone() -> None:
+    reservoir = fed(of(10), [record("m", 0, 1.0, host=str(host)) for host in range(9)])
+    fed(reservoir, [record("m", 10**6, 1.0, host="wrong")])
+
+    assert reservoir.now_ms == START_S * 1000
+    reservoir.forget(reservoir.now_ms - 1)
+
+    assert len(reservoir) == 10
+
+
 def test_series_that_are_gone_make_room() -> None:
     reservoir = fed(of(10), [record("old", 0, 1.0, host=str(host)) for host in range(1000)])
     fed(reservoir, [record("old", 5000, 1.0, host="0")])

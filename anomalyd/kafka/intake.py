@@ -45,6 +45,7 @@ class Intake:
         self._group = group
         self._since_ms = since_ms
         self._client: AIOKafkaConsumer | None = None
+        self._ends: dict[TopicPartition, int] = {}  # when the connection was opened
         self.positions: dict[Source, int] = {}
         """The next record of each partition."""
 
@@ -78,6 +79,12 @@ class Intake:
             self.positions[source] = records[-1].offset + 1
             taken.append(Taken(source, records))
         return taken
+
+    async def caught_up(self) -> bool:
+        """Whether everything was read that was there when the connection was opened."""
+        if self._client is None:
+            return False
+        return all([await self._client.position(partition) >= end for partition, end in self._ends.items()])
 
     async def lag(self) -> int:
         """Records not read yet, as far as is known."""
@@ -124,7 +131,7 @@ class Intake:
         except BaseException:
             await client.close(consumer)
             raise
-        self._client = consumer
+        self._client, self._ends = consumer, dict(ends)
         return consumer
 
     async def _numbers(self, consumer: AIOKafkaConsumer) -> list[TopicPartition]:

@@ -72,7 +72,7 @@ def compare(champion: Detector, challenger: Detector, judged: Sequence[Judged], 
         judged: series that neither saw the later part of.
         seed: of the injected incidents.
     """
-    chosen = _evenly(judged)
+    chosen = evenly(judged, MOST_SERIES)
     if len(chosen) < LEAST_SERIES:
         return Verdict(passed=False, reason=f"{len(chosen)} series to judge by, {LEAST_SERIES} are needed", figures={"series": len(chosen)})
     days = np.array([(len(series.time_ms) - series.later) * series.step_ms / _MS_PER_DAY for series in chosen])
@@ -214,7 +214,8 @@ def _figure(champion: np.floating[Any], challenger: np.floating[Any], difference
     return {"champion": round(float(champion), 4), "challenger": round(float(challenger), 4), "difference": rounded}
 
 
-def _evenly(judged: Sequence[Judged]) -> list[Judged]:
-    if len(judged) <= MOST_SERIES:
+def evenly(judged: Sequence[Judged], most: int) -> list[Judged]:
+    """At most so many of them, from all over."""
+    if len(judged) <= most:
         return list(judged)
-    return [judged[number] for number in np.linspace(0, len(judged) - 1, MOST_SERIES).astype(int).tolist()]
+    return [judged[number] for number in np.linspace(0, len(judged) - 1, most).astype(int).tolist()]

@@ -1,7 +1,7 @@
 """Times that nothing is to be learned from: what alerts told, and what people wrote down."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -62,6 +62,16 @@ class Incidents:
                 self._spans[key] = left
             else:
                 del self._spans[key]
+
+    @property
+    def spans(self) -> list[tuple[str, str, int, int]]:
+        """All of them, as JSON can hold them: series, alert, beginning, end."""
+        return [(key, alert, *span) for key, spans in self._spans.items() for alert, span in spans.items()]
+
+    def resume(self, spans: Sequence[Sequence[Any]]) -> None:
+        """Takes up what `spans` said, where nothing newer is known."""
+        for key, alert, begin, end in spans:
+            self._spans.setdefault(str(key), {}).setdefault(str(alert), (int(begin), int(end)))
 
     def __len__(self) -> int:
         return sum(map(len, self._spans.values()))

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -21,13 +22,14 @@ from anomalyd.batch import Source
 from anomalyd.detector import Artifact, Detector, Options
 from anomalyd.detector import artifact as artifacts
 from anomalyd.detector.detector import shipped
-from anomalyd.errors import AnomalydError, ArtifactError, ConfigError, DeliveryError, KafkaUnavailableError, StateError
+from anomalyd.errors import AnomalydError, ArtifactError, ConfigError, KafkaUnavailableError, StateError
 from anomalyd.evaluation.measures.bootstrap import paired
 from anomalyd.formats import FormatOptions, make_decoder
 from anomalyd.kafka import models
 from anomalyd.kafka.client import Backoff
 from anomalyd.kafka.intake import Intake, Taken
-from anomalyd.kafka.registry import Decision, Packed
+from anomalyd.kafka.registry import Champion, Decision, Packed
+from anomalyd.retrainer.gate import evenly
 from anomalyd.retrainer.gate import run as judged_by
 from anomalyd.retrainer.incidents import Incidents
 from anomalyd.retrainer.material import LEAST_SERIES, Judged, prepare
@@ -44,6 +46,8 @@ KEEP_EVERY_S: Final = 60.0
 """So often is what was kept written down."""
 MOST_SERIES_FOR_DRIFT: Final = 64
 """Whose forecasts drift is measured by."""
+QUIET_INTERVALS: Final = 7
+"""When somebody has gone back to a model, by command or by rule, nothing is published for so many intervals."""
 _GONE_MS: Final = 8 * 86_400_000
 """A series without a sample for so long makes room for others."""
 _BETWEEN_S: Final = 1.0
@@ -82,8 +86,12 @@ class Stream:
         self.rounds = 0
         """How many were held."""
         self.checked_s = time.monotonic()
+        self.tried_s = 0.0
+        """When a round was begun last."""
         self.surprise: dict[str, float] = {}
-        """How surprised the champion was by each series at the last round."""
+        """How surprised a champion was by each series at the first look behind the last round."""
+        self.surprised = ""
+        """Hash of that champion."""
         self.drifted = False
 
     def take(self, taken: Taken) -> int:
@@ -94,12 +102,23 @@ class Stream:
     @property
     def about(self) -> dict[str, Any]:
         """What of it survives a restart, beside the samples."""
-        return {"round_s": self.round_s, "rounds": self.rounds, "surprise": self.surprise}
+        return {
+            "names": self.names,
+            "round_s": self.round_s,
+            "tried_s": self.tried_s,
+            "rounds": self.rounds,
+            "surprise": self.surprise,
+            "surprised": self.surprised,
+            "incidents": self.incidents.spans,
+        }
 
     def resume(self, about: Mapping[str, Any]) -> None:
-        """Takes up what `about` said."""
-        self.round_s, self.rounds = float(about["round_s"]), int(about["rounds"])
+        """Takes up what `about` said. A clock that was ahead puts off nothing."""
+        now_s = time.time()
+        self.round_s, self.tried_s = (min(now_s, float(about[key])) for key in ("round_s", "tried_s"))
+        self.rounds, self.surprised = int(about["rounds"]), str(about["surprised"])
         self.surprise = {str(key): float(value) for key, value in about["surprise"].items()}
+        self.incidents.resume(about["incidents"])
 
 
 class Retrainer:
@@ -129,6 +148,7 @@ class Retrainer:
         # Of its own: the end of the event loop waits for the usual ones, and a round takes minutes.
         self._worker = ThreadPoolExecutor(1, f"{WORKER}-rounds")
         self._reading = False
+        self._alerts_known = False  # up to when it began: before that, incidents would be learned
         self._kept_s = time.monotonic()
         self.port: int | None = None
         """Of the HTTP server, once it listens."""
@@ -166,8 +186,7 @@ class Retrainer:
             await self._read(rounds)
         finally:
             rounds.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await rounds
+            await asyncio.gather(rounds, return_exceptions=True)
             self._worker.shutdown(wait=False, cancel_futures=True)
             self._keep()
             await self._inputs.close()
@@ -191,9 +210,12 @@ class Retrainer:
                     for record in taken.records:
                         for stream in self.streams:
                             stream.incidents.take(record.value)
-                some = await self._inputs.poll()
-                if time.monotonic() - self._kept_s >= KEEP_EVERY_S:
-                    await self._inputs.commit()
+                self._alerts_known = self._alerts_known or await self._alerts.caught_up()
+                # Taken at once: positions never say more than the sample knows.
+                for taken in await self._inputs.poll():
+                    stream = self._by_topic[taken.source.topic]
+                    stream.take(taken)
+                    self.metrics.taken(stream.name, len(taken.records))
             except KafkaUnavailableError as error:
                 self._reading = False
                 delay_s = backoff.next_s()
@@ -203,13 +225,13 @@ class Retrainer:
                 continue
             backoff.reset()
             self._reading = True
-            for taken in some:
-                stream = self._by_topic[taken.source.topic]
-                stream.take(taken)
-                self.metrics.taken(stream.name, len(taken.records))
             self.metrics.lag(await self._inputs.lag())
             if time.monotonic() - self._kept_s >= KEEP_EVERY_S:
                 self._keep()
+                try:
+                    await self._inputs.commit()
+                except AnomalydError as error:  # only those who watch the lag miss it
+                    _log.info("retrain_offsets_not_committed", reason=str(error))
             self._look()
 
     def _look(self) -> None:
@@ -230,9 +252,14 @@ class Retrainer:
             if file is None or not file.exists():
                 continue
             try:
-                about = stream.reservoir.load(file.read_bytes())
+                data = file.read_bytes()
+                about = stream.reservoir.about(data)
+                if about["stream"]["names"] != (None if stream.names is None else list(stream.names)):
+                    raise StateError("it is about other features")
+                begins = {Source(topic, int(number)): int(at) for topic, number, at in about["positions"]}
                 stream.resume(about["stream"])
-                positions |= {Source(topic, int(number)): int(at) for topic, number, at in about["positions"]}
+                stream.reservoir.load(data)
+                positions |= begins
             except (OSError, StateError, KeyError, TypeError, ValueError) as error:
                 _log.warning("retrain_state_unusable", stream=stream.name, file=str(file), reason=str(error) or repr(error))
         self._inputs.begin(positions)
@@ -243,7 +270,8 @@ class Retrainer:
         for stream in self.streams:
             if (now_ms := stream.reservoir.now_ms) is not None:
                 stream.reservoir.forget(now_ms - _GONE_MS)
-                stream.incidents.forget(now_ms - 2 * _GONE_MS)
+            if (oldest_ms := stream.reservoir.oldest_ms) is not None:
+                stream.incidents.forget(oldest_ms)
             file = self._file(stream)
             if file is None:
                 continue
@@ -259,47 +287,57 @@ class Retrainer:
 
     async def _rounds(self) -> None:
         """One after the other, each when it is due."""
-        tried: dict[str, float] = {}
+        pinned = [stream.name for stream in self.streams if self._settings.models.pinned(stream.name) is not None]
+        if pinned:
+            _log.info("retrain_pinned", streams=pinned)
         while True:
             await asyncio.sleep(_BETWEEN_S)
             for stream in self.streams:
+                if not self._alerts_known or stream.name in pinned:
+                    continue
                 now = time.time()
-                due = now - stream.round_s >= self._retrain.interval_s or await self._drifted(stream)
-                if due and now - tried.get(stream.name, 0.0) >= self._retrain.interval_s / 10:
-                    tried[stream.name] = now
-                    await self._round(stream)
+                try:
+                    due = now - stream.round_s >= self._retrain.interval_s or await self._drifted(stream)
+                    if due and now - stream.tried_s >= self._retrain.interval_s / 10:
+                        stream.tried_s = now
+                        await self._round(stream)
+                except Exception as error:  # noqa: BLE001  one stream must not end the rounds of all; it is tried again later
+                    stream.tried_s = now
+                    self.metrics.failed(stream.name)
+                    _log.warning(
+                        "retrain_failed",
+                        stream=stream.name,
+                        reason=str(error) or repr(error),
+                        exc_info=not isinstance(error, AnomalydError),
+                    )
 
     async def _aside(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)
 
-    async def _champion(self, stream: Stream) -> Artifact:
+    async def _champion(self, stream: Stream) -> tuple[Artifact, Champion | None]:
         """What scores the stream now: of the models topic, else of the configuration. A damaged one is as none."""
         base = artifact_of(stream.configured)
         registry = await models.read(self._settings)
         present = registry.champions.get(stream.name)
         if present is None:
-            return base
+            return base, None
         try:
-            return suited(artifacts.from_bytes(registry.content(present.model)), stream.configured)
+            return suited(artifacts.from_bytes(registry.content(present.model)), stream.configured), present
         except ArtifactError as error:
             _log.warning("retrain_champion_unusable", stream=stream.name, model=present.model[:12], reason=str(error))
-            return base
+            return base, present
 
     async def _round(self, stream: Stream) -> None:
         began = time.monotonic()
         self.metrics.running(stream.name, on=True)
         try:
-            champion = await self._champion(stream)
+            champion, _ = await self._champion(stream)
             material = prepare(stream.reservoir.histories(), stream.incidents)
             seed = self._retrain.seed + stream.rounds
             found = await self._aside(
                 partial(hold, champion, material, stream.options, seed, names=stream.names, steps=self._retrain.steps)
             )
             verdict = await self._conclude(stream, champion, found)
-        except (KafkaUnavailableError, DeliveryError) as error:
-            self.metrics.failed(stream.name)
-            _log.warning("retrain_failed", stream=stream.name, reason=str(error))
-            return
         finally:
             self.metrics.running(stream.name, on=False)
         if found.challenger is None and not material.enough:
@@ -320,9 +358,12 @@ class Retrainer:
         challenger, verdict = found.challenger, found.verdict
         if challenger is None:
             return "rejected"
-        passed = "published" if self._retrain.publish else "better"
-        decision = Decision(passed if verdict.passed else "rejected", verdict.reason, verdict.figures, champion.hash)
-        if verdict.passed and self._retrain.publish:
+        reason, publish = verdict.reason, verdict.passed and self._retrain.publish
+        if publish and (objection := await self._objection(stream, champion)):
+            reason, publish = f"{reason}; not published: {objection}", False
+        passed = "published" if publish else "better"
+        decision = Decision(passed if verdict.passed else "rejected", reason, verdict.figures, champion.hash)
+        if publish:
             # As it lies there: for a stream of entities it is used in another shape than it has.
             content = artifacts.packed_folder(stream.configured.model or shipped())
             base = Packed(artifact_of(stream.configured).hash, content)
@@ -331,6 +372,16 @@ class Retrainer:
             # One that passed can be promoted, or be looked at as a shadow.
             await models.decide(self._settings, challenger.hash, stream.name, decision, challenger if verdict.passed else None)
         return decision.verdict
+
+    async def _objection(self, stream: Stream, champion: Artifact) -> str:
+        """Why a challenger that passed should not take over now; empty: nothing speaks against it."""
+        present, record = await self._champion(stream)
+        if present.hash != champion.hash:
+            return f"the champion is {present.hash[:12]} by now"
+        if record is None or record.by not in {"rollback", "rule"}:
+            return ""
+        left_s = datetime.fromisoformat(record.since).timestamp() + QUIET_INTERVALS * self._retrain.interval_s - time.time()
+        return f"somebody has gone back to the champion; promote it by hand, or wait for {left_s:.0f} s" if left_s > 0 else ""
 
     # --- drift ------------------------------------------------------------------------------------------------------
 
@@ -341,13 +392,13 @@ class Retrainer:
             return stream.drifted
         stream.checked_s = time.monotonic()
         try:
-            champion = await self._champion(stream)
+            champion, _ = await self._champion(stream)
         except KafkaUnavailableError:
             return False
-        judged = prepare(stream.reservoir.histories(), stream.incidents).judged[:MOST_SERIES_FOR_DRIFT]
+        judged = evenly(prepare(stream.reservoir.histories(), stream.incidents).judged, MOST_SERIES_FOR_DRIFT)
         now = await self._aside(partial(_surprises, champion, stream.options, judged))
-        if not stream.surprise:
-            stream.surprise = now  # the first look behind a round is what later ones are held against
+        if not stream.surprise or stream.surprised != champion.hash:
+            stream.surprise, stream.surprised = now, champion.hash  # the first look behind a round is what later ones are held against
             return False
         both = sorted(stream.surprise.keys() & now.keys())
         if len(both) < LEAST_SERIES:

@@ -25,8 +25,9 @@ from anomalyd.series.aliases import AliasTable
 
 _ALL: Final = 1 << 64
 _FORMAT: Final = 1
-_ROOM: Final = 64
-"""Rows beyond those kept, for series that are drawn within a batch and found to be too many behind it."""
+_ROOM: Final = 1024
+"""Rows beyond those kept, for series that are drawn within a batch and found to be too many behind it; address space until they are used.
+Of a single record with more series than there are rows, nothing is used."""
 LATE_RUN: Final = 100
 """So many samples of a series in a row, each older than its newest, say that the newest one came from the future."""
 _SPELLINGS: Final = 4_000_000
@@ -96,7 +97,7 @@ class Reservoir:
         self._times = np.zeros((rows, samples), np.int64)
         self._values = np.zeros((rows, samples, self.features))
         self._count = np.zeros(rows, np.int64)
-        self._late = np.zeros(rows, np.int64)  # late samples in a row
+        self._late = np.zeros((rows, 2), np.int64)  # late samples in a row, and the time of the last one
 
     def __len__(self) -> int:
         return len(self._index)
@@ -114,8 +115,15 @@ class Reservoir:
             decoded = decoder.decode(values[start:], lambda record, start=start: timestamp_ms(start + record), self._index)  # type: ignore[misc]
             kept += self._append(decoded.batch)
             self._prune()
+            if not decoded.consumed:
+                self._narrow()  # one record brings more series than there are rows
             start += decoded.consumed
         return kept
+
+    def _narrow(self) -> None:
+        """Half of the series from here on. Sooner or later what is drawn of a record fits, if nothing is."""
+        self._index.limit //= 2
+        self._release([row for row, key in enumerate(self._index.keys) if key is not None and self._index.rank(key) >= self._index.limit])
 
     def _append(self, batch: SampleBatch) -> int:
         if not len(batch):
@@ -145,6 +153,13 @@ class Reservoir:
         """Event time of the stream: the median of its series' newest samples, so that no single clock decides; None while there is none."""
         newest = [self._newest(row) for row, key in enumerate(self._index.keys) if key is not None and self._count[row]]
         return int(np.median(newest)) if newest else None
+
+    @property
+    def oldest_ms(self) -> int | None:
+        """Event time of the oldest sample that is kept; None while there is none."""
+        rows = np.flatnonzero(self._count)
+        first = np.maximum(self._count[rows] - self.samples, 0) % self.samples
+        return int(self._times[rows, first].min()) if len(rows) else None
 
     def forget(self, before_ms: int) -> None:
         """Lets go of series without a sample since then, so that others can be drawn in their place."""
@@ -191,12 +206,11 @@ class Reservoir:
         )
         return out.getvalue()
 
-    def load(self, data: bytes) -> dict[str, Any]:
-        """Takes in what `dump` gave, into an empty reservoir; returns what the caller had said.
+    def about(self, data: bytes) -> dict[str, Any]:
+        """What the caller of `dump` had said. Raises as `load`."""
+        return dict(self._read(data)[0]["about"])
 
-        Raises:
-            StateError: it is damaged, or about other features.
-        """
+    def _read(self, data: bytes) -> tuple[dict[str, Any], list[str], list[int], NDArray[np.int64], NDArray[np.float64]]:
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as stored:
                 head = json.loads(stored["head"].tobytes())
@@ -204,13 +218,23 @@ class Reservoir:
                     raise StateError(f"it has format {head['format']} and {head['features']} features, not {_FORMAT} and {self.features}")
                 keys, lengths = json.loads(stored["keys"].tobytes()), stored["length"].tolist()
                 times, values = stored["time_ms"], stored["value"]
-            limit, about = int(head["limit"]), dict(head["about"])
             if len(keys) != len(lengths) or sum(lengths) != len(times) or values.shape != (len(times), self.features):
                 raise StateError("its columns do not fit each other")
+            head["limit"] = int(head["limit"])
         except StateError:
             raise
         except Exception as error:  # zip, JSON and numpy have an error each for what is damaged
             raise StateError(f"it can't be read: {error!r}") from error
+        return head, keys, lengths, times, values
+
+    def load(self, data: bytes) -> dict[str, Any]:
+        """Takes in what `dump` gave, into an empty reservoir; returns what the caller had said.
+
+        Raises:
+            StateError: it is damaged, or about other features; nothing was taken in.
+        """
+        head, keys, lengths, times, values = self._read(data)
+        limit = head["limit"]
         end = 0
         self._index.limit = limit
         for key, length in zip(keys, lengths, strict=True):
@@ -220,7 +244,23 @@ class Reservoir:
             row, n = self._index.allocate(key), min(length, self.samples)
             self._times[row, :n], self._values[row, :n] = times[end - n : end], values[end - n : end]
             self._count[row] = n
-        return about
+        return dict(head["about"])
+
+
+@njit
+def _older(times: NDArray[np.int64], values: NDArray[np.float64], r: int, n: int, time_ms: int) -> int:
+    """Leaves of a ring only what is older than a moment, from its beginning on; returns how many that are."""
+    room = times.shape[1]
+    first = max(0, n - room)
+    kept = first
+    while kept < n and times[r, kept % room] < time_ms:
+        kept += 1
+    order = np.arange(first, kept) % room
+    old_times, old_values = times[r][order], values[r][order]
+    times[r, : kept - first] = old_times
+    values[r, : kept - first] = old_values
+    left: int = kept - first
+    return left
 
 
 @njit
@@ -236,7 +276,7 @@ def _append(
 ) -> int:
     """Samples into their rings; late and repeated ones are left out, values of the newest sample's time complete it.
 
-    Behind LATE_RUN late samples in a row it was the newest one that had a wrong time: the series begins anew.
+    Behind LATE_RUN late samples in a row it was the newest ones that had a wrong time: they go.
     """
     room, kept = times.shape[1], 0
     for i in range(len(row)):
@@ -248,11 +288,13 @@ def _append(
                     values[r, last, feature[i]] = value[i]
                     kept += 1
                 continue
-            late[r] += 1
-            if late[r] < LATE_RUN:
+            if time_ms[i] != late[r, 1]:
+                late[r, 0] += 1
+                late[r, 1] = time_ms[i]
+            if late[r, 0] < LATE_RUN:
                 continue
-            n = 0
-        late[r] = 0
+            n = int(_older(times, values, r, n, time_ms[i]))
+        late[r, 0] = late[r, 1] = 0
         at = n % room
         times[r, at] = time_ms[i]
         values[r, at, :] = np.nan

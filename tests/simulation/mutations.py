@@ -22,7 +22,6 @@ from anomalyd.partition import Partition
 from anomalyd.pipeline import Pipeline
 from anomalyd.settings import Settings
 from anomalyd.shard_models import Models
-from anomalyd.shard_state import ShardState
 from anomalyd.state.ledger import Ledger, Load, Prepare
 from anomalyd.state.ports import Restored
 from tests.simulation.world import CHANGELOG, INPUT, Mutation, Simulation
@@ -166,13 +165,6 @@ def replay_with_newest_model(_: Simulation) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def clean_pages_after_swap(_: Simulation) -> Iterator[None]:
-    """Pages of the model before are not written once more: what is known of the models in between may be dropped too early."""
-    with mock.patch.object(ShardState, "swapped", return_value=None):
-        yield
-
-
 MUTATIONS: Final[dict[str, Mutation]] = {
     mutation.__name__: mutation
     for mutation in (
@@ -185,7 +177,6 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         replay_by_present_policy,
         replay_by_present_correction,
         replay_with_newest_model,
-        clean_pages_after_swap,
     )
 }
 """By name."""

@@ -40,6 +40,10 @@ FOLLOW_S: Final = 0.5
 COMPILE_S: Final = 900.0
 """Longer than this no compiler takes, on however busy a machine."""
 
+ON_TRIAL: Final = frozenset({"promote", "retrain"})
+"""Reasons for which a model comes that is new to a stream. Whoever goes back, or pins, has chosen, often in the middle of an incident: were
+that on trial too, the alerts of the incident would undo it, and models would go to and fro."""
+
 THREAD: Final = "worker-models"
 """Its name begins as those do that the end of the process does not wait for."""
 
@@ -49,8 +53,8 @@ _log = structlog.get_logger(__name__)
 class Swapping(Protocol):
     """Whoever hands a model to the partitions of a stream."""
 
-    def swap(self, stream: str, detector: Detector) -> None:
-        """This one scores the stream from now on."""
+    def swap(self, stream: str, detector: Detector, *, on_trial: bool = False) -> None:
+        """This one scores the stream from now on; on trial: unless it goes by rule."""
 
     def shade(self, stream: str, challenger: Detector | None) -> None:
         """This one scores the stream beside the one at work, and tells nobody."""
@@ -134,7 +138,7 @@ class _Post:
     before: Detector | None = None
     """Scored before the last swap."""
     unfit: set[str] = field(default_factory=set)
-    """Models that went by rule, until somebody says anew which one is champion."""
+    """Models that went by rule, until somebody says anew which one is champion. The rule itself, of another instance, does not count."""
     shadow: Detector | None = None
     """Scores beside the one at work."""
 
@@ -309,7 +313,7 @@ class Champions:
             return
         before = post.at_work.model
         try:
-            self._pipeline.swap(post.settings.name, detector)
+            self._pipeline.swap(post.settings.name, detector, on_trial=wanted.why in ON_TRIAL)
         except AnomalydError as error:
             self._failed(post, wanted, error)
             return
@@ -389,7 +393,8 @@ class Champions:
             for record in news:
                 take(self._registry, record, self._settings.models_topic)
         for name, post in self._posts.items():
-            if self._registry.champions.get(name) != champions.get(name):
+            champion = self._registry.champions.get(name)
+            if champion != champions.get(name) and (champion is None or champion.by != "rule"):
                 post.unfit.clear()
         for (stream, model), decision in self._registry.decisions.items():
             if count and stream in self._posts and before.get((stream, model)) != decision and decision.verdict != "base":

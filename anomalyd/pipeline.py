@@ -127,7 +127,7 @@ class Pipeline(Owner):
         dead_letter_topic: for records that could not be read.
         interval_s: between commits.
         turn_s: in which every page in use is written once.
-        probation: what a model has to keep to that was swapped to; None: it stays whatever it does.
+        probation: what a model has to keep to that was swapped to on trial; None: it stays whatever it does.
         on_unfit: told when one did not: stream, model, and why; the pipeline has gone back to the one before.
         stop_at_gaps: leave a partition alone when input that a replay needs is gone, instead of going on with what is there.
     """
@@ -161,7 +161,7 @@ class Pipeline(Owner):
         self._terms = probation
         self._on_unfit = on_unfit
         self._probations: dict[str, Probation] = {}
-        self._before: dict[str, Detector] = {}  # what scored before the last swap, by stream
+        self._before: dict[str, Detector] = {}  # what scored before the model that is, or was, on trial, by stream
         self._plans: dict[str, StreamPlan] = {}  # that were adopted since, by input topic
         self._models: dict[str, Detector] = {}  # that were swapped to since, by stream
         self._challengers: dict[str, Detector | None] = {}  # that score beside, by stream
@@ -222,8 +222,13 @@ class Pipeline(Owner):
         for partition in [*self._partitions.values(), *self._waiting.values(), *self._parked.values()]:
             self._renew(partition)
 
-    def swap(self, stream: str, detector: Detector) -> None:
+    def swap(self, stream: str, detector: Detector, *, on_trial: bool = False) -> None:
         """This model scores the stream from now on: each of its partitions from its next batch on, those that come later, too.
+
+        Args:
+            stream: its name.
+            detector: the model, ready to run.
+            on_trial: it may go by rule. Otherwise it stays, and a trial that is under way ends: going back has to come to an end.
 
         Raises:
             ArtifactError: it is for samples of another number of values.
@@ -233,8 +238,13 @@ class Pipeline(Owner):
                 partition.shard.swap(detector)
         before = self._models.get(stream)
         if before is not None and before is not detector:
-            self._before[stream] = before
-            self._probations.setdefault(stream, Probation(self._terms)).begin()
+            probation = self._probations.setdefault(stream, Probation(self._terms))
+            if on_trial:
+                self._before[stream] = before
+                probation.begin()
+            else:
+                self._before.pop(stream, None)
+                probation.end()
         self._models[stream] = detector
 
     def shade(self, stream: str, challenger: Detector | None) -> None:
@@ -305,14 +315,13 @@ class Pipeline(Owner):
             self._alert_waits.set()
 
     def _watch(self, stream: str, outcome: Outcome) -> None:
-        """A model that was swapped to and does not keep to the terms goes; the one before scores again."""
+        """A model on trial that does not keep to the terms goes; the one before scores again."""
         probation = None if self._terms is None else self._probations.setdefault(stream, Probation(self._terms))
         if probation is None or not (why := probation.count(outcome.fired, outcome.alarms_allowed, outcome.unsound)):
             return
-        unfit, before = self._models[stream], self._before.pop(stream)
+        unfit, before = self._models[stream], self._before[stream]
         _log.error("model_unfit", stream=stream, model=unfit.model.hash, reason=why, instead=before.model.hash)
         self.swap(stream, before)
-        probation.end()
         self._on_unfit(stream, unfit, why)
 
     async def _drained(self) -> None:

@@ -83,8 +83,9 @@ class Probation:
         return ""
 
     def end(self) -> None:
-        """The model of before scores again; what the other one did does not count."""
-        self._now, self.on = _Count(), False
+        """A model scores that is not watched. What one did that was does not count: it had not proved itself."""
+        if self.on:
+            self._now, self.on = _Count(), False
 
 
 def _tail(count: int, mean: float) -> float:

@@ -64,15 +64,17 @@ class Pipeline:
 
     def __init__(self) -> None:
         self.swaps: list[Detector] = []
+        self.on_trial: list[bool] = []
         self.shadows: list[Detector | None] = []
 
     def shade(self, stream: str, challenger: Detector | None) -> None:
         assert stream == "hosts"
         self.shadows.append(challenger)
 
-    def swap(self, stream: str, detector: Detector) -> None:
+    def swap(self, stream: str, detector: Detector, *, on_trial: bool = False) -> None:
         assert stream == "hosts"
         self.swaps.append(detector)
+        self.on_trial.append(on_trial)
 
     @property
     def versions(self) -> list[str]:
@@ -294,6 +296,32 @@ async def test_what_went_by_rule_is_said_to_all_and_does_not_come_back_by_itself
         await until(lambda: rig.pipeline.versions.count("good") == 2, "it to be given another chance")
     assert said == [("hosts", "rule", GOOD.hash)]
     assert rig.metric("model_swaps_total", reason="rule") == 1
+
+
+@pytest.mark.parametrize(("by", "on_trial"), [("promote", True), ("retrain", True), ("rollback", False), ("rule", False)])
+async def test_only_a_model_that_is_new_is_on_trial(by: str, *, on_trial: bool) -> None:
+    rig = Rig()
+    async with rig.following():
+        rig.topic.promote(GOOD, BASE, by=by)
+        await rig.scores("good")
+    assert rig.pipeline.on_trial == [False, on_trial]
+
+
+async def test_the_rule_of_another_instance_brings_nothing_back_that_went_by_rule_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def roll_back(*_: object, **__: object) -> None: ...
+
+    monkeypatch.setattr(champions, "roll_back", roll_back)
+    rig = Rig()
+    async with rig.following():
+        rig.topic.promote(GOOD, BASE)
+        await rig.scores("good")
+        rig.watcher.unfit("hosts", rig.pipeline.swaps[-1], "20 alerts fired")
+        rig.topic.promote(GOOD, BETTER, by="rule")
+        rig.topic.write(decision_entry("hosts", BETTER.hash, Decision("rejected")))
+        await until(lambda: rig.metric("model_decisions_total", verdict="rejected"), "the news to be seen")
+        assert rig.pipeline.versions.count("good") == 1
+        rig.topic.write(champion_entry("hosts", Champion(GOOD.hash, BASE.hash, "", "rollback")))
+        await until(lambda: rig.pipeline.versions.count("good") == 2, "the operator to be obeyed")
 
 
 async def test_a_topic_that_cannot_be_read_changes_nothing_and_is_told_once() -> None:

@@ -628,7 +628,7 @@ async def test_a_model_that_does_not_keep_to_the_terms_goes_and_the_edge_is_told
     told: list[tuple[str, Any, str]] = []
     async with rig(probation=Terms(least=3), on_unfit=lambda *what: told.append(what)) as it:
         it.pipeline.swap("hosts", good)
-        it.pipeline.swap("hosts", bad)
+        it.pipeline.swap("hosts", bad, on_trial=True)
         it.shards[ZERO][0].fired = 2
         it.records.put((ZERO, 0, 10), (ONE, 0, 10))
         await until(lambda: it.durable.positions == {ZERO: 10, ONE: 10}, "the records")
@@ -639,6 +639,29 @@ async def test_a_model_that_does_not_keep_to_the_terms_goes_and_the_edge_is_told
 
         assert told == [("hosts", bad, "4 alerts fired, and 0 were to be expected")]
         assert [made[-1].asked for made in it.shards.values()] == [good, good]
+
+        # The incident goes on: what was returned to stays.
+        it.records.put((ZERO, 20, 50))
+        await until(lambda: it.durable.positions[ZERO] == 70, "the rest")
+        assert len(told) == 1
+        assert it.shards[ZERO][0].asked is good
+
+
+async def test_going_back_by_hand_ends_the_trial_and_begins_none() -> None:
+    stand_ins: Any = [SimpleNamespace(model=SimpleNamespace(hash=name)) for name in ("good", "bad")]
+    good, bad = stand_ins
+    told: list[tuple[str, Any, str]] = []
+    async with rig(probation=Terms(least=3), on_unfit=lambda *what: told.append(what)) as it:
+        it.pipeline.swap("hosts", good)
+        it.pipeline.swap("hosts", bad, on_trial=True)
+        it.pipeline.swap("hosts", good)
+        it.shards[ZERO][0].fired = 5
+        for offset in (0, 10):
+            it.records.put((ZERO, offset, 10))
+            await until(lambda end=offset + 10: it.durable.positions.get(ZERO) == end, "the records")
+
+        assert not told
+        assert it.shards[ZERO][0].asked is good
 
 
 async def test_policies_and_models_that_came_into_force_are_committed_with_the_position() -> None:

@@ -54,3 +54,12 @@ def test_without_a_swap_nothing_is_watched_and_a_bad_model_is_not_what_is_usual(
     probation.begin()
 
     assert probation.count(50, 2.0, 0)
+
+
+def test_a_swap_that_is_not_watched_leaves_what_is_usual() -> None:
+    probation = Probation()
+    probation.count(100, 10.0, 0)
+    probation.end()
+    probation.begin()
+
+    assert not probation.count(40, 2.0, 0)

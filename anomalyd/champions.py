@@ -133,7 +133,7 @@ class _Post:
     made: dict[str, Detector] = field(default_factory=dict)
     """By hash: one object for each, which the shards compare."""
     failed: set[str] = field(default_factory=set)
-    """Models that could not be made ready, until there is news."""
+    """Models that could not be made ready, until there is news: hashes, and what was wanted where that means no one model."""
     preparing: set[str] = field(default_factory=set)
     before: Detector | None = None
     """Scored before the last swap."""
@@ -221,10 +221,12 @@ class Champions:
     async def _first_of(self, post: _Post) -> None:
         """The first that can be had: what is wanted, else the champion, else the one before it, else that of the configuration."""
         for wanted in self._candidates(post):
+            model = wanted.model
             try:
-                post.at_work = await self._in_thread(partial(self.find, post.settings.name, wanted.model))
-            except ArtifactError as error:
-                self._failed(post, wanted, error)
+                model = self._resolved(post, wanted.model)
+                post.at_work = await self._in_thread(partial(self.find, post.settings.name, model))
+            except Exception as error:  # noqa: BLE001  no model stops the daemon, whatever is wrong with it
+                self._failed(post, wanted, model, error)
             else:
                 return
 
@@ -287,7 +289,7 @@ class Champions:
             model = self._resolved(post, wanted.model)
         except ArtifactError as error:
             if wanted.model not in post.failed:
-                self._failed(post, wanted, error)
+                self._failed(post, wanted, wanted.model, error)
             return
         if model == post.at_work.model.hash or model in post.failed or model in post.unfit:
             return
@@ -302,7 +304,7 @@ class Champions:
         try:
             await self._in_thread(partial(self.find, post.settings.name, model))
         except Exception as error:  # noqa: BLE001  a fault of our own must not stop the daemon either
-            self._failed(post, wanted, error)
+            self._failed(post, wanted, model, error)
         finally:
             post.preparing.discard(model)
         # Something else may be wanted by now.
@@ -315,7 +317,7 @@ class Champions:
         try:
             self._pipeline.swap(post.settings.name, detector, on_trial=wanted.why in ON_TRIAL)
         except AnomalydError as error:
-            self._failed(post, wanted, error)
+            self._failed(post, wanted, detector.model.hash, error)
             return
         post.before, post.at_work = post.at_work, detector
         self._metrics.swapped(post.settings.name, wanted.why)
@@ -336,7 +338,7 @@ class Champions:
             challenger = await self._in_thread(partial(self.find, name, wanted))
             self._pipeline.shade(name, challenger)
         except Exception as error:  # noqa: BLE001  whatever it is, the stream goes on without it
-            self._failed(post, Wanted(wanted, "shadow"), error)
+            self._failed(post, Wanted(wanted, "shadow"), wanted, error)
             return
         finally:
             post.preparing.discard(wanted)
@@ -372,8 +374,9 @@ class Champions:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _failed(self, post: _Post, wanted: Wanted, error: Exception) -> None:
-        post.failed.add(wanted.model)
+    def _failed(self, post: _Post, wanted: Wanted, model: str, error: Exception) -> None:
+        """Tells of a model, and leaves it alone until there is news: under its hash, or as it was wanted where that means none."""
+        post.failed.add(model)
         self._metrics.swap_failed(post.settings.name)
         _log.error(
             "model_unusable",

@@ -238,6 +238,29 @@ async def test_a_pin_is_the_beginning_of_a_hash_and_may_come_later_than_the_daem
     assert rig.metric("model_swaps_total", reason="pin") == 1
 
 
+@pytest.mark.parametrize("pin", [FOREIGN.hash[:8], "shipped"])
+async def test_a_pin_on_a_model_that_does_not_suit_is_tried_once_for_each_news(pin: str) -> None:
+    tried = 0
+
+    def build(*_: object) -> Detector:
+        nonlocal tried
+        tried += 1
+        if tried > 20:  # or this would go on until somebody ends it
+            return quickly(*_)  # type: ignore[arg-type]
+        raise ArtifactError("it is for samples of 2 values")
+
+    rig = Rig(build, pin=pin)
+    rig.watcher._posts["hosts"].made.clear()  # noqa: SLF001  the model of the configuration is another one than the shipped
+    async with rig.following():
+        rig.topic.write(*model_entries(FOREIGN), decision_entry("hosts", FOREIGN.hash, Decision("promoted")))
+        await until(lambda: rig.metric("model_decisions_total", verdict="promoted"), "the news to be seen")
+        rig.topic.write(decision_entry("hosts", GOOD.hash, Decision("rejected")))
+        await until(lambda: rig.metric("model_decisions_total", verdict="rejected"), "more news")
+        await until(lambda: not rig.watcher._posts["hosts"].preparing, "the last attempt")  # noqa: SLF001
+    assert len(rig.events("model_unusable")) <= 3
+    assert rig.pipeline.versions == [BASE.version]
+
+
 async def test_a_timeline_leaves_the_topic_aside(tmp_path: Path) -> None:
     path = tmp_path / "timeline.jsonl"
     path.write_text("")

@@ -11,6 +11,7 @@ optional.
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -243,9 +244,17 @@ def _understood(manifest: Mapping[str, Any], weights: bytes) -> Artifact:
         extra={key: value for key, value in manifest.items() if key not in _KNOWN or (key in _OPTIONAL and key not in said)},
         hash=manifest["hash"],
     )
+    for key, line in (("calibration", artifact.calibration), ("calibration_several", artifact.several)):
+        if line is not None and not _lays_a_threshold(line):
+            raise ArtifactError(f"its {key} is none: {line}")
     artifact.packed()
     _ = artifact.created_s  # a time that is none is found out now
     return artifact
+
+
+def _lays_a_threshold(line: Calibration) -> bool:
+    numbers = (line.intercept, line.slope, line.lowest)
+    return all(type(number) in {int, float} and math.isfinite(number) for number in numbers) and line.slope > 0
 
 
 def _written(artifact: Artifact) -> tuple[dict[str, Any], bytes]:

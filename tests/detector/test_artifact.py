@@ -285,6 +285,15 @@ def test_weight_that_is_out_of_all_proportion(folder: Path) -> None:
     assert "1e+06" in message
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"slope": 0.0}, {"slope": -1.0}, {"intercept": "x"}, {"lowest": True}, {"intercept": float("nan")}], ids=repr
+)
+def test_a_calibration_that_lays_no_threshold(folder: Path, wrong: dict[str, object]) -> None:
+    reseal(folder, calibration=manifest_of(folder)["calibration"] | wrong)
+
+    assert "calibration" in refusal(folder)
+
+
 def test_weights_of_another_network(folder: Path) -> None:
     """The manifest of one model over the weights of another, resealed."""
     other: Artifact = untrained(Shape(1, 6, 1, 3, joint=False))

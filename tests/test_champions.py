@@ -88,7 +88,9 @@ def quickly(_: StreamSettings, like: Detector, artifact: Artifact) -> Detector:
 class Rig:
     """A watcher over a topic in memory."""
 
-    def __init__(self, build: Callable[[StreamSettings, Detector, Artifact], Detector] = quickly, **models: object) -> None:
+    def __init__(
+        self, build: Callable[[StreamSettings, Detector, Artifact], Detector] = quickly, *, base: Artifact = BASE, **models: object
+    ) -> None:
         self.settings = Settings.model_validate(
             {
                 "kafka": {"bootstrap_servers": "a:1"},
@@ -97,7 +99,7 @@ class Rig:
             }
         )
         self.topic, self.pipeline, self.metrics = Topic(), Pipeline(), Metrics()
-        self.base = Detector(BASE, "cpu")
+        self.base = Detector(base, "cpu")
         self.watcher = Champions(self.settings, {"hosts": self.base}, self.metrics, log=self.topic, build=build)
         self.log: list[EventDict] = []
 
@@ -249,8 +251,7 @@ async def test_a_pin_on_a_model_that_does_not_suit_is_tried_once_for_each_news(p
             return quickly(*_)  # type: ignore[arg-type]
         raise ArtifactError("it is for samples of 2 values")
 
-    rig = Rig(build, pin=pin)
-    rig.watcher._posts["hosts"].made.clear()  # noqa: SLF001  the model of the configuration is another one than the shipped
+    rig = Rig(build, base=GOOD, pin=pin)
     async with rig.following():
         rig.topic.write(*model_entries(FOREIGN), decision_entry("hosts", FOREIGN.hash, Decision("promoted")))
         await until(lambda: rig.metric("model_decisions_total", verdict="promoted"), "the news to be seen")
@@ -258,7 +259,7 @@ async def test_a_pin_on_a_model_that_does_not_suit_is_tried_once_for_each_news(p
         await until(lambda: rig.metric("model_decisions_total", verdict="rejected"), "more news")
         await until(lambda: not rig.watcher._posts["hosts"].preparing, "the last attempt")  # noqa: SLF001
     assert len(rig.events("model_unusable")) <= 3
-    assert rig.pipeline.versions == [BASE.version]
+    assert rig.pipeline.versions == ["good"]
 
 
 async def test_a_timeline_leaves_the_topic_aside(tmp_path: Path) -> None:

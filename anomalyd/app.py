@@ -10,12 +10,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self, get_args
+from typing import Any, Final, Protocol, Self, get_args
 
 import structlog
 
@@ -466,19 +466,28 @@ def run(settings: Settings, read_again: Callable[[], Settings]) -> int:
     Raises:
         AnomalydError: what the operator has to change.
     """
+    return completed(_until_signal(settings, read_again))
+
+
+def completed(work: Coroutine[Any, Any, None]) -> int:
+    """Does the work of a process and ends its workers; returns the exit code.
+
+    Raises:
+        AnomalydError: what the operator has to change.
+    """
     code = 0
     try:
-        asyncio.run(_until_signal(settings, read_again))
+        asyncio.run(work)
     except AnomalydError:
         raise
     except Exception:  # noqa: BLE001  the last one who can say what happened
         _log.exception("crashed")
         code = 1
-    leave_workers(code)
+    _leave_workers(code)
     return code
 
 
-def leave_workers(code: int) -> None:
+def _leave_workers(code: int) -> None:
     """Ends the process where a worker still is at something, such as compiling: the interpreter would wait for it, for nothing."""
     until_s = time.monotonic() + _LEAVE_S
     workers = [thread for thread in threading.enumerate() if thread.name.startswith(WORKER)]
@@ -492,11 +501,26 @@ def leave_workers(code: int) -> None:
 
 async def _until_signal(settings: Settings, read_again: Callable[[], Settings]) -> None:
     app = App(settings, on_assembled=_tune_process, read_again=read_again)
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, app.reload)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, partial(_stop, app, number))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload)
+    stop_at_signals(app)
     await app.run()
+
+
+class Stoppable(Protocol):
+    """What runs until it is asked to stop."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was."""
+
+    def stop(self) -> None:
+        """Asks."""
+
+
+def stop_at_signals(running: Stoppable) -> None:
+    """SIGTERM and SIGINT ask it to stop; the second one does not wait. On the event loop."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, partial(_stop, running, number))
 
 
 def _tune_process() -> None:
@@ -506,8 +530,8 @@ def _tune_process() -> None:
     gc.set_threshold(*_COLLECT_EVERY)
 
 
-def _stop(app: App, number: signal.Signals) -> None:
-    if app.stopping:
+def _stop(running: Stoppable, number: signal.Signals) -> None:
+    if running.stopping:
         os._exit(1)  # asked twice: whoever waits for us has no time for a last checkpoint
     _log.info("stopping", signal=number.name)
-    app.stop()
+    running.stop()

@@ -36,17 +36,9 @@ from anomalyd.retrainer.rounds import Round, hold
 MEASURES = ("vus_pr", "auc_pr", "best_f1", "event_recall", "false_episodes_to_budget")
 
 
-class _Labelled(Incidents):
-    """Labelled rows, by time, instead of alerts."""
-
-    def __init__(self, spans: dict[str, list[tuple[int, int]]]) -> None:
-        super().__init__("benchmark")
-        self._spans = {key: {str(i): span for i, span in enumerate(found)} for key, found in spans.items()}
-
-
 def halves(name: str, data: Path, folder: Path) -> tuple[list[History], Incidents]:
     """Writes each stream with its first half as train; returns the first halves, and the anomalies in them."""
-    labelled, histories, spans = LabelledSet(name, data), [], {}
+    labelled, histories, incidents = LabelledSet(name, data), [], Incidents("benchmark")
     for file in labelled.files:
         stream = labelled.read(file)
         half = len(stream.table) // 2
@@ -56,8 +48,8 @@ def halves(name: str, data: Path, folder: Path) -> tuple[list[History], Incident
         np.savez(at, train=value[:half, 0], test=value[half:, 0], label=stream.label[half:])
         order = np.argsort(time_ms[:half], kind="stable")
         histories.append(History(file.name, time_ms[:half][order], value[:half][order]))
-        spans[file.name] = [(int(time_ms[a]), int(time_ms[min(b, half - 1)])) for a, b in stream.windows if a < half]
-    return histories, _Labelled(spans)
+        incidents.resume([(file.name, a, time_ms[a], time_ms[min(b, half - 1)]) for a, b in stream.windows if a < half])
+    return histories, incidents
 
 
 def measured(folder: Path, model: Path) -> dict[str, Any]:

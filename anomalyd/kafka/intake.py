@@ -12,6 +12,7 @@ from aiokafka.structs import OffsetAndMetadata
 from anomalyd.batch import Record, Source
 from anomalyd.errors import TopicError
 from anomalyd.kafka import client
+from anomalyd.kafka.past import offsets_since, partitions_of
 from anomalyd.kafka.salvage import UNREADABLE, first_readable
 from anomalyd.settings import KafkaSettings
 
@@ -114,13 +115,10 @@ class Intake:
         try:
             async with asyncio.timeout(_DEADLINE_S):
                 await consumer.start()
-                partitions = await self._numbers(consumer)
+                partitions = await self._partitions(consumer)
                 first = await consumer.beginning_offsets(partitions)
                 ends = await consumer.end_offsets(partitions)
-                begin: dict[TopicPartition, int] = dict(first)
-                if self._since_ms is not None:
-                    later = await consumer.offsets_for_times(dict.fromkeys(partitions, self._since_ms))
-                    begin = {p: ends[p] if later[p] is None else later[p].offset for p in partitions}
+                begin = first if self._since_ms is None else await offsets_since(consumer, self._since_ms, first, ends)
                 consumer.assign(partitions)
                 for p in partitions:
                     source = Source(p.topic, p.partition)
@@ -134,14 +132,13 @@ class Intake:
         self._client, self._ends = consumer, dict(ends)
         return consumer
 
-    async def _numbers(self, consumer: AIOKafkaConsumer) -> list[TopicPartition]:
-        known = await consumer.topics()  # asking for its partitions would make a topic, where brokers allow that
+    async def _partitions(self, consumer: AIOKafkaConsumer) -> list[TopicPartition]:
         found = []
         for topic in self._topics:
-            if topic not in known:
+            own = await partitions_of(consumer, topic)
+            if not own:
                 raise TopicError(f"topic {topic} missing, or not to be seen by this user")
-            await consumer._client.add_topic(topic)  # noqa: SLF001  subscribing would be the public way, and assigns
-            found += [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
+            found += own
         return found
 
     async def _pass_over(self, error: Exception) -> None:

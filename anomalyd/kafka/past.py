@@ -1,7 +1,7 @@
 """A stretch of a topic that has an end: what was committed when somebody looked, from a time or a number of records on. For no group."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -66,16 +66,29 @@ async def _spans(
     consumer: AIOKafkaConsumer, topic: str, since_ms: int | None, records: int | None
 ) -> dict[TopicPartition, tuple[int, int]]:
     """First offset and end of each partition that has anything."""
-    if topic not in await consumer.topics():  # asking for its partitions would make it, where brokers allow that
+    partitions = await partitions_of(consumer, topic)
+    if not partitions:
         raise TopicError(f"there is no topic {topic}")
-    await consumer._client.add_topic(topic)  # noqa: SLF001  subscribing would be the public way, and wants a group
-    numbers = consumer.partitions_for_topic(topic) or ()
-    partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
     first, last = await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
     if since_ms is not None:
-        later = await consumer.offsets_for_times(dict.fromkeys(partitions, since_ms))
-        first = {p: last[p] if later[p] is None else max(first[p], later[p].offset) for p in partitions}
+        first = await offsets_since(consumer, since_ms, first, last)
     if records is not None:
         share = max(1, records // len(partitions))
         first = {p: max(first[p], last[p] - share) for p in partitions}
     return {p: (first[p], last[p]) for p in partitions if first[p] < last[p]}
+
+
+async def partitions_of(consumer: AIOKafkaConsumer, topic: str) -> list[TopicPartition]:
+    """The partitions of a topic, for a client that has not subscribed to it; none where there is no such topic. Raises KafkaError."""
+    if topic not in await consumer.topics():  # asking for its partitions would make it, where brokers allow that
+        return []
+    await consumer._client.add_topic(topic)  # noqa: SLF001  subscribing would be the public way; it wants a group, and assigns
+    return [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
+
+
+async def offsets_since(
+    consumer: AIOKafkaConsumer, since_ms: int, first: Mapping[TopicPartition, int], last: Mapping[TopicPartition, int]
+) -> dict[TopicPartition, int]:
+    """Where records begin that were produced since then, of partitions with these ends; behind the last one where there is none."""
+    later = await consumer.offsets_for_times(dict.fromkeys(first, since_ms))
+    return {p: last[p] if later[p] is None else max(first[p], later[p].offset) for p in first}

@@ -26,7 +26,10 @@ WORSE_ALARMS: Final = 0.25
 """A challenger may alarm more often by this share of the budget, or of the champion's rate if that is more."""
 WORSE_RECALL: Final = 0.05
 """And may tell so much less of the injected incidents."""
-MEASURES: Final = ("surprise", "false_alarms_per_series_day", "injected_told")
+SURPRISE: Final = "surprise"
+FALSE_ALARMS: Final = "false_alarms_per_series_day"
+TOLD: Final = "injected_told"
+MEASURES: Final = (SURPRISE, FALSE_ALARMS, TOLD)
 """What champion and challenger are compared in."""
 TAIL: Final = 3.0
 """Degrees of freedom of the likelihood: outliers count, and do not decide."""
@@ -97,9 +100,9 @@ def decide(champion: Run, challenger: Run, days: NDArray[np.float64], budget: fl
     figures = {
         "series": len(days),
         "series_days": round(float(days.sum()), 2),
-        MEASURES[0]: _figure(_mean(champion.surprise), _mean(challenger.surprise), surprise),
-        MEASURES[1]: _figure(*rates, alarms) | {"worse_allowed": round(allowed, 4)},
-        MEASURES[2]: _figure(champion.told.mean(), challenger.told.mean(), recall) | {"worse_allowed": WORSE_RECALL},
+        SURPRISE: _figure(_mean(champion.surprise), _mean(challenger.surprise), surprise),
+        FALSE_ALARMS: _figure(*rates, alarms) | {"worse_allowed": round(allowed, 4)},
+        TOLD: _figure(champion.told.mean(), challenger.told.mean(), recall) | {"worse_allowed": WORSE_RECALL},
     }
     if not challenger.finite or (np.isfinite(champion.surprise) & ~np.isfinite(challenger.surprise)).any():
         return Verdict(passed=False, reason="its scores are not all finite", figures=figures)

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +13,11 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 import structlog
+import torch
 
 from anomalyd import __version__
 from anomalyd.alerts.mutes import Mute
-from anomalyd.app import WORKER, leave_workers, mute_of, stream_plan
+from anomalyd.app import WORKER, completed, mute_of, stop_at_signals, stream_plan
 from anomalyd.batch import Source
 from anomalyd.detector import Artifact, Detector, Options
 from anomalyd.detector import artifact as artifacts
@@ -29,7 +29,7 @@ from anomalyd.kafka import models
 from anomalyd.kafka.client import Backoff
 from anomalyd.kafka.intake import Intake, Taken
 from anomalyd.kafka.registry import Champion, Decision, Packed
-from anomalyd.retrainer.gate import evenly
+from anomalyd.retrainer.gate import MEASURES, evenly
 from anomalyd.retrainer.gate import run as judged_by
 from anomalyd.retrainer.incidents import Incidents
 from anomalyd.retrainer.material import LEAST_SERIES, Judged, prepare
@@ -39,6 +39,7 @@ from anomalyd.settings import Settings, StreamSettings
 from anomalyd.stream_model import artifact_of, suited
 from anomalyd.telemetry.retraining import RetrainMetrics
 from anomalyd.telemetry.server import HttpServer
+from anomalyd.training.outcome import writable
 
 GROUP: Final = "retrainer"
 """Its consumer group is `<kafka.group_id>-retrainer`."""
@@ -134,7 +135,7 @@ class Retrainer:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._retrain = settings.retrain
-        self.metrics = RetrainMetrics()
+        self.metrics = RetrainMetrics(measures=MEASURES)
         self.streams = [Stream(settings, configured) for configured in settings.streams]
         self._by_topic = {topic: stream for stream in self.streams for topic in stream.configured.topics}
         self._inputs = Intake(
@@ -252,13 +253,13 @@ class Retrainer:
             if file is None or not file.exists():
                 continue
             try:
-                data = file.read_bytes()
-                about = stream.reservoir.about(data)
+                stored = stream.reservoir.read(file.read_bytes())
+                about = stored.about
                 if about["stream"]["names"] != (None if stream.names is None else list(stream.names)):
                     raise StateError("it is about other features")
                 begins = {Source(topic, int(number)): int(at) for topic, number, at in about["positions"]}
                 stream.resume(about["stream"])
-                stream.reservoir.load(data)
+                stream.reservoir.fill(stored)
                 positions |= begins
             except (OSError, StateError, KeyError, TypeError, ValueError) as error:
                 _log.warning("retrain_state_unusable", stream=stream.name, file=str(file), reason=str(error) or repr(error))
@@ -428,44 +429,13 @@ def run(settings: Settings) -> int:
     Raises:
         AnomalydError: what the operator has to change.
     """
-    import torch  # noqa: PLC0415  takes seconds, and a configuration that is wrong is told sooner
-
     os.nice(settings.retrain.nice)
     torch.set_num_threads(settings.retrain.threads)
     if settings.retrain.folder is not None:
-        _writable(settings.retrain.folder)
-    retrainer = Retrainer(settings)
-    code = 0
-    try:
-        asyncio.run(_until_signal(retrainer))
-    except AnomalydError:
-        raise
-    except Exception:  # noqa: BLE001  the last one who can say what happened
-        _log.exception("crashed")
-        code = 1
-    leave_workers(code)
-    return code
-
-
-def _writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(f"retrain.folder: {folder}: {error.strerror or error}") from None
+        writable(settings.retrain.folder, "retrain.folder:")
+    return completed(_until_signal(Retrainer(settings)))
 
 
 async def _until_signal(retrainer: Retrainer) -> None:
-    loop = asyncio.get_running_loop()
-
-    def stop(number: signal.Signals) -> None:
-        if retrainer.stopping:
-            os._exit(1)  # asked twice
-        _log.info("stopping", signal=number.name)
-        retrainer.stop()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number)
+    stop_at_signals(retrainer)
     await retrainer.run()

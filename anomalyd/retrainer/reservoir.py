@@ -53,6 +53,23 @@ class Kept:
     bytes: int
 
 
+class Stored(NamedTuple):
+    """What was written down of a reservoir: s series, n samples of all."""
+
+    about: dict[str, Any]
+    """What the caller of `dump` had said."""
+    limit: int
+    """Of ranks."""
+    keys: list[str]
+    """(s,)"""
+    lengths: list[int]
+    """Samples of each, (s,)."""
+    time_ms: NDArray[np.int64]
+    """(n,)"""
+    value: NDArray[np.float64]
+    """(n, F)"""
+
+
 class _DrawnIndex(SeriesIndex):
     """Only series with a rank below the limit have rows."""
 
@@ -206,11 +223,12 @@ class Reservoir:
         )
         return out.getvalue()
 
-    def about(self, data: bytes) -> dict[str, Any]:
-        """What the caller of `dump` had said. Raises as `load`."""
-        return dict(self._read(data)[0]["about"])
+    def read(self, data: bytes) -> Stored:
+        """What `dump` gave, checked.
 
-    def _read(self, data: bytes) -> tuple[dict[str, Any], list[str], list[int], NDArray[np.int64], NDArray[np.float64]]:
+        Raises:
+            StateError: it is damaged, or about other features.
+        """
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as stored:
                 head = json.loads(stored["head"].tobytes())
@@ -220,31 +238,30 @@ class Reservoir:
                 times, values = stored["time_ms"], stored["value"]
             if len(keys) != len(lengths) or sum(lengths) != len(times) or values.shape != (len(times), self.features):
                 raise StateError("its columns do not fit each other")
-            head["limit"] = int(head["limit"])
+            return Stored(dict(head["about"]), int(head["limit"]), keys, lengths, times, values)
         except StateError:
             raise
         except Exception as error:  # zip, JSON and numpy have an error each for what is damaged
             raise StateError(f"it can't be read: {error!r}") from error
-        return head, keys, lengths, times, values
 
     def load(self, data: bytes) -> dict[str, Any]:
-        """Takes in what `dump` gave, into an empty reservoir; returns what the caller had said.
+        """Takes in what `dump` gave, into an empty reservoir; returns what the caller had said. Raises as `read`."""
+        stored = self.read(data)
+        self.fill(stored)
+        return stored.about
 
-        Raises:
-            StateError: it is damaged, or about other features; nothing was taken in.
-        """
-        head, keys, lengths, times, values = self._read(data)
-        limit = head["limit"]
+    def fill(self, stored: Stored) -> None:
+        """Takes it in, into an empty reservoir."""
+        limit, times, values = stored.limit, stored.time_ms, stored.value
         end = 0
         self._index.limit = limit
-        for key, length in zip(keys, lengths, strict=True):
+        for key, length in zip(stored.keys, stored.lengths, strict=True):
             end += length
             if self._index.rank(key) >= limit or len(self._index) >= self.most_series:
                 continue  # another seed, or less room than before
             row, n = self._index.allocate(key), min(length, self.samples)
             self._times[row, :n], self._values[row, :n] = times[end - n : end], values[end - n : end]
             self._count[row] = n
-        return dict(head["about"])
 
 
 @njit

@@ -1,4 +1,4 @@
-"""One round: a challenger out of the champion and what was kept, and the verdict on it. A pure function of its arguments and the seed."""
+"""One round: a challenger out of the champion and what was kept, and the verdict on it. Of the clock it takes a stamp, and nothing else."""
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -60,8 +60,16 @@ def hold(
         artifact = finished(data, design, on, learn(on, design.shape, design.regime, seed, begin=design.begin), seed)
         now = datetime.now(UTC)
         version = f"{__version__}+{now:%Y%m%dT%H%M%SZ}"
-        challenger = replace(artifact, name="retrained", version=version, parent=champion.hash, created_at=now.isoformat(), hash="")
-        challenger = replace(challenger, data=artifact.training["data"], libraries=artifact.training["versions"])
+        challenger = replace(
+            artifact,
+            name="retrained",
+            version=version,
+            parent=champion.hash,
+            created_at=now.isoformat(),
+            data=artifact.training["data"],
+            libraries=artifact.training["versions"],
+            hash="",
+        )
         verdict = compare(Detector(champion, "cpu", options), Detector(challenger, "cpu", options), material.judged, seed)
         challenger = artifacts.sealed(replace(challenger, metrics={name: verdict.figures[name]["challenger"] for name in MEASURES}))
     except ArtifactError as error:  # such as a network that alarms all the time: no threshold can be laid

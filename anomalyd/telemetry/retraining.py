@@ -1,7 +1,7 @@
 """The retrainer's metrics, declared once as the daemon's are."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
@@ -10,7 +10,6 @@ from anomalyd.telemetry.metrics import Declaring
 
 VERDICTS: Final = ("published", "better", "rejected")
 """What becomes of a round: better is one that would have been published, had that been wanted."""
-MEASURES: Final = ("surprise", "false_alarms_per_series_day", "injected_told")
 
 
 class RetrainMetrics(Declaring):
@@ -18,10 +17,12 @@ class RetrainMetrics(Declaring):
 
     Args:
         registry: a new one if none is given.
+        measures: of the gate, which are shown for both models.
     """
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None, *, measures: Sequence[str] = ()) -> None:
         super().__init__(registry)
+        self._measures = measures
         counter, gauge, stream = self._counter, self._gauge, ("stream",)
         self._records = counter("retrain_records", "Records read by the retrainer.", stream)
         self._rounds = counter("retrain_rounds", "Rounds of retraining, by what came of them.", ("stream", "verdict"))
@@ -73,7 +74,7 @@ class RetrainMetrics(Declaring):
         self._rounds.labels(stream, verdict).inc()
         self._duration.labels(stream).set(seconds)
         self._at.labels(stream).set(at_s)
-        for measure in MEASURES:
+        for measure in self._measures:
             for model in ("champion", "challenger"):
                 value = figures.get(measure, {}).get(model)
                 self._judged.labels(stream, measure, model).set(math.nan if value is None else value)

@@ -23,15 +23,15 @@ from anomalyd.training.design import Design
 from anomalyd.training.later import cut_at, errors
 
 
-def writable(out: Path) -> None:
-    """Makes the folder of an artifact, before hours are spent for it. Raises ConfigError."""
+def writable(out: Path, key: str = "--out") -> None:
+    """Makes a folder, before hours are spent for what goes there. Raises ConfigError that names the `key` it was given by."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ConfigError(f"--out {out}: {error.strerror or error}") from None
+        raise ConfigError(f"{key} {out}: {error.strerror or error}") from None
 
 
 def finished(data: Data, design: Design, on: Prepared, learned: Learned, seed: int) -> Artifact:

@@ -146,6 +146,20 @@ class Daemon:
         rows = [line for line in lines if name in (line.rpartition(" ")[0], line.partition("{")[0].partition(" ")[0])]
         return sum(float(row.rpartition(" ")[2]) for row in rows) if rows else None
 
+    def until_metric(self, name: str, value: float | None, timeout_s: float = 30.0) -> None:
+        """Waits until a metric has this value: gauges are set each second at most, and counters follow a commit."""
+        found: float | None = None
+
+        def there() -> bool:
+            nonlocal found
+            found = self.metric(name)
+            return found == value
+
+        try:
+            poll_until(there, name, timeout_s, 0.1)
+        except AssertionError:
+            raise AssertionError(f"{name} was {found}, not {value}, for {timeout_s:g} s; its log: {self.log()[-2000:]}") from None
+
     def until_ready(self, timeout_s: float = 60.0) -> None:
         """Waits for /readyz."""
         poll_until(lambda: self._alive() and self.get("/readyz")[0] == 200, f"readiness; its log: {self.log()[-2000:]}", timeout_s, 0.05)

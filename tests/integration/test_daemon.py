@@ -65,8 +65,8 @@ class TestMainJob:
             letters = read_until(kafka, daemon.dead, lambda found: len(found) >= 2, "two dead letters", 60)
             daemon.until_read(4)
 
-            assert daemon.metric("anomalyd_samples_scored_total") == 2
-            assert daemon.metric("anomalyd_records_rejected_total") == 2
+            daemon.until_metric("anomalyd_samples_scored_total", 2)
+            daemon.until_metric("anomalyd_records_rejected_total", 2)
 
         assert [(letter.key, letter.value) for letter in letters] == [(b"k", b"\xff\xfe"), (b"k", b"A" * 900_000)]
         assert letters[0].headers == {
@@ -85,7 +85,7 @@ class TestMainJob:
             poll_until(lambda: daemon.events("config_reloaded"), "the first policy")
             produce(kafka, daemon.source, incident("web-1"))
             daemon.until_read(600)
-            assert daemon.metric("anomalyd_alerts_muted_total") == 1
+            daemon.until_metric("anomalyd_alerts_muted_total", 1)
 
             daemon.reconfigure(alerts={"topic": daemon.alerts, "labels": {"team": "a"}}, max_series=500)
             poll_until(lambda: len(daemon.events("config_reloaded")) == 2, "the second policy")
@@ -206,7 +206,7 @@ class TestDelivery:
                 replayed = second.metric("anomalyd_records_replayed_total")
                 assert first.stop() == 0
                 sharing(second, 2, claims=2)
-                assert second.metric("anomalyd_records_replayed_total") == replayed  # the other one left in good order
+                second.until_metric("anomalyd_records_replayed_total", replayed)  # the other one left in good order
                 first.start()
                 sharing(first, 1, claims=1)
                 sharing(second, 1, claims=2)
@@ -223,7 +223,7 @@ def ready_but_for_one(daemon: Daemon) -> str:
     stopped = daemon.status()["partitions_stopped"]
     assert list(stopped) == [f"{daemon.source}/0"]
     assert daemon.get("/readyz")[0] == 503
-    assert daemon.metric("anomalyd_stopped_partitions") == 1
+    daemon.until_metric("anomalyd_stopped_partitions", 1)
     why: str = stopped[f"{daemon.source}/0"]
     (event,) = daemon.events("partition_stopped")
     assert (event["partition"], event["reason"]) == (0, why)
@@ -252,7 +252,7 @@ class TestState:
             daemon.until_read(30)
 
             assert (fired["status"], fired["source"]["offset"]) == ("firing", 500)
-            assert daemon.metric("anomalyd_records_consumed_total") == 30
+            daemon.until_metric("anomalyd_records_consumed_total", 30)
             assert daemon.metric("anomalyd_records_replayed_total") == 0
             (restored,) = daemon.events("partition_restored")
             assert (restored["position"], restored["replay"], restored["series"]) == (490, 0, 1)
@@ -282,7 +282,7 @@ class TestState:
             bold.until_ready()
             (gap,) = bold.events("state_gap")
             assert gap["first"] + gap["records"] == 250
-            assert bold.metric("anomalyd_replay_gap_records_total") == gap["records"]
+            bold.until_metric("anomalyd_replay_gap_records_total", gap["records"])
             assert bold.metric("anomalyd_records_lost_total") == 0  # everything in front of the position had been told
 
     def test_an_input_topic_that_was_made_anew_is_read_from_its_start(self, kafka: str, tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ class TestState:
             daemon.until_read(50)
             (discarded,) = daemon.events("state_discarded")
             assert discarded["position"] == 300
-            assert daemon.metric("anomalyd_series") == 1
+            daemon.until_metric("anomalyd_series", 1)
             assert daemon.stop() == 0
             produce(kafka, daemon.source, [poison(0)])
             daemon.start()
@@ -305,7 +305,7 @@ class TestState:
             (restored,) = daemon.events("partition_restored")
 
             assert (restored["position"], restored["series"], restored["replay"]) == (50, 1, 0)
-            assert daemon.metric("anomalyd_records_consumed_total") == 1
+            daemon.until_metric("anomalyd_records_consumed_total", 1)
 
     def test_a_damaged_changelog_stops_its_partition_alone_and_loudly(self, kafka: str, tmp_path: Path) -> None:
         with Daemon(kafka, tmp_path, partitions=2) as daemon:
@@ -471,7 +471,7 @@ class TestGroup:
             daemon.until_read(1)
             assert daemon.until_committed(4).position == 4  # behind two records and two markers
 
-            assert daemon.metric("anomalyd_records_consumed_total") == 1
+            daemon.until_metric("anomalyd_records_consumed_total", 1)
             assert daemon.stop() == 0
         assert [letter.value for letter in read_committed(kafka, daemon.dead)] == [poison(1)]
 
@@ -485,7 +485,7 @@ class TestGroup:
             daemon.start()
             daemon.until_read(15)
 
-            assert daemon.metric("anomalyd_records_lost_total") == 15
+            daemon.until_metric("anomalyd_records_lost_total", 15)
             assert daemon.events("position_out_of_range")[0]["position"] == 10
 
 
@@ -520,7 +520,7 @@ class TestOutages:
             letters = read_until(kafka, daemon.dead, lambda found: every_poison(found, 200), "every dead letter", 90)
             daemon.until_ready()
             assert len(letters) == 200
-            assert daemon.metric('anomalyd_fences_total{why="claim"}') == 1  # nothing had to be restored
+            daemon.until_metric('anomalyd_fences_total{why="claim"}', 1)  # nothing had to be restored
             assert daemon.stop() == 0
         assert "Traceback" not in daemon.log()
 
@@ -554,4 +554,4 @@ class TestOutages:
             found = read_until(kafka, daemon.dead, lambda records: {r.value for r in records} >= wanted, "what can be read", 60)
 
             assert {record.value for record in found} == wanted
-            assert daemon.metric("anomalyd_records_lost_total") == 100
+            daemon.until_metric("anomalyd_records_lost_total", 100)

@@ -67,11 +67,11 @@ def test_an_incident_of_a_host_is_one_alert_whatever_is_killed(kafka: str, tmp_p
         read_until(kafka, daemon.alerts, lambda found: len(found) >= 2, "an episode", 120)
         daemon.until_committed(len(records))
         assert daemon.metric("anomalyd_replay_divergences_total") == 0
-        assert daemon.metric("anomalyd_series") == 2
+        daemon.until_metric("anomalyd_series", 2)
         assert daemon.stop() == 0
     with Daemon(kafka, tmp_path, source=source, settings=settings) as alone:
         alone.until_committed(len(records))
-        assert alone.metric("anomalyd_samples_scored_total") == 2 * ROUNDS
+        alone.until_metric("anomalyd_samples_scored_total", 2 * ROUNDS)
         assert alone.stop() == 0
 
     told = messages(daemon)

@@ -77,7 +77,7 @@ def test_a_promotion_is_swapped_in_seen_in_alerts_survives_a_crash_and_is_rolled
         fourth = daemon.incident("d")
         position = daemon.until_committed(4 * 520)
 
-        assert daemon.metric('anomalyd_model_swaps_total{reason="rollback",stream="hosts"}') == 1
+        daemon.until_metric('anomalyd_model_swaps_total{reason="rollback",stream="hosts"}', 1)
         assert daemon.metric("anomalyd_model_swap_failures_total") == 0
         assert daemon.metric("anomalyd_replay_divergences_total") == 0
         assert daemon.stop() == 0

@@ -95,8 +95,8 @@ def test_data_drift_a_challenger_passes_is_swapped_in_and_rolled_back(kafka: str
             poll_until(lambda: process.events("retrain_round"), f"a round; its log: {process.log()[-3000:]}", 200, 0.5)
             told = process.events("retrain_round")[0]
             assert told["verdict"] == "published", told
-            assert process.metric("anomalyd_retrain_series") == SERIES
-            assert process.metric("anomalyd_retrain_samples") == SERIES * SAMPLES + OPEN
+            process.until_metric("anomalyd_retrain_series", SERIES)
+            process.until_metric("anomalyd_retrain_samples", SERIES * SAMPLES + OPEN)
             assert process.metric("anomalyd_retrain_lag_records") == 0
             assert (process.metric("anomalyd_retrain_incidents") or 0) >= 1
             assert process.stop() == 0
@@ -112,7 +112,7 @@ def test_data_drift_a_challenger_passes_is_swapped_in_and_rolled_back(kafka: str
         assert listed["champions"]["hosts"]["model"] == told["model"]
         assert shown["parent"] == BASE.hash, shown
         daemon.until_scored_by(told["model"], "retrained")
-        assert daemon.metric('anomalyd_model_swaps_total{reason="retrain",stream="hosts"}') == 1
+        daemon.until_metric('anomalyd_model_swaps_total{reason="retrain",stream="hosts"}', 1)
 
         # The alert that was open goes on and ends; a new incident is told by the new model.
         produce(kafka, daemon.source, records(SAMPLES + OPEN, SAMPLES + OPEN + 60))

@@ -173,12 +173,20 @@ def check_corrections(chains: Sequence[Chain], golden: Golden) -> None:
             raise BrokenError("I12", f"partition {partition}: corrections {chain.corrections[-_SHOWN:]} are not {wanted[-_SHOWN:]}")
 
 
-def check_models(chains: Sequence[Chain], golden: Golden) -> None:
-    """I8: from where on which model scored is what an uninterrupted run was told, and nothing besides."""
-    for partition, (chain, wanted) in enumerate(zip(chains, golden.models, strict=True)):
-        # Of two at one offset the first has scored nothing: it could not be had when the next owner began there. Without a record none has.
-        if wanted and list(dict(chain.models).items()) != wanted:
-            raise BrokenError("I8", f"partition {partition}: models {chain.models} are not {wanted}")
+def check_models(chains: Sequence[Chain], golden: Golden, ends: Sequence[int]) -> None:
+    """I8: from where on which model scored is what an uninterrupted run was told, and nothing besides.
+
+    Of two at one offset the first has scored nothing: it could not be had when the next owner began there. Neither has one behind the last
+    record, which an owner writes down when it begins there and cannot have the model before.
+
+    Args:
+        chains: a partition each.
+        golden: what an uninterrupted run brings.
+        ends: offset behind the last record of each partition.
+    """
+    for partition, (chain, wanted, end) in enumerate(zip(chains, golden.models, ends, strict=True)):
+        if [(offset, model) for offset, model in dict(chain.models).items() if offset < end] != wanted:
+            raise BrokenError("I8", f"partition {partition}: models {chain.models} are not {wanted}, in front of offset {end}")
 
 
 def check_dead_letters(found: Sequence[list[dict[str, bytes]]], golden: Golden, *, exactly_once: bool, gaps: bool, most_bytes: int) -> None:

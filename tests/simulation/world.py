@@ -595,7 +595,7 @@ class Simulation:
         check_alerts(alerts_of(self._logs(ALERTS), self.partitions), golden, exactly_once=once, gaps=self.gaps)
         if self.exactly_once and not self.gaps:
             check_corrections(self.chains, golden)
-            check_models(self.chains, golden)
+            check_models(self.chains, golden, self._ends())
         for instance in self.instances if self.exactly_once and not self.gaps else ():
             # It would not show in the alerts: where a replay comes to something else, what was told holds.
             if divergences := instance.app.metrics.registry.get_sample_value("anomalyd_replay_divergences_total"):
@@ -629,14 +629,20 @@ class Simulation:
         golden = self.golden()
         pipeline = instance.app._pipeline
         assert pipeline is not None
-        for partition, wanted in enumerate(golden.digests):
+        for partition, (wanted, end) in enumerate(zip(golden.digests, self._ends(), strict=True)):
             kept = pipeline._partitions.get(Source(INPUT, partition))
             if kept is None:
                 raise BrokenError("I5", f"partition {partition} is not there: {instance.app._ready()}")
             shard = kept.shard
+            # Rows went over to this model where no record follows; an uninterrupted run never comes there.
+            unreached = any(offset >= end > 0 for offset, _ in self.chains[partition].models)
             # Without transactions a zombie may write pages of its own among its successor's.
-            if shard.digest() != wanted and self.exactly_once and not self.gaps:
+            if shard.digest() != wanted and not unreached and self.exactly_once and not self.gaps:
                 raise BrokenError("I5", f"partition {partition}: state {shard.digest()} is not {wanted}")
+
+    def _ends(self) -> list[int]:
+        """Offset behind the last record of each partition."""
+        return [records[-1].offset + 1 if records else 0 for records in self.input]
 
     def golden(self) -> Golden:
         """What an uninterrupted instance brings."""

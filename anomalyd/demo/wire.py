@@ -170,7 +170,7 @@ class Feeder(threading.Thread):
         """See the class."""
         try:
             self._feed()
-            if self._producer.flush(10):
+            if self._producer.flush(60):
                 raise DeliveryError("the demo's producer could not deliver all records")
         except Exception as error:  # noqa: BLE001  told by the main thread
             self.failure = error

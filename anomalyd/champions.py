@@ -363,11 +363,21 @@ class Champions:
             self._begin(self._publish(stream, detector.model.hash, why))
 
     async def _publish(self, stream: str, model: str, why: str) -> None:
-        """Says in the topic that a model went. It may be that another instance has done so."""
-        try:
-            await roll_back(self._settings, stream, why, by="rule", of=model)
-        except Exception as error:  # noqa: BLE001  whatever it is, this instance has gone back
-            _log.warning("rollback_not_published", stream=stream, model=model, reason=str(error) or repr(error))
+        """Says in the topic that a model went, until that is done or somebody has said anew which one is champion."""
+        backoff = Backoff(most_s=60.0)
+        while model in self._posts[stream].unfit:
+            try:
+                await roll_back(self._settings, stream, why, by="rule", of=model)
+            except Exception as error:  # noqa: BLE001  whatever it is, this instance has gone back
+                delay_s = backoff.next_s()
+                _log.warning(
+                    "rollback_not_published", stream=stream, model=model, reason=str(error) or repr(error), wait_s=round(delay_s, 2)
+                )
+                if isinstance(error, ArtifactError):  # there is none to go back to: trying again changes nothing
+                    return
+                await asyncio.sleep(delay_s)
+            else:
+                return
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

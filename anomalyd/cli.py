@@ -17,6 +17,7 @@ from anomalyd import __version__
 from anomalyd.errors import AnomalydError
 
 if TYPE_CHECKING:
+    from anomalyd.detector.detector import Device
     from anomalyd.evaluation.sets import Half
     from anomalyd.settings import Settings
 
@@ -454,7 +455,8 @@ def train(
     ] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Where the report goes.  [default: DIR/report.html]")] = None,
     json_output: JsonOption = False,
-    seed: Annotated[int, typer.Option(help="Equal seeds and data make equal weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Equal seeds and data make equal weights, on the CPU.")] = 0,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to train; auto: the GPU where there is one.")] = "cpu",
 ) -> None:
     """Train a model on history: files, or what a topic holds.
 
@@ -474,6 +476,8 @@ def train(
 
     if loss not in (None, "student", "huber", "mse"):
         raise typer.BadParameter("valid are student, huber, mse", param_hint="--loss")
+    if device not in ("auto", "cpu", "cuda"):
+        raise typer.BadParameter("valid are auto, cpu, cuda", param_hint="--device")
     if epochs is not None and steps is not None:
         raise typer.BadParameter("say --epochs or --steps, not both", param_hint="--epochs")
     settings = load(config) if config is not None else None
@@ -508,7 +512,7 @@ def train(
         plan={name: value for name, value in plan.items() if value is not None},
     )
     source = source_of(data or [], settings, format_, topic, since, samples)
-    raise typer.Exit(run_train(source, out, seed, wanted, report=report, json_output=json_output))
+    raise typer.Exit(run_train(source, out, seed, wanted, report=report, json_output=json_output, device=cast("Device", device)))
 
 
 @app.command()

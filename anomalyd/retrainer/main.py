@@ -40,6 +40,7 @@ from anomalyd.stream_model import artifact_of, suited
 from anomalyd.telemetry.retraining import RetrainMetrics
 from anomalyd.telemetry.server import HttpServer
 from anomalyd.training.outcome import writable
+from anomalyd.training.trainer import device_for
 
 GROUP: Final = "retrainer"
 """Its consumer group is `<kafka.group_id>-retrainer`."""
@@ -135,6 +136,7 @@ class Retrainer:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._retrain = settings.retrain
+        self._device = device_for(settings.device)
         self.metrics = RetrainMetrics(measures=MEASURES)
         self.streams = [Stream(settings, configured) for configured in settings.streams]
         self._by_topic = {topic: stream for stream in self.streams for topic in stream.configured.topics}
@@ -180,6 +182,7 @@ class Retrainer:
             version=__version__,
             streams=[stream.name for stream in self.streams],
             most_series=[stream.reservoir.most_series for stream in self.streams],
+            device=self._device,
         )
         _log.info("http_listening", host=self._retrain.http.host, port=self.port)
         rounds = asyncio.create_task(self._rounds())
@@ -243,7 +246,7 @@ class Retrainer:
     # --- over a restart ---------------------------------------------------------------------------------------------
 
     def _file(self, stream: Stream) -> Path | None:
-        return None if self._retrain.folder is None else self._retrain.folder / f"{stream.name}.npz"
+        return None if self._retrain.folder is None else self._retrain.folder / f"{stream.name}.npz.zst"
 
     def _restore(self) -> None:
         """What is in the folder; what of it cannot be used is told and begun anew."""
@@ -336,7 +339,7 @@ class Retrainer:
             material = prepare(stream.reservoir.histories(), stream.incidents)
             seed = self._retrain.seed + stream.rounds
             found = await self._aside(
-                partial(hold, champion, material, stream.options, seed, names=stream.names, steps=self._retrain.steps)
+                partial(hold, champion, material, stream.options, seed, names=stream.names, steps=self._retrain.steps, device=self._device)
             )
             verdict = await self._conclude(stream, champion, found)
         finally:

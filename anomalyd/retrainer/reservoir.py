@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+import cramjam
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
@@ -213,7 +214,7 @@ class Reservoir:
         histories = self.histories()
         head = {"format": _FORMAT, "features": self.features, "limit": str(self._index.limit), "about": dict(about)}
         out = io.BytesIO()
-        np.savez_compressed(
+        np.savez(
             out,
             head=np.frombuffer(json.dumps(head).encode(), np.uint8),
             keys=np.frombuffer(json.dumps([history.key for history in histories]).encode(), np.uint8),
@@ -221,7 +222,8 @@ class Reservoir:
             time_ms=np.concatenate([np.empty(0, np.int64), *(history.time_ms for history in histories)]),
             value=np.concatenate([np.empty((0, self.features)), *(history.value for history in histories)]),
         )
-        return out.getvalue()
+        # Fast rather than small: it is written each minute, on the event loop.
+        return bytes(cramjam.zstd.compress(out.getvalue(), level=1))
 
     def read(self, data: bytes) -> Stored:
         """What `dump` gave, checked.
@@ -230,7 +232,7 @@ class Reservoir:
             StateError: it is damaged, or about other features.
         """
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+            with np.load(io.BytesIO(bytes(cramjam.zstd.decompress(data))), allow_pickle=False) as stored:
                 head = json.loads(stored["head"].tobytes())
                 if head["format"] != _FORMAT or head["features"] != self.features:
                     raise StateError(f"it has format {head['format']} and {head['features']} features, not {_FORMAT} and {self.features}")
@@ -241,7 +243,7 @@ class Reservoir:
             return Stored(dict(head["about"]), int(head["limit"]), keys, lengths, times, values)
         except StateError:
             raise
-        except Exception as error:  # zip, JSON and numpy have an error each for what is damaged
+        except Exception as error:  # zstd, zip, JSON and numpy have an error each for what is damaged
             raise StateError(f"it can't be read: {error!r}") from error
 
     def load(self, data: bytes) -> dict[str, Any]:

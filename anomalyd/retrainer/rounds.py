@@ -33,6 +33,7 @@ def hold(
     *,
     names: tuple[str, ...] | None = None,
     steps: int | None = None,
+    device: str = "cpu",
 ) -> Round:
     """Trains a challenger, beginning with the champion's weights where their shape allows it, and holds it against the champion.
 
@@ -46,6 +47,7 @@ def hold(
         seed: equal seeds, equal weights, on the same machine with the same number of threads.
         names: of the features of an entity.
         steps: of the training; None: as many as `anomalyd train` takes.
+        device: of torch, where to train. Both are judged on the CPU.
     """
     figures = {"pieces": len(material.pieces), "judged": len(material.judged), "left_out": material.left_out, "broken": material.broken}
     if not material.enough:
@@ -57,7 +59,8 @@ def hold(
     data = Data(histories, names, timed=True)
     on = prepared(data, design.shape, design.regime, seed)
     try:
-        artifact = finished(data, design, on, learn(on, design.shape, design.regime, seed, begin=design.begin), seed)
+        learned = learn(on, design.shape, design.regime, seed, begin=design.begin, device=device)
+        artifact = finished(data, design, on, learned, seed)
         now = datetime.now(UTC)
         version = f"{__version__}+{now:%Y%m%dT%H%M%SZ}"
         challenger = replace(

@@ -241,8 +241,8 @@ EVENTS: Final[Mapping[str, Event]] = {
     ),
     "rollback_not_published": Event(
         "warning",
-        "This instance went back to the model before by rule, and could not say so in the models topic; others may go on with it.",
-        "see `reason`; the user needs Write on the topic; `anomalyd models rollback` says it by hand",
+        "This instance went back to the model before by rule, and could not say so in the models topic yet; others may go on with it.",
+        "it is tried again; see `reason`; the user needs Write on the topic; `anomalyd models rollback` says it by hand",
     ),
     "models_not_followed": Event(
         "warning",

@@ -133,6 +133,7 @@ def learn(
     progress: Progress | None = None,
     begin: Artifact | None = None,
     look: Callable[[Autoencoder, int], None] | None = None,
+    device: str = "cpu",
 ) -> Learned:
     """Trains a network and takes the weights that were best on what was held back, or the last ones where nothing was.
 
@@ -144,6 +145,7 @@ def learn(
         progress: told after each step.
         begin: weights to begin with, of the same shape.
         look: gets the network and how many steps are done at each look at what was held back; may raise to end the training.
+        device: see `fit`.
 
     Raises:
         ArtifactError: the loss is not finite.
@@ -173,7 +175,18 @@ def learn(
 
     counts = None if on.draw is None else on.pieces.counts
     network, loss = fit(
-        on.pieces.inputs, on.pieces.targets, shape, regime.plan, seed, step, on.linear, make, counts=counts, draw=on.draw, watch=watch
+        on.pieces.inputs,
+        on.pieces.targets,
+        shape,
+        regime.plan,
+        seed,
+        step,
+        on.linear,
+        make,
+        counts=counts,
+        draw=on.draw,
+        watch=watch,
+        device=device,
     )
     if not math.isfinite(loss):
         raise ArtifactError("training went astray: its loss is not a number any more; a lower --learning-rate or --clip keeps it in bounds")

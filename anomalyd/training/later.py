@@ -127,7 +127,7 @@ class Stopper:
         self.curve.append((done, loss))
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, done
-            self._best = {name: tensor.numpy().copy() for name, tensor in network.state_dict().items()}
+            self._best = {name: tensor.cpu().numpy().copy() for name, tensor in network.state_dict().items()}
         looks_since = sum(step > self.best_step for step, _ in self.curve)
         return bool(self._patience) and looks_since >= self._patience
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from anomalyd.detector import Artifact
+from anomalyd.detector.detector import Device
 from anomalyd.errors import ConfigError
 from anomalyd.training.bar import training_bar
 from anomalyd.training.course import learn, prepared
@@ -15,6 +16,7 @@ from anomalyd.training.history import LEAST_TRAIN
 from anomalyd.training.outcome import finished, writable, written
 from anomalyd.training.page import page
 from anomalyd.training.sources import FromFiles, FromTopic, read
+from anomalyd.training.trainer import device_for
 
 REPORT: Final = "report.html"
 
@@ -27,6 +29,7 @@ def run(
     *,
     report: Path | None = None,
     json_output: bool = False,
+    device: Device = "cpu",
 ) -> int:
     """Trains, calibrates and saves; progress on stderr, the artifact's hash on stdout. Returns the exit code.
 
@@ -39,6 +42,7 @@ def run(
         wanted: what is not as usual.
         report: HTML file; None: `report.html` beside the artifact.
         json_output: one JSON object instead of text.
+        device: where to train; auto is the GPU where there is one. Only on the CPU do equal seeds give equal weights.
 
     Raises:
         ArtifactError: the model to begin with cannot be used, or no threshold can be laid.
@@ -48,12 +52,13 @@ def run(
     """
     wanted = wanted or Wanted()
     began = time.monotonic()
+    torch_device = device_for(device)
     writable(out)
     data = read(source)
     design = designed(data, wanted)
     on = prepared(data, design.shape, design.regime, seed)
     with training_bar(design.regime.plan.steps) as progress:
-        learned = learn(on, design.shape, design.regime, seed, progress, design.begin)
+        learned = learn(on, design.shape, design.regime, seed, progress, design.begin, device=torch_device)
     artifact = finished(data, design, on, learned, seed)
     saved = written(artifact, out)
     took_s = time.monotonic() - began

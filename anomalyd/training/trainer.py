@@ -9,9 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from anomalyd.detector.detector import Device
 from anomalyd.detector.layout import Shape
 from anomalyd.detector.network import Autoencoder, SequenceOutput
 from anomalyd.detector.recipe import JOINT_LAGS
+from anomalyd.errors import ConfigError
 
 Floats32 = NDArray[np.float32]
 Loss = Literal["student", "huber", "mse"]
@@ -62,6 +64,7 @@ def fit(
     counts: Floats32 | None = None,
     draw: Floats32 | None = None,
     watch: Watch | None = None,
+    device: str = "cpu",
 ) -> tuple[Autoencoder, float]:
     """Trains one network on many series.
 
@@ -79,9 +82,10 @@ def fit(
         counts: how much each step counts, (N, T), 0 where a series has ended; None: all alike.
         draw: how often each series is drawn, (N,), in any unit; None: all equally often.
         watch: may end the training early.
+        device: of torch, where the network is trained; what is drawn is drawn on the CPU, so it is the same on all.
 
     Returns:
-        The network and the mean loss of the last tenth of the steps.
+        The network, on the CPU, and the mean loss of the last tenth of the steps.
     """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
@@ -90,10 +94,11 @@ def fit(
     if network.linear is not None:
         weight = torch.zeros_like(network.linear.weight) if linear is None else linear
         network.linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+    network.to(device)
     optimiser = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], plan.learning_rate, weight_decay=plan.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, plan.steps)
-    x, y = torch.from_numpy(inputs), torch.from_numpy(targets)
-    weight_of = None if counts is None else torch.from_numpy(counts)
+    x, y = torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
+    weight_of = None if counts is None else torch.from_numpy(counts).to(device)
     odds = None if draw is None else torch.from_numpy(draw)
     known = None if network.linear is None else network.linear(lagged(x)).detach()
     stretches = max(1, x.shape[1] // plan.stretch)
@@ -105,6 +110,7 @@ def fit(
             members = torch.randint(len(x), (min(plan.batch, len(x)),), generator=generator)
         else:
             members = torch.multinomial(odds, plan.batch, replacement=True, generator=generator)
+        members = members.to(device)
         state = None
         for k in range(stretches):
             if done == plan.steps or stopped:
@@ -130,14 +136,15 @@ def fit(
             if progress:
                 progress(done, plan.steps, losses[-1])
             stopped = watch is not None and watch(network, done)
-    return network, float(np.mean(losses[-max(1, len(losses) // 10) :]))
+    return network.cpu(), float(np.mean(losses[-max(1, len(losses) // 10) :]))
 
 
 @torch.inference_mode()
 def loss_of(network: Autoencoder, inputs: Floats32, targets: Floats32, counts: Floats32, plan: Plan) -> float:
     """The loss of series that were not trained on, from a fresh state; arguments as those of `fit`. The last step has no next one."""
-    x, y = torch.from_numpy(inputs), torch.from_numpy(targets)
-    weight = torch.from_numpy(counts).clone()
+    device = _device(network)
+    x, y = torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
+    weight = torch.from_numpy(counts).clone().to(device)
     weight[:, -1] = 0.0
     coming = torch.cat([y[:, 1:], y[:, -1:]], dim=1)
     if network.linear is not None:
@@ -151,20 +158,36 @@ def loss_of(network: Autoencoder, inputs: Floats32, targets: Floats32, counts: F
 @torch.inference_mode()
 def guesses(network: Autoencoder, inputs: Floats32) -> tuple[Floats32, Floats32]:
     """What the network makes of series from a fresh state: of each value when it was the newest, and of the next one, (N, T, F) both."""
-    x = torch.from_numpy(inputs)
+    x = torch.from_numpy(inputs).to(_device(network))
     network.eval()
     out = network(x)
     network.train()
     following = out.next if network.linear is None else out.next + network.linear(lagged(x))
-    return out.window[..., : following.shape[2]].numpy(), following.numpy()
+    return out.window[..., : following.shape[2]].cpu().numpy(), following.cpu().numpy()
+
+
+def device_for(wanted: Device) -> str:
+    """Where to train: auto is the GPU where there is one.
+
+    Raises:
+        ConfigError: a GPU was asked for, and torch sees none.
+    """
+    there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise ConfigError("device: cuda, but torch sees no GPU; use cpu or auto")
+    return "cuda" if there and wanted != "cpu" else "cpu"
+
+
+def _device(network: Autoencoder) -> torch.device:
+    return network.newest.weight.device
 
 
 def _disturbed(given: Tensor, plan: Plan, generator: torch.Generator) -> Tensor:
     """Inputs (B, T, I) as the network gets to see them in training."""
     if plan.input_noise:
-        given = given + plan.input_noise * torch.randn(given.shape, generator=generator)
+        given = given + plan.input_noise * torch.randn(given.shape, generator=generator).to(given.device)
     if plan.masking:
-        given = given * (torch.rand((*given.shape[:2], 1), generator=generator) >= plan.masking)
+        given = given * (torch.rand((*given.shape[:2], 1), generator=generator) >= plan.masking).to(given.device)
     return given
 
 
@@ -192,7 +215,7 @@ def _loss(
     padded = torch.cat([earlier.new_zeros(earlier.shape[0], missing, f), earlier, wanted], dim=1)  # (B, W - 1 + T, F)
     # lags 0 … W - 1 of every step, newest first, as the heads give them
     window = torch.cat([padded[:, w - 1 - lag : padded.shape[1] - lag] for lag in range(w)], dim=2)
-    weight = torch.ones(wanted.shape[1])
+    weight = wanted.new_ones(wanted.shape[1])
     if first:
         weight[: plan.early] = 0.1
     if plan.loss == "student":

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from anomalyd.detector import Shape
+from anomalyd.errors import ConfigError
 from anomalyd.training import generate
 from anomalyd.training.features import network_inputs
-from anomalyd.training.trainer import Floats32, Plan, fit
+from anomalyd.training.trainer import Floats32, Plan, device_for, fit
 
 SHAPE = Shape(1, 8, 1, 2, joint=False)
 PLAN = Plan(steps=12, batch=16, stretch=48, window=4)
@@ -89,3 +90,20 @@ def test_forecast_beats_the_last_value_on_what_can_be_foreseen() -> None:
     missed = np.abs(forecast[:, late] - targets[40:, 201:399, 0]).mean()
     as_now = np.abs(targets[40:, late, 0] - targets[40:, 201:399, 0]).mean()
     assert missed < 0.8 * as_now
+
+
+def test_all_of_a_training_is_where_it_was_asked_for(data: tuple[Floats32, Floats32]) -> None:
+    """A device without data refuses what lies elsewhere, as a GPU does; the first number that is asked for ends it."""
+    plan = replace(PLAN, steps=1, input_noise=0.1, masking=0.1, dropout=0.1)
+    counts = np.ones(data[0].shape[:2], np.float32)
+
+    with pytest.raises(RuntimeError, match=r"item\(\)"):
+        fit(*data, SHAPE, plan, 0, counts=counts, draw=counts[:, 0], device="meta")
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    assert (device_for("auto"), device_for("cpu")) == ("cpu", "cpu")
+    with pytest.raises(ConfigError, match="torch sees no GPU"):
+        device_for("cuda")

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, cast
 
 import typer
 
@@ -676,6 +676,30 @@ def topics_create(config: ConfigOption = None) -> None:
     settings = load(config)
     configure(settings.log)
     raise typer.Exit(create(settings))
+
+
+@topics_app.command("rights")
+def topics_rights(
+    config: ConfigOption = None,
+    principal: Annotated[str, typer.Option(help="Who gets the rights.", metavar="PRINCIPAL")] = "User:anomalyd",
+    part: Annotated[
+        Literal["run", "retrain", "notify", "create"],
+        typer.Option("--for", help="What this principal runs: run, retrain, notify, or create for topics create."),
+    ] = "run",
+) -> None:
+    """Print the commands that grant, on a cluster with an authorizer, what is needed and no more. Asks nobody, changes nothing.
+
+    \b
+    Examples:
+      anomalyd topics rights -c config.yaml
+      anomalyd topics rights -c config.yaml --for create --principal User:deploy
+    """
+    from anomalyd.kafka.access import commands, rights
+    from anomalyd.settings import load
+
+    settings = load(config)
+    for command in commands(rights(settings, part), settings.kafka.bootstrap_servers, principal):
+        typer.echo(command)
 
 
 @state_app.command("inspect")

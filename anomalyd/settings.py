@@ -35,6 +35,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, Pydanti
 from anomalyd import __version__
 from anomalyd.errors import ConfigError
 from anomalyd.selection import MOST_FEATURES, Features, Selection
+from anomalyd.tls import FreshContext
 
 ENV_PREFIX: Final = "ANOMALYD_"
 ENV_DELIMITER: Final = "__"
@@ -77,6 +78,19 @@ def _servers(text: str) -> str:
         if found is None or not 1 <= int(found[1]) <= 65535:
             raise ValueError("must be host:port, or several of them with commas between")
     return ",".join(server.strip() for server in text.split(","))
+
+
+def _http_url(url: str) -> str:
+    found = re.fullmatch(r"https?://([^/?#\s]+)([/?][^#\s]*)?", url)
+    if found is None or "@" in found[1]:
+        raise ValueError("must be a URL such as https://login.example.org/token, without user and password")
+    return url
+
+
+def _oauth_extension(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z]+", name) or name == "auth":
+        raise ValueError("must be the name of an extension: letters, and not auth")
+    return name
 
 
 def _existing_file(path: Path) -> Path:
@@ -163,6 +177,8 @@ def _pinned(name: str) -> str:
 TopicName = Annotated[str, AfterValidator(_topic_name)]
 StreamName = Annotated[str, AfterValidator(_stream_name)]
 Servers = Annotated[str, AfterValidator(_servers)]
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+OAuthExtension = Annotated[str, AfterValidator(_oauth_extension)]
 ExistingFile = Annotated[Path, AfterValidator(_existing_file)]
 LabelName = Annotated[str, AfterValidator(_label_name)]
 Text = Annotated[str, Field(min_length=1)]
@@ -230,16 +246,34 @@ class KafkaSettings(_Section):
     """Most records taken into one micro-batch, over all partitions."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     """Encryption and authentication of the connection."""
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = None
     """How to prove who we are; needed with SASL_PLAINTEXT and SASL_SSL."""
     sasl_username: Text | None = None
-    """User name for SASL."""
+    """User name for PLAIN and SCRAM."""
     sasl_password: SecretStr | None = None
-    """Password for SASL. Better: sasl_password_file."""
+    """Password for PLAIN and SCRAM. Better: sasl_password_file."""
     sasl_password_file: ExistingFile | None = None
-    """File that holds the password for SASL, such as a mounted secret; read at each new connection, so it may be rotated."""
+    """File that holds the password for PLAIN and SCRAM, such as a mounted secret; read at each new connection, so it may be rotated."""
+    sasl_oauth_token_file: ExistingFile | None = None
+    """File that holds the token for OAUTHBEARER, such as a projected service account token; read at each new connection."""
+    sasl_oauth_token_url: HttpUrl | None = None
+    """Token endpoint that gives tokens for OAUTHBEARER by the client credentials grant (RFC 6749, section 4.4), instead of a file. Tokens
+    are asked for when they are needed, kept, and renewed before they end."""
+    sasl_oauth_client_id: Text | None = None
+    """Client id for the token endpoint."""
+    sasl_oauth_client_secret: SecretStr | None = None
+    """Client secret for the token endpoint. Better: sasl_oauth_client_secret_file."""
+    sasl_oauth_client_secret_file: ExistingFile | None = None
+    """File that holds the client secret; read with each question to the token endpoint."""
+    sasl_oauth_scope: Text | None = None
+    """Scope to ask the token endpoint for; several with blanks between."""
+    sasl_oauth_cafile: ExistingFile | None = None
+    """Certificates (PEM) of the authorities to trust for the token endpoint; without it, those of the system."""
+    sasl_oauth_extensions: dict[OAuthExtension, Text] = Field(default_factory=dict)
+    """What goes to the brokers beside the token, such as `logicalCluster: lkc-1` for Confluent Cloud."""
     ssl_cafile: ExistingFile | None = None
-    """Certificates (PEM) of the authorities to trust; without it, those of the system."""
+    """Certificates (PEM) of the authorities to trust; without it, those of the system. Like all files of TLS it is looked at with each
+    new connection, so it may be replaced while the daemon runs."""
     ssl_certfile: ExistingFile | None = None
     """This client's certificate (PEM), for brokers that ask for one."""
     ssl_keyfile: ExistingFile | None = None
@@ -271,9 +305,17 @@ class KafkaSettings(_Section):
         return _secret(self.sasl_password, self.sasl_password_file, "kafka.sasl_password_file")
 
     def ssl_context(self) -> ssl.SSLContext | None:
-        """A context for TLS, None for connections without. Raises ConfigError if a certificate or key is not usable."""
+        """A context for TLS whose connections each take the files as they are then, None for connections without.
+
+        Raises:
+            ConfigError: a certificate or key is not usable.
+        """
         if not self.uses_tls:
             return None
+        files = (self.ssl_cafile, self.ssl_certfile, self.ssl_keyfile, self.ssl_keyfile_password_file)
+        return FreshContext(self._ssl_context, [file for file in files if file is not None])
+
+    def _ssl_context(self) -> ssl.SSLContext:
         where = "kafka.ssl_cafile"
         try:
             context = ssl.create_default_context(cafile=self.ssl_cafile)
@@ -287,20 +329,66 @@ class KafkaSettings(_Section):
             raise ConfigError(f"{where}: {error}") from error
         return context
 
+    def read_oauth_token(self) -> str:
+        """The token out of its file. Raises ConfigError if it cannot be read or is empty."""
+        token = (_secret(None, self.sasl_oauth_token_file, "kafka.sasl_oauth_token_file") or "").strip()
+        if not token:
+            raise ConfigError(f"kafka.sasl_oauth_token_file: {self.sasl_oauth_token_file}: is empty")
+        return token
+
+    def read_oauth_client_secret(self) -> str:
+        """The secret for the token endpoint. Raises ConfigError if its file can no longer be read."""
+        where = "kafka.sasl_oauth_client_secret_file"
+        return _secret(self.sasl_oauth_client_secret, self.sasl_oauth_client_secret_file, where) or ""
+
+    def oauth_ssl_context(self) -> ssl.SSLContext | None:
+        """A context for the token endpoint, None for one without TLS. Raises ConfigError if a certificate is not usable."""
+        if self.sasl_oauth_token_url is None or not self.sasl_oauth_token_url.startswith("https:"):
+            return None
+        return FreshContext(self._oauth_ssl_context, [] if self.sasl_oauth_cafile is None else [self.sasl_oauth_cafile])
+
+    def _oauth_ssl_context(self) -> ssl.SSLContext:
+        try:
+            return ssl.create_default_context(cafile=self.sasl_oauth_cafile)
+        except (ssl.SSLError, OSError) as error:
+            raise ConfigError(f"kafka.sasl_oauth_cafile: {error}") from error
+
+    def _sasl_problems(self) -> Iterator[tuple[str, str]]:
+        """Keys that are missing for the mechanism, or belong to another one."""
+        oauth = self.sasl_mechanism == "OAUTHBEARER"
+        if self.sasl_mechanism is None:
+            wanted: dict[str, object] = {"sasl_mechanism": None}
+        elif not oauth:
+            wanted = {"sasl_username": self.sasl_username, "sasl_password_file": self.sasl_password or self.sasl_password_file}
+        elif self.sasl_oauth_token_url is None:
+            wanted = {"sasl_oauth_token_file": self.sasl_oauth_token_file}
+        else:
+            secret = self.sasl_oauth_client_secret or self.sasl_oauth_client_secret_file
+            wanted = {"sasl_oauth_client_id": self.sasl_oauth_client_id, "sasl_oauth_client_secret_file": secret}
+        needing = f"security_protocol {self.security_protocol}" if self.sasl_mechanism is None else f"sasl_mechanism {self.sasl_mechanism}"
+        yield from ((name, f"missing; {needing} needs it") for name, got in wanted.items() if not got)
+        if self.sasl_oauth_token_file is not None and self.sasl_oauth_token_url is not None:
+            yield "sasl_oauth_token_url", "give either sasl_oauth_token_file or sasl_oauth_token_url, not both"
+        elif oauth and self.sasl_oauth_token_url is None:
+            asking = ("client_id", "client_secret", "client_secret_file", "scope", "cafile")
+            for name in (f"sasl_oauth_{name}" for name in asking):
+                if getattr(self, name) is not None:
+                    yield name, "has no effect without sasl_oauth_token_url"
+        if self.sasl_mechanism is not None:
+            other = ("sasl_username", "sasl_password") if oauth else ("sasl_oauth_",)
+            for name in sorted(self.model_fields_set):
+                if name.startswith(other) and getattr(self, name):
+                    yield name, f"has no effect with sasl_mechanism {self.sasl_mechanism}; change the one or remove the other"
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         problems = [
             (name, f"give either {name} or {name}_file, not both")
-            for name in ("sasl_password", "ssl_keyfile_password")
+            for name in ("sasl_password", "sasl_oauth_client_secret", "ssl_keyfile_password")
             if getattr(self, name) is not None and getattr(self, f"{name}_file") is not None
         ]
         if self.uses_sasl:
-            wanted = {
-                "sasl_mechanism": self.sasl_mechanism,
-                "sasl_username": self.sasl_username,
-                "sasl_password_file": self.sasl_password or self.sasl_password_file,
-            }
-            problems += [(name, f"missing; security_protocol {self.security_protocol} needs it") for name, got in wanted.items() if not got]
+            problems += self._sasl_problems()
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
             problems.append(("ssl_certfile", "ssl_certfile and ssl_keyfile belong together, give both or neither"))
         for name in sorted(self.model_fields_set):
@@ -548,6 +636,42 @@ class HttpSettings(_Section):
     """Address to listen on."""
     port: int = Field(default=9464, ge=0, le=65535)
     """Port to listen on; 0 takes a free one and says which."""
+    tls_certfile: ExistingFile | None = None
+    """Certificate (PEM, with the chain) to serve HTTPS with instead of HTTP; looked at with each new connection, so it may be replaced."""
+    tls_keyfile: ExistingFile | None = None
+    """The private key (PEM) of tls_certfile, without a password."""
+    token_file: ExistingFile | None = None
+    """File with bearer tokens, one a line, of which /metrics asks for one; read with each request. Without a token, /healthz and /readyz
+    answer with their status alone and say no reasons."""
+
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """A context for HTTPS, None for HTTP. Raises ConfigError if certificate or key are not usable."""
+        if self.tls_certfile is None or self.tls_keyfile is None:
+            return None
+        return FreshContext(self._ssl_context, [self.tls_certfile, self.tls_keyfile])
+
+    def _ssl_context(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            context.load_cert_chain(str(self.tls_certfile), self.tls_keyfile, password="")
+        except (ssl.SSLError, OSError) as error:
+            raise ConfigError(f"http.tls_certfile, http.tls_keyfile: {error}") from error
+        return context
+
+    def read_tokens(self) -> list[str] | None:
+        """Tokens that are accepted, None where none is asked for. Raises ConfigError if their file cannot be read or holds none."""
+        if self.token_file is None:
+            return None
+        tokens = (_secret(None, self.token_file, "http.token_file") or "").split()
+        if not tokens:
+            raise ConfigError(f"http.token_file: {self.token_file}: holds no token")
+        return tokens
+
+    @model_validator(mode="after")
+    def _tls_whole(self) -> Self:
+        if (self.tls_certfile is None) != (self.tls_keyfile is None):
+            _refuse([("tls_certfile", "tls_certfile and tls_keyfile belong together, give both or neither")])
+        return self
 
 
 class TopicSettings(_Section):
@@ -734,7 +858,16 @@ class Settings(BaseSettings):
         It goes with the changelog, so that whoever would write into the same one is fenced.
         """
         topic, partition = source
-        return f"{self.changelog_topic(topic)}.{partition}"
+        return f"{self.transactional_prefix(topic)}{partition}"
+
+    def transactional_prefix(self, input_topic: str) -> str:
+        """What the transactional ids of an input topic begin with, and no others."""
+        return f"{self.changelog_topic(input_topic)}."
+
+    @property
+    def retrain_group(self) -> str:
+        """The group that the retrainer's positions are written down for."""
+        return f"{self.kafka.group_id}-retrainer"
 
     @property
     def transactional(self) -> bool:
@@ -1040,7 +1173,6 @@ def _secret(value: SecretStr | None, file: Path | None, name: str) -> str | None
 # --- saying what is wrong -----------------------------------------------------------------------------------------
 
 _LATER_KEYS: Final = {"scores": "scores.topic"}
-_LATER_VALUES: Final = {("sasl_mechanism", "OAUTHBEARER")}
 _LATER: Final = f"this version ({__version__}) does not have it yet"
 
 
@@ -1106,8 +1238,6 @@ def _wrong_value(error: ErrorDetails) -> str:
     context = error.get("ctx", {})
     if error["type"] == "literal_error":
         valid = re.findall(r"'([^']*)'", context["expected"])
-        if (error["loc"][-1], error["input"]) in _LATER_VALUES:
-            return f"got {got}: {_LATER}; valid are {', '.join(valid)}"
         return f"got {got}, valid are {', '.join(valid)}{_hint(str(error['input']), valid)}"
     if error["type"] == "value_error":
         return f"got {got}, {context['error']}"
@@ -1161,7 +1291,7 @@ def _hint(got: str, valid: Sequence[str]) -> str:
 
 
 def _is_secret(loc: Sequence[int | str]) -> bool:
-    return any("password" in str(part) and not str(part).endswith("_file") for part in loc)
+    return any(any(word in str(part) for word in ("password", "secret")) and not str(part).endswith("_file") for part in loc)
 
 
 def _model_at(loc: Sequence[int | str]) -> type[BaseModel]:

@@ -15,10 +15,13 @@ from numba.core import event
 
 from anomalyd.demo.broker import EmbeddedBroker
 from tests.support.kafka import Cluster, missing
+from tests.support.secured import SecuredKafka
 
 GIVEN = os.environ.get("ANOMALYD_TEST_KAFKA")
 CI = os.environ.get("CI", "").lower() == "true"
-BROKER_FIXTURES = {"kafka", "kafka_cluster", "breakable_kafka", "mock_kafka"}
+OWN_FIXTURES = {"kafka_cluster", "breakable_kafka", "secured_kafka"}
+"""Real brokers of the session's own, whatever broker is given."""
+BROKER_FIXTURES = {"kafka", "mock_kafka"} | OWN_FIXTURES
 LACKING = pytest.StashKey[str]()
 
 
@@ -53,14 +56,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = set(getattr(item, "fixturenames", ()))
         if fixtures & BROKER_FIXTURES:
             item.add_marker("broker")
-        if fixtures & {"kafka_cluster", "breakable_kafka"}:
+        if fixtures & OWN_FIXTURES:
             item.add_marker("real_kafka")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Skip what only a real Kafka can prove where there is none, unless this is CI, where the fixture then fails."""
     needing = [item for item in session.items if item.get_closest_marker("real_kafka")]
-    own = [item for item in needing if not GIVEN or {"kafka_cluster", "breakable_kafka"} & set(getattr(item, "fixturenames", ()))]
+    own = [item for item in needing if not GIVEN or OWN_FIXTURES & set(getattr(item, "fixturenames", ()))]
     if own and not CI and (lacking := missing()):
         session.config.stash[LACKING] = f"{len(own)} TESTS AGAINST A REAL KAFKA WERE SKIPPED: install {lacking}"
         for item in own:
@@ -113,6 +116,14 @@ def breakable_kafka() -> Iterator[Cluster]:
     _demand_real()
     with Cluster() as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def secured_kafka() -> Iterator[SecuredKafka]:
+    """A real broker with TLS, SASL and an authorizer; users, groups and topics are to be of the test's own names."""
+    _demand_real()
+    with SecuredKafka() as secured:
+        yield secured
 
 
 @pytest.fixture(scope="session")

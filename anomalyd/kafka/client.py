@@ -6,11 +6,14 @@ import logging
 import random
 from typing import Any, ClassVar, Final, Protocol
 
+import aiokafka.client
 import aiokafka.errors as kafka_errors
 import structlog
-from aiokafka.errors import BrokerResponseError, KafkaError
+from aiokafka.conn import AIOKafkaConnection, create_conn
+from aiokafka.errors import BrokerResponseError, KafkaConnectionError, KafkaError
 
-from anomalyd.errors import AnomalydError, KafkaRefusedError, KafkaUnavailableError
+from anomalyd.errors import AnomalydError, ConfigError, KafkaRefusedError, KafkaUnavailableError
+from anomalyd.kafka import oauth
 from anomalyd.settings import KafkaSettings
 from anomalyd.unless import unasked
 
@@ -38,15 +41,13 @@ kafka_errors.kafka_errors.setdefault(FencedInstanceIdError.errno, FencedInstance
 
 _REFUSED: Final[dict[str, str]] = {
     "FencedInstanceIdError": "another process uses the same kafka.group_instance_id; give each instance its own",
-    "GroupAuthorizationFailedError": "not authorised for the consumer group; allow Read on group {group_id}",
-    "TopicAuthorizationFailedError": (
-        "not authorised for a topic; allow Read and Describe on the input topics, Write and Describe on the alerts and dead-letter topics, "
-        "Read, Write and Describe on the changelog topics"
+    "GroupAuthorizationFailedError": "not allowed: Read on group {named}; `anomalyd topics rights` prints what grants it",
+    "TopicAuthorizationFailedError": "not allowed: {operation} on topic {named}; `anomalyd topics rights` prints what grants it",
+    "ClusterAuthorizationFailedError": (
+        "not allowed: IdempotentWrite on the cluster, which brokers before 3.0 want besides Write on the topics, or another operation on it"
     ),
-    "ClusterAuthorizationFailedError": "not authorised for idempotent writes; allow IdempotentWrite on the cluster",
     "TransactionalIdAuthorizationFailed": (
-        "not authorised for transactions; allow Write and Describe on the transactional ids that begin with state.prefix, or set "
-        "delivery: at-least-once"
+        "not allowed: Write on transactional id {named}; `anomalyd topics rights` prints what grants it, or set delivery: at-least-once"
     ),
     "InvalidTransactionTimeout": "the brokers refuse transactions of 60 s; raise their transaction.max.timeout.ms to that at least",
     "InconsistentGroupProtocolError": (
@@ -62,11 +63,24 @@ _REFUSED: Final[dict[str, str]] = {
 }
 
 
+async def _connection(*where: Any, sasl_plain_password: Any = None, **more: Any) -> AIOKafkaConnection:  # noqa: ANN401  the client's own
+    """A connection of a client, with the password as it is now: the client itself would go on with the one that it was made with."""
+    if callable(sasl_plain_password):
+        try:
+            sasl_plain_password = sasl_plain_password()
+        except ConfigError as error:  # the client tries again after an error of its own kind, and dies of any other
+            raise KafkaConnectionError(str(error)) from error
+    return await create_conn(*where, sasl_plain_password=sasl_plain_password, **more)
+
+
+aiokafka.client.create_conn = _connection
+
+
 def options(settings: KafkaSettings) -> dict[str, Any]:
-    """Arguments that every client takes. The password is read at each call, so that a rotated secret is picked up by the next client.
+    """Arguments that every client takes. Certificates, keys, passwords and tokens are read with each connection that it makes.
 
     Raises:
-        ConfigError: a certificate, key or password file cannot be used.
+        ConfigError: a certificate, key, password or token file cannot be used.
     """
     shared: dict[str, Any] = {
         "bootstrap_servers": settings.bootstrap_servers,
@@ -77,11 +91,14 @@ def options(settings: KafkaSettings) -> dict[str, Any]:
         "ssl_context": settings.ssl_context(),
     }
     if settings.uses_sasl:
-        shared |= {
-            "sasl_mechanism": settings.sasl_mechanism,
-            "sasl_plain_username": settings.sasl_username,
-            "sasl_plain_password": settings.read_sasl_password(),
-        }
+        shared["sasl_mechanism"] = settings.sasl_mechanism
+        if settings.sasl_mechanism == "OAUTHBEARER":
+            if settings.sasl_oauth_token_file is not None:
+                settings.read_oauth_token()
+            shared["sasl_oauth_token_provider"] = oauth.provider(settings)
+        else:
+            settings.read_sasl_password()
+            shared |= {"sasl_plain_username": settings.sasl_username, "sasl_plain_password": settings.read_sasl_password}
     return shared
 
 
@@ -100,14 +117,32 @@ def groupless(settings: KafkaSettings) -> dict[str, Any]:
     }
 
 
-def refusal(error: Exception, settings: KafkaSettings) -> KafkaRefusedError | None:
-    """What to tell the operator when trying again cannot help; None for errors that may pass."""
+def refusal(error: BaseException, settings: KafkaSettings, operation: str = "Read") -> KafkaRefusedError | None:
+    """What to tell the operator when trying again cannot help; None for errors that may pass.
+
+    Args:
+        error: of the client.
+        settings: how it was reached.
+        operation: what was to be done with topics, if the error is that this is not allowed.
+    """
     # Errors out of the client's background tasks come wrapped, with the first one's name in the text only.
     text = f"{type(error).__name__} {error}"
     for name, advice in _REFUSED.items():
         if name in text:
-            return KafkaRefusedError(f"Kafka: {advice.format(group_id=settings.group_id)} ({_first_line(error)})")
+            told = advice.format(group_id=settings.group_id, operation=operation, named=_named(error, name, settings))
+            return KafkaRefusedError(f"Kafka: {told} ({_first_line(error)})")
     return None
+
+
+def _named(error: BaseException, name: str, settings: KafkaSettings) -> str:
+    """The resources that an error is about."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if type(cause).__name__ == name and cause.args and cause.args[0]:
+            named = cause.args[0]
+            return named if isinstance(named, str) else ", ".join(sorted(map(str, named)))
+        cause = cause.__cause__
+    return settings.group_id if name.startswith("Group") else "(the client does not say which)"
 
 
 def unavailable(error: Exception, settings: KafkaSettings) -> AnomalydError:
@@ -121,7 +156,7 @@ def reason(error: Exception) -> str:
     return cause if "bootstrap" in str(error) and cause else _first_line(error)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = str(error).splitlines()
     return lines[0] if lines and lines[0].strip() else type(error).__name__
 

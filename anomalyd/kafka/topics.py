@@ -12,7 +12,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import IncompatibleBrokerVersion, KafkaError, TopicAlreadyExistsError, TopicAuthorizationFailedError, for_code
 
 from anomalyd.errors import KafkaRefusedError, TopicError
-from anomalyd.kafka import client
+from anomalyd.kafka import access, client
 from anomalyd.kafka.committed import CommittedLog
 from anomalyd.settings import Settings
 
@@ -193,9 +193,17 @@ async def verify(settings: Settings) -> None:
     Raises:
         TopicError: a topic is missing or does not do; the message names the command that repairs it.
         KafkaUnavailableError: no broker answers.
-        KafkaRefusedError: not allowed.
+        KafkaRefusedError: not allowed; the message names every right that is known to lack, and the commands that grant them.
     """
-    survey: _Survey = await _with_admin(settings, lambda admin: _survey(admin, settings))
+    needed = [right for right in access.rights(settings) if right.needed]
+
+    async def look(admin: AIOKafkaAdminClient) -> _Survey:
+        # First: a topic that may not be seen looks like one that is missing.
+        if lacking := await access.lacking(admin, needed):
+            raise KafkaRefusedError(access.refused(lacking, settings))
+        return await _survey(admin, settings)
+
+    survey: _Survey = await _with_admin(settings, look)
     if survey.hidden:
         _log.warning("topic_settings_hidden", topics=survey.hidden)
     lines = [line for line in survey.lines if line.role != "input"]

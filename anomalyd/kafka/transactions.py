@@ -275,7 +275,7 @@ class _Writer:
         while isinstance(cause, Exception):
             if isinstance(cause, _FENCED):
                 return FencedError("another producer has opened our transactional id, or brokers gave the transaction up")
-            if refused := client.refusal(cause, self._settings):
+            if refused := client.refusal(cause, self._settings, "Write"):
                 return refused
             error, cause = cause, cause.__cause__
         return DeliveryError(client.reason(error) if isinstance(error, Exception) else str(error))

@@ -42,8 +42,6 @@ from anomalyd.telemetry.server import HttpServer
 from anomalyd.training.outcome import writable
 from anomalyd.training.trainer import device_for
 
-GROUP: Final = "retrainer"
-"""Its consumer group is `<kafka.group_id>-retrainer`."""
 KEEP_EVERY_S: Final = 60.0
 """So often is what was kept written down."""
 MOST_SERIES_FOR_DRIFT: Final = 64
@@ -143,7 +141,7 @@ class Retrainer:
         self._inputs = Intake(
             settings.kafka,
             list(self._by_topic),
-            f"{settings.kafka.group_id}-{GROUP}",
+            settings.retrain_group,
             round((time.time() - settings.retrain.reread_s) * 1000),
         )
         self._alerts = Intake(settings.kafka, [settings.alerts.topic], None)

@@ -21,6 +21,18 @@ EVENTS: Final[Mapping[str, Event]] = {
     # the life of the daemon
     "starting": Event("info", "The daemon begins: version, group and streams."),
     "http_listening": Event("info", "Metrics and probes are served from here on."),
+    "http_tokens_unusable": Event(
+        "warning",
+        "The file with the HTTP server's tokens cannot be read or holds none; nobody is let in meanwhile.",
+        "see `reason`; write it again",
+    ),
+    "tls_files_read": Event("info", "Certificates or keys have been replaced; connections from now on have the new ones."),
+    "tls_files_unusable": Event(
+        "warning",
+        "Certificates or keys have been replaced and cannot be used, or only a part of them has been; new connections go on with the ones "
+        "before, until a file changes again.",
+        "see `reason`; soon after a rotation it passes by itself",
+    ),
     "model_loaded": Event("info", "The model that scores a stream, and the device that it runs on."),
     "model_scores": Event("info", "From this input offset on this model scores the partition; it is committed with what it says."),
     "model_unfit": Event(

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+import numpy as np
 from confluent_kafka import Consumer, TopicPartition
 
 from anomalyd.kafka.topics import CHANGELOG_CONFIG, MODELS_CONFIG
@@ -25,6 +26,12 @@ START_S: Final = 1_760_000_000
 def sample(host: str, i: int, value: float) -> bytes:
     """A record with one sample: ten seconds of event time after another."""
     return json.dumps({"name": "load", "ts": START_S + 10 * i, "value": value, "tags": {"host": host}}).encode()
+
+
+def incident(host: str, samples: int = 600, at: int = 500) -> list[bytes]:
+    """Samples of noise with an incident of six samples in them: one alert, firing and resolved."""
+    noise = np.random.default_rng(1).standard_normal(samples)
+    return [sample(host, i, 100 + noise[i] + (60 if at <= i < at + 6 else 0)) for i in range(samples)]
 
 
 def poison(n: int) -> bytes:

@@ -12,7 +12,6 @@ from typing import Any
 
 import confluent_kafka
 import jsonschema
-import numpy as np
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -26,17 +25,12 @@ from anomalyd.settings import Settings
 from anomalyd.shard import Shard
 from tests.chaos.compare import Comparison, compare
 from tests.chaos.load import Feeder, Fleet
-from tests.integration.daemon import Daemon, poison, sample
+from tests.integration.daemon import Daemon, incident, poison, sample
 from tests.support.kafka import Cluster
 from tests.support.poll import poll_until, until
 from tests.support.topics import Record, create_topic, produce, read_committed, read_until, unique
 
 pytestmark = pytest.mark.timeout(240)
-
-
-def incident(host: str, samples: int = 600, at: int = 500) -> list[bytes]:
-    noise = np.random.default_rng(1).standard_normal(samples)
-    return [sample(host, i, 100 + noise[i] + (60 if at <= i < at + 6 else 0)) for i in range(samples)]
 
 
 @pytest.mark.real_kafka

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import tempfile
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -26,6 +27,7 @@ from tests.support.poll import poll_until
 
 KAFKA_VERSION: Final = "4.3.0"
 LOG4J_VERSION: Final = "2.25.4"
+_PROTOCOLS: Final = "listener.security.protocol.map"
 
 POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
   <modelVersion>4.0.0</modelVersion><groupId>anomalyd</groupId><artifactId>test-kafka</artifactId><version>1</version>
@@ -73,21 +75,21 @@ def _jars() -> Path:
 class Broker:
     """One broker process that is its own controller; it keeps its ports and its data over stop, kill and start."""
 
-    def __init__(self, node: int, home: Path, ports: dict[int, tuple[int, int]]) -> None:
-        """`ports` gives every node's client and controller port; `home` is a folder for this node alone."""
+    def __init__(self, node: int, home: Path, ports: dict[int, tuple[int, int]], more: Mapping[str, object]) -> None:
+        """`ports` gives every node's client and controller port; `home` is a folder for this node alone; `more` are further properties."""
         self.node = node
         self.address = f"127.0.0.1:{ports[node][0]}"
         self._home = home
         self.data = home / "data"
         self._process: subprocess.Popen[bytes] | None = None
         nodes = len(ports)
-        properties = {
+        properties: dict[str, object] = {
             "process.roles": "broker,controller",
             "node.id": node,
             "controller.quorum.voters": ",".join(f"{i}@127.0.0.1:{controller}" for i, (_, controller) in ports.items()),
             "listeners": f"PLAINTEXT://{self.address},CONTROLLER://127.0.0.1:{ports[node][1]}",
             "advertised.listeners": f"PLAINTEXT://{self.address}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            _PROTOCOLS: "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
             "inter.broker.listener.name": "PLAINTEXT",
             "controller.listener.names": "CONTROLLER",
             "log.dirs": self.data,
@@ -110,6 +112,9 @@ class Broker:
             # A test can wait for compaction.
             "log.cleaner.backoff.ms": 200,
         }
+        for name, value in more.items():  # those that are lists grow
+            before = properties.get(name)
+            properties[name] = f"{before},{value}" if name in {"listeners", "advertised.listeners", _PROTOCOLS} else value
         home.mkdir(parents=True)
         self._properties = home / "server.properties"
         self._properties.write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
@@ -179,11 +184,12 @@ class Broker:
 class Cluster:
     """Brokers on loopback from `with` to its end; internal topics have as many replicas as there are brokers."""
 
-    def __init__(self, brokers: int = 1) -> None:
+    def __init__(self, brokers: int = 1, more: Mapping[str, object] | None = None) -> None:
+        """`more` are properties of every broker besides the usual ones; listeners are added to those."""
         self._home = Path(tempfile.mkdtemp(prefix="anomalyd-kafka-"))
         nodes = range(1, brokers + 1)
         ports = dict(zip(nodes, _free_port_pairs(brokers), strict=True))
-        self.brokers = [Broker(node, self._home / str(node), ports) for node in nodes]
+        self.brokers = [Broker(node, self._home / str(node), ports, more or {}) for node in nodes]
         self.bootstrap_servers = ",".join(broker.address for broker in self.brokers)
 
     def __enter__(self) -> Self:
@@ -224,12 +230,17 @@ class Cluster:
         shutil.rmtree(self._home, ignore_errors=True)
 
 
-def _free_port_pairs(count: int) -> list[tuple[int, int]]:
+def free_ports(count: int) -> list[int]:
     """Ports that the system says are free, held until all are chosen so that none is given twice."""
-    sockets = [socket.socket() for _ in range(2 * count)]
+    sockets = [socket.socket() for _ in range(count)]
     for held in sockets:
         held.bind(("127.0.0.1", 0))
-    ports = [held.getsockname()[1] for held in sockets]
+    ports: list[int] = [held.getsockname()[1] for held in sockets]
     for held in sockets:
         held.close()
+    return ports
+
+
+def _free_port_pairs(count: int) -> list[tuple[int, int]]:
+    ports = free_ports(2 * count)
     return list(zip(ports[::2], ports[1::2], strict=True))

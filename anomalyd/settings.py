@@ -393,7 +393,8 @@ class KafkaSettings(_Section):
             problems.append(("ssl_certfile", "ssl_certfile and ssl_keyfile belong together, give both or neither"))
         for name in sorted(self.model_fields_set):
             idle = (name.startswith("sasl_") and not self.uses_sasl) or (name.startswith("ssl_") and not self.uses_tls)
-            if idle and getattr(self, name) != type(self).model_fields[name].default:
+            default = type(self).model_fields[name].get_default(call_default_factory=True, validated_data={})
+            if idle and getattr(self, name) != default:
                 problems.append(
                     (name, f"has no effect with security_protocol {self.security_protocol}; change the one or remove the other")
                 )
@@ -1291,7 +1292,7 @@ def _hint(got: str, valid: Sequence[str]) -> str:
 
 
 def _is_secret(loc: Sequence[int | str]) -> bool:
-    return any(any(word in str(part) for word in ("password", "secret")) and not str(part).endswith("_file") for part in loc)
+    return any(any(word in str(part) for word in ("password", "secret", "token_url")) and not str(part).endswith("_file") for part in loc)
 
 
 def _model_at(loc: Sequence[int | str]) -> type[BaseModel]:

@@ -118,7 +118,7 @@ streams:
 - Environment variables `ANOMALYD_` override the file, with `__` between levels: `ANOMALYD_KAFKA__BOOTSTRAP_SERVERS=kafka-2:9092`
   changes that key and leaves its siblings. Lists are replaced whole, as JSON: `ANOMALYD_STREAMS='[{"name": "hosts", …}]'`. Empty variables
   count as not set.
-- Secrets come from mounted files: `kafka.sasl_password_file`, `kafka.ssl_keyfile`, `kafka.ssl_keyfile_password_file`.
+- Secrets come from mounted files, the keys that end in `_file`; see [security.md](security.md).
 - Unknown keys are refused, in the file and in variables with `__`.
 - [configs/](../configs) has a commented file for each common case.
 

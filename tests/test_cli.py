@@ -33,6 +33,7 @@ COMMANDS = [
     ["config", "schema"],
     ["topics", "plan"],
     ["topics", "create"],
+    ["topics", "rights"],
     ["models", "list"],
     ["models", "show"],
     ["models", "compare"],

@@ -7,7 +7,9 @@ The client asks for a token with each connection. It does not authenticate again
 import asyncio
 import base64
 import json
+import math
 import time
+from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import quote_plus
 from weakref import WeakKeyDictionary
@@ -59,14 +61,22 @@ class EndpointTokens(AbstractTokenProvider):  # type: ignore[misc]  # the client
     """Tokens by the client credentials grant (RFC 6749, section 4.4), one at a time for all connections.
 
     One that is still good goes on being used where the endpoint does not answer.
+
+    Args:
+        settings: where and as whom to ask.
+        clock: seconds, from wherever.
+
+    Raises:
+        ConfigError: a certificate for the endpoint cannot be used.
     """
 
-    def __init__(self, settings: KafkaSettings) -> None:
+    def __init__(self, settings: KafkaSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
+        self._clock = clock
         self._context = settings.oauth_ssl_context()
         self._lock = asyncio.Lock()
         self._token = ""
-        self._renew_s = self._ends_s = -1.0
+        self._renew_s = self._ends_s = -math.inf
 
     async def token(self) -> str:
         """The token that is kept, or a new one.
@@ -75,11 +85,11 @@ class EndpointTokens(AbstractTokenProvider):  # type: ignore[misc]  # the client
             KafkaConnectionError: the endpoint gives none, and there is none that is still good.
         """
         async with self._lock:
-            if time.monotonic() >= self._renew_s:
+            if self._clock() >= self._renew_s:
                 try:
                     await self._renew()
                 except _TokenError:
-                    if time.monotonic() >= self._ends_s:
+                    if self._clock() >= self._ends_s:
                         raise
             return self._token
 
@@ -88,7 +98,7 @@ class EndpointTokens(AbstractTokenProvider):  # type: ignore[misc]  # the client
         return self._settings.sasl_oauth_extensions
 
     async def _renew(self) -> None:
-        asked_s = time.monotonic()
+        asked_s = self._clock()
         answer = await self._ask()
         token, life = answer.get("access_token"), answer.get("expires_in")
         if not isinstance(token, str) or not token:

@@ -47,7 +47,7 @@ class Instance(Daemon):
 
     def command(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """Runs another command with the instance's configuration."""
-        arguments = [sys.executable, "-m", "anomalyd", *words, "-c", str(self._config)]
+        arguments = [sys.executable, "-m", "anomalyd", *words, "-c", str(self.config)]
         return subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
 
     def create_topics(self) -> None:

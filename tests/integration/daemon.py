@@ -67,9 +67,9 @@ class Daemon:
             create_topic(bootstrap, self.changelog, partitions, changelog or CHANGELOG_CONFIG)
             create_topic(bootstrap, f"{self.group}-models", config=MODELS_CONFIG)
         name = unique("daemon")
-        self._config = folder / f"{name}.json"
+        self.config = folder / f"{name}.json"
         self._log = folder / f"{name}.log"
-        self._config.write_text(
+        self.config.write_text(
             json.dumps(
                 {
                     "kafka": {"bootstrap_servers": bootstrap, "group_id": self.group, "session_timeout_ms": 6_000, **(kafka or {})},
@@ -97,7 +97,7 @@ class Daemon:
         """Starts the process, with these variables besides those of this one."""
         self._log.write_bytes(b"")
         with self._log.open("ab") as log:
-            command = [sys.executable, "-m", "anomalyd", self.verb, "-c", str(self._config)]
+            command = [sys.executable, "-m", "anomalyd", self.verb, "-c", str(self.config)]
             self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, env=os.environ | environment)
         return self
 
@@ -114,7 +114,7 @@ class Daemon:
 
     def reconfigure(self, **sections: object) -> None:
         """Replaces sections of the configuration file and sends SIGHUP."""
-        self._config.write_text(json.dumps(json.loads(self._config.read_text()) | sections))
+        self.config.write_text(json.dumps(json.loads(self.config.read_text()) | sections))
         self.process.send_signal(signal.SIGHUP)
 
     def kill(self) -> None:

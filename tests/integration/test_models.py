@@ -24,7 +24,7 @@ class Operated(Daemon):
 
     def models(self, *words: str) -> dict[str, Any]:
         """`anomalyd models … --json`."""
-        command = [sys.executable, "-m", "anomalyd", "models", *words, "-c", str(self._config), "--json"]
+        command = [sys.executable, "-m", "anomalyd", "models", *words, "-c", str(self.config), "--json"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

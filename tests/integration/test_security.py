@@ -16,8 +16,10 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from anomalyd.app import App
 from anomalyd.errors import KafkaRefusedError
-from anomalyd.kafka import client, topics
+from anomalyd.kafka import client, models, topics
 from anomalyd.kafka.access import Right, rights
+from anomalyd.kafka.intake import Intake
+from anomalyd.kafka.registry import Decision, Packed
 from anomalyd.settings import KafkaSettings, Settings
 from tests.integration.daemon import incident
 from tests.support.certificates import Authority
@@ -263,6 +265,28 @@ async def test_a_right_that_is_taken_away_ends_the_daemon_with_its_name(
 
     named = right.name if not right.prefixed else f"{right.name}0"
     assert f"not allowed: {right.operation} on {right.kind.replace('-', ' ')} {named}" in str(refused.value)
+
+
+async def test_what_the_retrainer_does_to_topics_needs_just_its_rights(secured_kafka: SecuredKafka) -> None:
+    """Reading inputs with positions, reading alerts, publishing a model."""
+    user = unique("user")
+    site = await asyncio.to_thread(Site, secured_kafka, secured_kafka.scram(user, "scram's"), user)
+    await asyncio.to_thread(secured_kafka.grant, user, *rights(site.settings, "retrain"))
+    await site.produce("web-1")
+    inputs = Intake(site.settings.kafka, [site.source], site.settings.retrain_group, 0)
+    alerts = Intake(site.settings.kafka, [site.settings.alerts.topic], None)
+    try:
+        taken = 0
+        while taken < 600:
+            taken += sum(len(batch.records) for batch in await inputs.poll())
+        await inputs.commit()
+        assert await alerts.poll() == []
+    finally:
+        await inputs.close()
+        await alerts.close()
+    await models.publish(site.settings, Packed("ab" * 32, b"weights"), "hosts", Decision("promoted", "test"))
+
+    assert (await models.read(site.settings)).champions["hosts"].model == "ab" * 32
 
 
 async def test_the_topics_of_at_least_once_need_no_right_to_transactions(secured_kafka: SecuredKafka) -> None:

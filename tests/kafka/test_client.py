@@ -2,12 +2,23 @@
 
 import asyncio
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import GroupAuthorizationFailedError, KafkaConnectionError, KafkaError, NodeNotReadyError, for_code
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    KafkaConnectionError,
+    KafkaError,
+    NodeNotReadyError,
+    TopicAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
+    for_code,
+)
 from structlog.testing import capture_logs
 
 from anomalyd.errors import KafkaUnavailableError
@@ -20,7 +31,43 @@ SETTINGS = KafkaSettings(bootstrap_servers="127.0.0.1:9092", group_id="mine")
 def test_what_waiting_cannot_mend_is_said_with_what_to_do() -> None:
     refused = client.refusal(GroupAuthorizationFailedError("mine"), SETTINGS)
 
-    assert "allow Read on group mine" in str(refused)
+    assert "not allowed: Read on group mine" in str(refused)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (TopicAuthorizationFailedError("metrics"), "Write on topic metrics"),
+        (TopicAuthorizationFailedError({"b", "a"}), "Write on topic a, b"),
+        (TransactionalIdAuthorizationFailed("g-state-m.0"), "Write on transactional id g-state-m.0"),
+        (KafkaError(f"Unexpected error {GroupAuthorizationFailedError()!r}"), "Read on group mine"),
+        (ClusterAuthorizationFailedError(), "IdempotentWrite on the cluster"),
+    ],
+)
+def test_a_right_that_lacks_is_named_with_its_resource(error: Exception, told: str) -> None:
+    assert f"not allowed: {told}" in str(client.refusal(error, SETTINGS, "Write"))
+
+
+def test_the_first_of_wrapped_errors_has_the_name() -> None:
+    error = KafkaError("Unexpected error during batch delivery: TopicAuthorizationFailedError")
+    error.__cause__ = TopicAuthorizationFailedError("out")
+
+    assert "Read on topic out" in str(client.refusal(error, SETTINGS))
+
+
+async def test_a_password_that_cannot_be_read_is_a_connection_that_failed(tmp_path: Path) -> None:
+    """The client knows no other error that passes; it would end its tasks."""
+    file = tmp_path / "password"
+    file.write_text("secret")
+    sasl = {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN", "sasl_username": "me", "sasl_password_file": str(file)}
+    admin = AIOKafkaAdminClient(**client.options(KafkaSettings(bootstrap_servers="127.0.0.1:1", **sasl)))
+    file.unlink()
+
+    with pytest.raises(KafkaConnectionError) as refused:
+        await admin.start()
+    await admin.close()
+
+    assert "kafka.sasl_password_file: " in client.reason(refused.value)
 
 
 def test_a_stolen_instance_id_is_recognised_although_the_client_wraps_it_and_does_not_know_it() -> None:

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -88,3 +89,63 @@ async def test_port_is_free_again_after_stop() -> None:
 
     with socket.create_server(("127.0.0.1", port)):
         pass
+
+
+class TestTokens:
+    """/metrics for those who have a token; probes have none."""
+
+    @pytest.fixture
+    async def guarded(self, tmp_path: Path) -> AsyncIterator[Daemon]:
+        daemon = Daemon()
+        self.file = tmp_path / "tokens"
+        self.file.write_text("old\nnew\n")
+        daemon.detail = {"partitions": 3}
+        settings = HttpSettings(host="127.0.0.1", port=0, token_file=self.file)
+        daemon.server = HttpServer(settings, Metrics().registry, health=lambda: (True, {}), ready=lambda: (daemon.ready, daemon.detail))
+        daemon.port = await daemon.server.start()
+        yield daemon
+        await daemon.server.stop()
+
+    @pytest.mark.parametrize(
+        ("header", "status"),
+        [
+            (None, 401),
+            ("Bearer", 401),
+            ("Bearer wrong", 401),
+            ("Bearer \u00e9", 401),
+            ("Basic bmV3", 401),
+            ("Bearer old new", 401),
+            ("Bearer old", 200),
+            ("bearer new", 200),
+        ],
+    )
+    async def test_metrics_ask_for_one(self, guarded: Daemon, header: str | None, status: int) -> None:
+        headers = {"Authorization": header} if header else {}
+        async with aiohttp.ClientSession() as client, client.get(f"http://127.0.0.1:{guarded.port}/metrics", headers=headers) as answer:
+            assert answer.status == status
+            assert ("anomalyd_" in await answer.text()) == (status == 200)
+            assert ("WWW-Authenticate" in answer.headers) == (status == 401)
+
+    async def test_probes_learn_whether_and_not_why(self, guarded: Daemon) -> None:
+        assert await guarded.get("/readyz") == (200, "application/json", '{"ok": true}\n')
+        guarded.ready = False
+        assert await guarded.get("/readyz") == (503, "application/json", '{"ok": false}\n')
+        url, headers = f"http://127.0.0.1:{guarded.port}/readyz", {"Authorization": "Bearer old"}
+        async with aiohttp.ClientSession() as client, client.get(url, headers=headers) as answer:
+            assert await answer.text() == '{"ok": false, "partitions": 3}\n'
+
+    async def test_tokens_may_be_replaced_and_none_lets_nobody_in(self, guarded: Daemon) -> None:
+        url, headers = f"http://127.0.0.1:{guarded.port}/metrics", {"Authorization": "Bearer next"}
+        async with aiohttp.ClientSession(headers=headers) as client:
+            for content, status in (("old", 401), ("next", 200), ("", 401)):
+                self.file.write_text(content)
+                async with client.get(url) as answer:
+                    assert answer.status == status
+
+    async def test_a_file_without_tokens_is_refused_at_the_start(self, tmp_path: Path) -> None:
+        (tmp_path / "empty").write_text("\n")
+        settings = HttpSettings(host="127.0.0.1", port=0, token_file=tmp_path / "empty")
+        server = HttpServer(settings, Metrics().registry, health=lambda: (True, {}), ready=lambda: (True, {}))
+
+        with pytest.raises(ConfigError, match=r"http\.token_file: .* holds no token"):
+            await server.start()

@@ -72,6 +72,19 @@ format: $(READY) ## let the formatter and the linter repair what they can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+.PHONY: audit
+audit: $(READY) ## hold the locked versions against the advisory database
+	$(BIN)/python .ci/audit.py
+
+.PHONY: sbom
+sbom: $(READY) ## the bill of materials of what ships, CycloneDX, in build/anomalyd.cdx.json
+	@mkdir -p build
+	$(BIN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-reproducible --of JSON -o build/anomalyd.cdx.json
+
+.PHONY: docs
+docs: $(READY) ## the documentation as a site, in build/site; a link that leads nowhere is an error
+	$(BIN)/mkdocs build --strict --quiet
+
 .PHONY: lock
 lock: $(READY) ## resolve the dependencies again: the newest versions that pyproject.toml allows
 	$(call compile,--upgrade --all-extras,requirements-dev.lock)

@@ -7,6 +7,9 @@ from types import ModuleType
 
 import pytest
 
+from anomalyd.kafka.access import commands, rights
+from anomalyd.settings import load
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -22,6 +25,15 @@ def generator() -> ModuleType:
 @pytest.mark.parametrize("page", ["configuration", "metrics"])
 def test_reference_page_is_what_the_code_says(page: str) -> None:
     assert (ROOT / "docs" / f"{page}.md").read_text("utf-8") == getattr(generator(), page)(), "run: python docs/generate.py"
+
+
+def test_rights_in_the_documentation_are_those_that_the_command_prints() -> None:
+    path = ROOT / "configs" / "hosts-telegraf.yaml"
+    settings = load(path)
+
+    printed = "\n".join(commands(rights(settings), settings.kafka.bootstrap_servers, "User:anomalyd"))
+
+    assert f"```\n{printed}\n```" in (ROOT / "docs" / "security.md").read_text("utf-8"), f"run: anomalyd topics rights -c {path}"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)

@@ -26,7 +26,7 @@ REST := --ignore=tests/simulation --cov --cov-report=
 
 .PHONY: help
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-16s %s\n", $$1, $$2 }'
 
 .PHONY: demo
 demo: $(READY) ## the daemon on an embedded broker, with a live view, for a minute
@@ -59,6 +59,11 @@ chaos: $(READY) ## kills, zombies and broker failures on a real Kafka, for an ho
 .PHONY: simulate
 simulate: $(READY) ## crashes, zombies and unreliable brokers in virtual time: SEEDS=2000 of it, from BASE (default: by commit)
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) $(if $(BASE),--base $(BASE))
+
+.PHONY: test-kubernetes
+test-kubernetes: $(READY) ## the Helm chart in a real control plane; the first time it is compiled: ten minutes or more, needs go and etcd
+	PYTHON=$(abspath $(BIN))/python deploy/kubernetes/control-plane.sh build
+	$(PYTEST) tests/deploy/kubernetes.py
 
 .PHONY: lint
 lint: $(READY) ## formatter, linter, types and the direction of imports

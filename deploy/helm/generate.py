@@ -1,3 +1,4 @@
+# ruff: noqa: INP001  a script, not a package
 """Makes what of the chart comes out of other files: its schema, its README, its copies of rules and dashboards.
 
     python deploy/helm/generate.py
@@ -8,21 +9,18 @@ Helm packages nothing from outside of a chart's folder, hence the copies. A test
 import copy
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
+from anomalyd.settings import Settings
+
 HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parents[1]
 CHART: Final = HERE / "anomalyd"
 RULES: Final = ROOT / "deploy/prometheus/rules.yaml"
-
-sys.path.insert(0, str(ROOT))
-
-from anomalyd.settings import Settings  # noqa: E402  found by the line above, as a script in this folder is not
 
 _ABSENT: Final = object()
 
@@ -90,8 +88,8 @@ def _close(schema: Any) -> None:  # noqa: ANN401  any part of a JSON Schema
 
 
 def _describe(
-    schema: dict[str, Any], properties: dict[str, Any], path: tuple[str, ...], told: Mapping[tuple[str, ...], str], defaults: Any
-) -> None:  # `defaults` is any value of a YAML file
+    schema: dict[str, Any], properties: dict[str, Any], path: tuple[str, ...], told: Mapping[tuple[str, ...], str], defaults: object
+) -> None:
     for key, value in properties.items():
         here = (*path, key)
         default = defaults.get(key, _ABSENT) if isinstance(defaults, dict) else _ABSENT

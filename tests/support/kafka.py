@@ -8,7 +8,6 @@ Needs java 17+ and, the first time, mvn. `missing()` says what is not there.
 """
 
 import base64
-import os
 import re
 import shutil
 import signal
@@ -23,9 +22,11 @@ from typing import Final, Self
 
 from confluent_kafka.admin import AdminClient
 
+from tests.support.cache import cached, place
 from tests.support.poll import poll_until
 
 KAFKA_VERSION: Final = "4.3.0"
+JARS: Final = f"kafka-{KAFKA_VERSION}"
 LOG4J_VERSION: Final = "2.25.4"
 _PROTOCOLS: Final = "listener.security.protocol.map"
 
@@ -48,28 +49,21 @@ def missing() -> str | None:
     version = re.search(r'version "(\d+)', told)
     if version is None or int(version[1]) < 17:
         return "java 17 or newer"
-    if not _cache().is_dir() and shutil.which("mvn") is None:
+    if not place(JARS).is_dir() and shutil.which("mvn") is None:
         return "maven (mvn)"
     return None
 
 
-def _cache() -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "anomalyd-tests" / f"kafka-{KAFKA_VERSION}"
-
-
 def _jars() -> Path:
-    """The folder of jars; fetched once a machine (44 MB) and moved into place whole, so that a broken download leaves nothing behind."""
-    cache = _cache()
-    if not cache.is_dir():
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache.parent) as scratch:
-            Path(scratch, "pom.xml").write_text(POM)
-            command = ["mvn", "-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={scratch}/jars"]
-            subprocess.run(command, cwd=scratch, check=True, timeout=300)
-            if not cache.is_dir():  # another run may have been faster
-                Path(scratch, "jars").rename(cache)
-    return cache
+    """The folder of jars; fetched once a machine (44 MB)."""
+    return cached(JARS, _fetch)
+
+
+def _fetch(folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        Path(scratch, "pom.xml").write_text(POM)
+        command = ["mvn", "-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={folder}"]
+        subprocess.run(command, cwd=scratch, check=True, timeout=300)
 
 
 class Broker:

@@ -276,26 +276,23 @@ def test_selectors_find_their_pods_and_no_others(renders: list[list[Object]]) ->
                 assert [name for name, template in pods.items() if finds(selector["matchLabels"], template)] == [item["metadata"]["name"]]
 
 
-def test_monitors_reach_every_process_once(renders: list[list[Object]]) -> None:
+def test_every_process_has_its_monitor(renders: list[list[Object]]) -> None:
     found = 0
     for objects in renders:
-        for monitor in objects:
-            if monitor["kind"] not in {"ServiceMonitor", "PodMonitor"}:
-                continue
+        processes = {item["metadata"]["name"]: template for item, template in _pods(objects) if item["kind"] != "Job"}
+        services = {item["metadata"]["name"]: item for item in objects if item["kind"] == "Service"}
+        assert services.keys() == processes.keys()
+        monitors = {item["metadata"]["name"]: item for item in objects if item["kind"] in {"ServiceMonitor", "PodMonitor"}}
+        if monitors:
             found += 1
-            wanted = monitor["spec"]["selector"]["matchLabels"].items()
+            assert monitors.keys() == processes.keys()
+        for name, monitor in monitors.items():
             (endpoint,) = monitor["spec"]["endpoints" if monitor["kind"] == "ServiceMonitor" else "podMetricsEndpoints"]
-            served = {
-                item["metadata"]["name"]
-                for item in objects
-                if item["kind"] == "Service"
-                and wanted <= item["metadata"]["labels"].items()
-                and item["spec"]["ports"][0]["name"] == endpoint["port"]
-            }
-            processes = {item["metadata"]["name"]: template for item, template in _pods(objects) if item["kind"] != "Job"}
-            assert served == processes.keys()
-            assert all(wanted <= template["metadata"]["labels"].items() for template in processes.values())
-            assert all(_container(template)["ports"][0]["name"] == endpoint["port"] for template in processes.values())
+            targets = services if monitor["kind"] == "ServiceMonitor" else processes
+            wanted = monitor["spec"]["selector"]["matchLabels"].items()
+            assert [other for other, target in targets.items() if wanted <= target["metadata"]["labels"].items()] == [name]
+            assert services[name]["spec"]["ports"][0]["name"] == endpoint["port"]
+            assert _container(processes[name])["ports"][0]["name"] == endpoint["port"]
     assert found > 5
 
 
@@ -500,11 +497,14 @@ def test_rules_and_dashboards_are_those_that_ship(chart: Chart) -> None:
 
 
 def test_https_is_probed_and_scraped_where_the_process_serves_it(chart: Chart) -> None:
-    objects = chart.render("minimal", 'metrics.monitor="PodMonitor"')
-    probes = _container(one(objects, "StatefulSet")["spec"]["template"])
+    settings = ('metrics.monitor="PodMonitor"', "retrainer.enabled=true", 'config.http={"tls_certfile": "/a", "tls_keyfile": "/b"}')
+    objects = list(yaml.safe_load_all(chart.template("minimal", settings, "--skip-schema-validation").stdout))
 
-    assert {probes[kind]["httpGet"]["scheme"] for kind in ("startupProbe", "livenessProbe", "readinessProbe")} == {"HTTP"}
-    assert "scheme" not in one(objects, "PodMonitor")["spec"]["podMetricsEndpoints"][0]
+    for kind, name, scheme in (("StatefulSet", "test-anomalyd", "https"), ("Deployment", "test-anomalyd-retrainer", "http")):
+        container = _container(one(objects, kind, name)["spec"]["template"])
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            assert container[probe]["httpGet"]["scheme"] == scheme.upper()
+        assert one(objects, "PodMonitor", name)["spec"]["podMetricsEndpoints"][0]["scheme"] == scheme
 
 
 def test_notes_say_what_is_next(chart: Chart) -> None:

@@ -1,10 +1,42 @@
-{{/* The port that the process of a component listens on: of (dict "root" $ "component" …). */}}
-{{- define "anomalyd.port" -}}
+{{/* How the process of a component serves HTTP: of (dict "root" $ "component" …), a mapping with port and scheme. */}}
+{{- define "anomalyd.http" -}}
 {{- $config := .root.Values.config -}}
-{{- if eq .component "daemon" -}}{{ dig "http" "port" 9464 $config | int }}
-{{- else if eq .component "retrainer" -}}{{ dig "retrain" "http" "port" 9465 $config | int }}
-{{- else if eq .component "notifier" -}}{{ dig "alertmanager" "http" "port" 9466 $config | int }}
-{{- end -}}
+{{- $http := dig "http" dict $config -}}
+{{- $port := 9464 -}}
+{{- if eq .component "retrainer" }}{{ $http = dig "retrain" "http" dict $config }}{{ $port = 9465 }}{{ end -}}
+{{- if eq .component "notifier" }}{{ $http = dig "alertmanager" "http" dict $config }}{{ $port = 9466 }}{{ end -}}
+port: {{ $http.port | default $port | int }}
+scheme: {{ empty $http.tls_certfile | ternary "http" "https" }}
+{{- end }}
+
+{{/* The components that run processes, by what is enabled. A list in JSON. */}}
+{{- define "anomalyd.processes" -}}
+{{- $processes := list "daemon" -}}
+{{- if .Values.retrainer.enabled }}{{ $processes = append $processes "retrainer" }}{{ end -}}
+{{- if .Values.notifier.enabled }}{{ $processes = append $processes "notifier" }}{{ end -}}
+{{- $processes | toJson -}}
+{{- end }}
+
+{{/* The name of a component's objects: of (dict "root" $ "component" …). */}}
+{{- define "anomalyd.name" -}}
+{{- $name := include "anomalyd.fullname" .root -}}
+{{- eq .component "daemon" | ternary $name (printf "%s-%s" $name .component) -}}
+{{- end }}
+
+{{/* A process' Service, for Prometheus and for the names of pods: of (dict "root" $ "component" …). */}}
+{{- define "anomalyd.service" -}}
+apiVersion: v1
+kind: Service
+metadata:
+  {{- include "anomalyd.metadata" (merge (dict "name" (include "anomalyd.name" .)) .) | nindent 2 }}
+spec:
+  clusterIP: None
+  # Metrics of a pod that is reading its state back are wanted most.
+  publishNotReadyAddresses: true
+  selector:
+    {{- include "anomalyd.selector" . | nindent 4 }}
+  ports:
+    - {name: http, port: {{ (include "anomalyd.http" . | fromYaml).port }}, targetPort: http}
 {{- end }}
 
 {{/* Of the configuration that which a component acts on, so that it restarts for nothing else. */}}

@@ -78,10 +78,11 @@ spec:
         {{- tpl (toYaml .) $root | nindent 8 }}
       {{- end }}
       {{- if .probes }}
-      {{- $scheme := dig "http" "tls_certfile" "" $root.Values.config | empty | ternary "HTTP" "HTTPS" }}
+      {{- $http := include "anomalyd.http" . | fromYaml }}
+      {{- $scheme := upper $http.scheme }}
       ports:
         - name: http
-          containerPort: {{ include "anomalyd.port" . }}
+          containerPort: {{ $http.port }}
       # None of them kills a pod because brokers are away or state is being read back: /healthz answers as long as the process turns, from before
       # kernels are loaded on. /readyz waits for state, and a rollout for /readyz.
       startupProbe:

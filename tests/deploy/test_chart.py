@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -184,6 +185,16 @@ def test_without_values_it_says_what_is_needed(chart: Chart) -> None:
     assert refused.returncode != 0
     for word in ("/image/repository", "'bootstrap_servers'", "'streams'"):
         assert word in refused.stderr
+
+
+def test_the_package_carries_what_it_needs_and_nothing_of_the_tests(chart: Chart, tmp_path: Path) -> None:
+    assert chart.run("package", str(CHART), "--destination", str(tmp_path)).returncode == 0
+
+    with tarfile.open(next(tmp_path.glob("*.tgz"))) as package:
+        names = {name.removeprefix("anomalyd/") for name in package.getnames()}
+    assert names >= {"Chart.yaml", "README.md", "files/rules.yaml", "templates/NOTES.txt", "values.schema.json", "values.yaml"}
+    assert names >= {f"files/dashboards/{file.name}" for file in (CHART / "files/dashboards").glob("*.json")}
+    assert not [name for name in names if name.startswith("ci/") or name.endswith(".template")]
 
 
 # --- what is true of all that comes out -----------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from anomalyd.kafka.changelog import ChangelogReader
 from anomalyd.kafka.client import Backoff
 from anomalyd.kafka.consumer import Consumer
 from anomalyd.kafka.transactions import writer_of
-from anomalyd.pipeline import DEADLY, Pipeline
+from anomalyd.pipeline import DEADLY, MOST_PENDING_BYTES, Pipeline
 from anomalyd.probation import Terms
 from anomalyd.series import Entities, Selection
 from anomalyd.settings import AlertPolicy, Day, MuteSettings, Settings, StreamSettings
@@ -113,6 +113,8 @@ class App:
         self._pipeline: Pipeline | None = None
         self._running: asyncio.Task[None] | None = None
         self.stopping = False
+        self.metrics.capacity(series=settings.max_series, workers=self._worker_count, pending_bytes=MOST_PENDING_BYTES)
+        self.metrics.readiness(lambda: self._ready()[0])
 
     # --- running ----------------------------------------------------------------------------------------------------
 

@@ -77,6 +77,8 @@ class Lookout:
             )
         if outcome.dead_letters:
             self._rejected.setdefault(shard.stream.name, Counter()).update(outcome.rejected)
+        if outcome.records or outcome.replayed:
+            self._metrics.taken_in(shard.stream.name, time.time())
         if outcome.stream_time_ms is not None:
             self._metrics.watermark(shard.stream.name, outcome.stream_time_ms)
 
@@ -85,6 +87,12 @@ class Lookout:
         for name in sorted(partition.strangers - self._strangers_told):
             self._strangers_told.add(name)
             _log.warning("state_shared", topic=partition.source.topic, partition=partition.source.partition, by=name)
+
+    def goes_on(self, partition: Partition) -> None:
+        """A partition is read, or was read a bit further: is it restored with that?"""
+        if partition.claimed_s is not None and not partition.to_replay:
+            self._metrics.restored(asyncio.get_running_loop().time() - partition.claimed_s)
+            partition.claimed_s = None
 
     def commit(self, parcel: Parcel, seconds: float) -> None:
         """Counts what was committed, and how long it took."""

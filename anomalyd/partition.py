@@ -61,6 +61,8 @@ class Partition:
     parcel: Parcel = field(default_factory=Parcel)
     committing: asyncio.Task[None] | None = None
     bytes_committing: int = 0
+    claimed_s: float | None = None
+    """When it was claimed, by the loop's clock; None once it goes on where it was."""
     committed_s: float = 0.0
     """When the last commit began, by the loop's clock."""
     in_flight: int = 0
@@ -98,6 +100,7 @@ class Partition:
         """
         loop = asyncio.get_running_loop()
         began, pages = loop.time(), 0
+        self.claimed_s = began
 
         async def load(found: list[Page]) -> None:
             nonlocal pages

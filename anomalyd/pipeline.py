@@ -98,6 +98,8 @@ class _Job:
 
     parts: list[tuple[Partition, Polled, int]]
     """With the most pages to write."""
+    began_s: float
+    """When it was handed over, by the loop's clock."""
     worker: int = 0
 
     @property
@@ -274,12 +276,13 @@ class Pipeline(Owner):
             return
         for partition, _, _ in parts:
             partition.in_flight += 1
-        if not any(self._in_flight) and (job := _Job(parts)).small:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        if not any(self._in_flight) and (job := _Job(parts, began_s)).small:
             self._take_in_job(job, job.run)
             return
-        loop = asyncio.get_running_loop()
         for number, worker in enumerate(self._workers):
-            job = _Job([part for part in parts if self._worker_of[part[0].source] == number], number)
+            job = _Job([part for part in parts if self._worker_of[part[0].source] == number], began_s, number)
             if job.parts:
                 self._in_flight[number] += 1
                 loop.run_in_executor(worker, job.run).add_done_callback(partial(self._land, job))
@@ -302,12 +305,15 @@ class Pipeline(Owner):
                 # Of a partition that was given up meanwhile nothing counts.
                 if self._failure is None and self._partitions.get(partition.source) is partition:
                     self._take_in(partition, outcome)
+            if any(polled.records for _, polled, _ in job.parts):
+                self._metrics.turned_around(_now() - job.began_s)
         except BaseException as error:  # noqa: BLE001  raised out of a callback it would be logged at most
             self._fail(error)
 
     def _take_in(self, partition: Partition, outcome: Outcome) -> None:
         partition.take_in(outcome, self._alerts_topic, self._dead_letter_topic)
         self._lookout.batch(partition.shard, outcome)
+        self._lookout.goes_on(partition)
         self._watch(partition.shard.stream.name, outcome)
         if outcome.replayed:
             reached("replay")
@@ -338,6 +344,7 @@ class Pipeline(Owner):
     def _hold_or_resume(self) -> None:
         """While brokers take nothing, memory must not grow: nothing more is read until half of the room is free again."""
         waiting = sum(partition.parcel.bytes + partition.bytes_committing for partition in self._partitions.values())
+        self._metrics.pending(waiting)
         if not self._held and waiting > MOST_PENDING_BYTES:
             self._held = True
             self._consumer.hold()
@@ -575,6 +582,7 @@ class Pipeline(Owner):
                 self._metrics.gap(position - expected)
             partition.committed_s = -math.inf  # the first commit pins where we began
             self._partitions[source] = partition
+            self._lookout.goes_on(partition)
             if position != partition.position:
                 self._hand_over([Polled(source, (), position)])
 

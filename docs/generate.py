@@ -28,7 +28,7 @@ def metrics() -> str:
     rows = ["| metric | type | labels | says |", "|---|---|---|---|"]
     rows += [
         f"| `{metric.name}` | {metric.kind} | {', '.join(f'`{label}`' for label in metric.labels)} | {metric.help} |"
-        for metric in (*Metrics().declared, *RetrainMetrics().declared)
+        for metric in dict.fromkeys((*Metrics().declared, *RetrainMetrics().declared))  # those of every process once
     ]
     events = ["| event | level | means | do |", "|---|---|---|---|"]
     events += [f"| `{name}` | {event.level} | {event.meaning} | {event.action} |" for name, event in EVENTS.items()]

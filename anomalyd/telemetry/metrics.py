@@ -8,7 +8,7 @@ The daemon calls the verbs below once per batch, checkpoint or rebalance, never 
 import contextlib
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 from prometheus_client import (
@@ -40,6 +40,7 @@ STAGES: Final = ("decode", "step", "episodes")
 _LATENCY_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _STEP_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _CHECKPOINT_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_RESTORE_S: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 900.0)
 _LOOP_LAG_S: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 3.0, 10.0)
 _BATCH_SAMPLES: Final = (1, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
 
@@ -69,7 +70,7 @@ class _Children(dict[str, T]):
 
 
 class Declaring:
-    """A registry, and what was declared in it.
+    """A registry, and what was declared in it: what every process has, and what it adds.
 
     Args:
         registry: a new one if none is given.
@@ -79,6 +80,11 @@ class Declaring:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a `_created` series beside every counter doubles them and says nothing that rate() needs
         self.registry = registry or CollectorRegistry()
         self.declared: list[Declared] = []
+        build = self._info("build", "Which anomalyd on which Python, of every process; always 1.", ("version", "python"))
+        build.info({"version": __version__, "python": platform.python_version()})
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(self._declare(name, "counter", text, labels, "_total"), text, labels, registry=self.registry)
@@ -103,7 +109,6 @@ class Metrics(Declaring):
     def __init__(self, registry: CollectorRegistry | None = None, *, reasons: Sequence[str] = ()) -> None:
         """`registry`: a new one if none is given; `reasons`: why records can be rejected, preset labels."""
         super().__init__(registry)
-        registry = self.registry
         counter, gauge = self._counter, self._gauge
         # what flows
         self._records = counter("records_consumed", "Records read from the input topics.")
@@ -122,6 +127,7 @@ class Metrics(Declaring):
         self._last_event = _Children(gauge("last_event_timestamp_seconds", "Newest event time seen in a stream.", ("stream",)))
         # what is held
         self._series = gauge("series", "Series whose state is kept.")
+        self._series_limit = gauge("series_limit", "Most series that this instance keeps (max_series).")
         self._evicted = counter("series_evicted", "Series forgotten to make room; a steady rate means that max_series is too small.")
         self._expired = counter("series_expired", "Series forgotten because they were away for longer than state.series_ttl_s.")
         self._open_episodes = gauge("open_episodes", "Alerts that are firing now.")
@@ -134,7 +140,13 @@ class Metrics(Declaring):
         self._batch_samples = self._histogram("batch_samples", "Samples in one batch.", _BATCH_SAMPLES)
         busy = counter("worker_busy_seconds", "Time spent working, by stage; its rate is the share of a core.", ("stage",))
         self._busy = _Children(busy, STAGES)
+        self._workers = gauge(
+            "workers", "Threads that work; the rate of anomalyd_worker_busy_seconds_total over this is how busy they are."
+        )
         self._in_flight = gauge("batches_in_flight", "Batches handed to the workers and not yet back.")
+        self._batch_s = self._histogram("batch_seconds", "From records being read to what came of them being taken in.", _CHECKPOINT_S)
+        # Not preset, for the reason above.
+        self._last_batch = _Children(gauge("last_batch_timestamp_seconds", "When a batch of a stream was last taken in.", ("stream",)))
         self._loop_lag_s = self._histogram(
             "event_loop_lag_seconds", "How late the event loop wakes; heartbeats to Kafka wait as long.", _LOOP_LAG_S
         )
@@ -143,6 +155,8 @@ class Metrics(Declaring):
             "checkpoint_seconds", "Time of one commit of a partition: alerts, dead letters, state, position.", _CHECKPOINT_S
         )
         self._last_checkpoint = gauge("last_checkpoint_timestamp_seconds", "When the last commit succeeded; 0 before the first.")
+        self._pending = gauge("pending_bytes", "Memory of messages and state that wait for brokers to take them.")
+        self._pending_limit = gauge("pending_limit_bytes", "How much of it there may be; beyond, nothing more is read.")
         self._declare_state()
         # Kafka
         self._lag = gauge(
@@ -158,12 +172,8 @@ class Metrics(Declaring):
         # what runs
         self._configured = gauge("config_reload_success", "Whether the configuration was valid when it was read last: 1, or 0; act.")
         self._configured_at = gauge("config_reload_success_timestamp_seconds", "When the configuration was read last and was valid.")
-        build = self._info("build", "Which anomalyd on which Python; always 1.", ("version", "python"))
-        build.info({"version": __version__, "python": platform.python_version()})
+        self._ready = gauge("ready", "Whether partitions are assigned and their state is restored, as /readyz says: 1, or 0.")
         self._declare_models()
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
-        GCCollector(registry=registry)
 
     def _declare_alerts(self) -> None:
         counter, gauge = self._counter, self._gauge
@@ -227,6 +237,9 @@ class Metrics(Declaring):
             "checkpoint_age_records", "Records that a restart would replay, of the partition with the most: position - oldest page."
         )
         # what a restore has still to do
+        self._restore_s = self._histogram(
+            "restore_seconds", "From a partition being claimed to its state being read and replayed, so that it goes on.", _RESTORE_S
+        )
         self._restoring = gauge("restoring_partitions", "Partitions of ours whose state is not there yet.")
         self._to_replay = gauge("replay_remaining_records", "Records that are still to be replayed into restored pages.")
         self._replayed = counter("records_replayed", "Records that went through restored pages again, without alerts.")
@@ -275,6 +288,28 @@ class Metrics(Declaring):
         self._busy["decode"].inc(decode_s)
         self._busy["step"].inc(step_s)
         self._busy["episodes"].inc(episodes_s)
+
+    def taken_in(self, stream: str, at_s: float) -> None:
+        """What came of records of a stream was taken in, at this time in seconds since the epoch."""
+        self._last_batch[stream].set(at_s)
+
+    def turned_around(self, seconds: float) -> None:
+        """So long after they had been read, what came of records was taken in."""
+        self._batch_s.observe(seconds)
+
+    def capacity(self, *, series: int, workers: int, pending_bytes: int) -> None:
+        """What this instance has room for: series, threads that work, and bytes that wait for brokers."""
+        self._series_limit.set(series)
+        self._workers.set(workers)
+        self._pending_limit.set(pending_bytes)
+
+    def readiness(self, ready: Callable[[], bool]) -> None:
+        """Whoever scrapes asks this whether the instance is ready."""
+        self._ready.set_function(lambda: float(ready()))
+
+    def pending(self, size: int) -> None:
+        """So many bytes wait for brokers."""
+        self._pending.set(size)
 
     def in_flight(self, batches: int) -> None:
         """So many batches are decoded and not yet through the detector."""
@@ -342,6 +377,10 @@ class Metrics(Declaring):
         """So many partitions are not restored yet, and so many records are to be replayed."""
         self._restoring.set(partitions)
         self._to_replay.set(records)
+
+    def restored(self, seconds: float) -> None:
+        """A partition goes on, so long after it was claimed."""
+        self._restore_s.observe(seconds)
 
     def gap(self, records: int) -> None:
         """A replay needed so many records that are gone."""

@@ -101,6 +101,35 @@ def test_a_batch_is_counted(metrics: Metrics) -> None:
     assert seen['anomalyd_worker_busy_seconds_total{stage="decode"}'] == 0.1
 
 
+def test_room_and_what_takes_it_are_told_beside_each_other(metrics: Metrics) -> None:
+    metrics.capacity(series=1_000, workers=2, pending_bytes=64 << 20)
+    metrics.pending(5_000)
+    seen = scraped(metrics)
+
+    assert (seen["anomalyd_series_limit"], seen["anomalyd_workers"], seen["anomalyd_pending_limit_bytes"]) == (1_000, 2, 64 << 20)
+    assert seen["anomalyd_pending_bytes"] == 5_000
+
+
+def test_readiness_is_asked_for_when_somebody_scrapes(metrics: Metrics) -> None:
+    ready = False
+    metrics.readiness(lambda: ready)
+    assert scraped(metrics)["anomalyd_ready"] == 0
+    ready = True
+    assert scraped(metrics)["anomalyd_ready"] == 1
+
+
+def test_a_stage_says_when_it_last_did_something_and_how_long_it_took(metrics: Metrics) -> None:
+    assert not [key for key in scraped(metrics) if key.startswith("anomalyd_last_batch")]
+    metrics.taken_in("hosts", 1_760_000_000.5)
+    metrics.turned_around(0.02)
+    metrics.restored(3.0)
+    seen = scraped(metrics)
+
+    assert seen['anomalyd_last_batch_timestamp_seconds{stream="hosts"}'] == 1_760_000_000.5
+    assert (seen["anomalyd_batch_seconds_count"], seen['anomalyd_batch_seconds_bucket{le="0.01"}']) == (1, 0)
+    assert (seen["anomalyd_restore_seconds_sum"], seen["anomalyd_restore_seconds_count"]) == (3.0, 1)
+
+
 def test_a_checkpoint_counts_what_was_acknowledged(metrics: Metrics) -> None:
     alerts = {("firing", "warning"): 2, ("resolved", "critical"): 1}
     metrics.checkpoint(

@@ -24,7 +24,7 @@ from anomalyd.alerts.budget import Pace
 from anomalyd.alerts.episodes import Policy
 from anomalyd.alerts.mutes import EVERY_DAY, Mute
 from anomalyd.alerts.silence import SilencePolicy
-from anomalyd.batch import Source
+from anomalyd.batch import Points, Source
 from anomalyd.champions import Champions, read_timeline
 from anomalyd.detector import Detector, Options
 from anomalyd.errors import AnomalydError, ArtifactError, KafkaUnavailableError
@@ -36,10 +36,13 @@ from anomalyd.kafka.consumer import Consumer
 from anomalyd.kafka.transactions import writer_of
 from anomalyd.pipeline import DEADLY, MOST_PENDING_BYTES, Pipeline
 from anomalyd.probation import Terms
+from anomalyd.remote.series import Names
+from anomalyd.remote.writer import RemoteWriter
 from anomalyd.series import Entities, Selection
-from anomalyd.settings import AlertPolicy, Day, MuteSettings, Settings, StreamSettings
+from anomalyd.settings import AlertPolicy, Day, MuteSettings, RemoteWriteSettings, Settings, StreamSettings
 from anomalyd.shard import INTERNAL_ERROR, Observer, Shard, StreamPlan
 from anomalyd.shard_models import Planned
+from anomalyd.shard_scores import ScorePlan
 from anomalyd.state.chain import PROCESS_BYTES
 from anomalyd.state.ledger import Ledger
 from anomalyd.stream_model import artifact_of
@@ -165,6 +168,11 @@ class App:
         start_from = {topic: stream.start_from for stream in settings.streams for topic in stream.topics}
         consumer = self._consumer = Consumer(settings.kafka, start_from, metrics)
         teardown.push_async_callback(consumer.stop)
+        on_scores: Callable[[Sequence[Points]], None] = _nobody
+        if (remote := remote_writer(settings.remote_write, metrics)) is not None:
+            teardown.push_async_callback(remote.stop)
+            remote.start()
+            on_scores = remote.offer
         pipeline = Pipeline(
             consumer,
             lambda source: streams[source.topic].shard(
@@ -175,6 +183,8 @@ class App:
             metrics,
             alerts_topic=settings.alerts.topic,
             dead_letter_topic=settings.dead_letter_topic,
+            scores_topic=settings.scores.topic or "",
+            on_scores=on_scores,
             interval_s=settings.checkpoint.interval_s,
             turn_s=settings.state.turn_s,
             stop_at_gaps=settings.state.on_gap == "stop",
@@ -271,6 +281,8 @@ class Stream:
     """Fingerprint of everything that decides which series a spelling in a record stands for."""
     sweep_records: int | None = None
     """Offsets from one look for series that are no more to the next; None: as many as there may be series."""
+    scores: ScorePlan | None = None
+    """Whose scores are handed out; None: nobody's."""
     pace: Pace | None = None
     """How slowly thresholds give where the alert budget is not held; None: as usual."""
 
@@ -289,6 +301,7 @@ class Stream:
             pace=self.pace,
             find=self.find,
             plan=plan,
+            scores=self.scores,
         )
 
 
@@ -300,6 +313,7 @@ def load_streams(settings: Settings) -> dict[str, Stream]:
         ConfigError: a selector is not valid, or there is no such device.
     """
     streams: dict[str, Stream] = {}
+    scores = score_plan(settings)
     for configured in settings.streams:
         policy = settings.policy(configured)
         detector = Detector(artifact_of(configured), settings.device, Options(budget_per_day=policy.budget, kind=configured.kind))
@@ -311,6 +325,7 @@ def load_streams(settings: Settings) -> dict[str, Stream]:
             _nowhere,
             series_ttl_ms=round(settings.state.series_ttl_s * 1000),
             reading=_reading(configured),
+            scores=scores,
         )
         warm_up(stream.detector, [stream.format], several=stream.plan.entities is not None)
         streams |= dict.fromkeys(configured.topics, stream)
@@ -344,8 +359,39 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
+def _nobody(points: Sequence[Points]) -> None:
+    """Scores that nobody asked for."""
+
+
 def _nowhere(model: str) -> Detector:
     raise ArtifactError(f"nobody has looked for the model {model[:12]} yet")
+
+
+def score_plan(settings: Settings) -> ScorePlan:
+    """Whose scores go where."""
+    scores, remote = settings.scores, settings.remote_write
+    return ScorePlan(
+        topic=None if scores.topic is None else Selection(scores.include, scores.exclude),
+        remote=None if remote.url is None else Selection(remote.include, remote.exclude),
+    )
+
+
+def remote_writer(settings: RemoteWriteSettings, metrics: Metrics) -> RemoteWriter | None:
+    """What writes scores to a store of time series; None: nobody asked for it."""
+    if settings.url is None:
+        return None
+    names = settings.names
+    return RemoteWriter(
+        settings.url,
+        names=Names(names.score, names.expected, names.low, names.high),
+        labels=settings.labels,
+        headers=settings.headers,
+        token_file=settings.token_file,
+        most_waiting=settings.queue_samples,
+        most_at_once=settings.batch_samples,
+        timeout_s=settings.timeout_s,
+        metrics=metrics,
+    )
 
 
 def stream_plan(stream: StreamSettings, policy: AlertPolicy) -> StreamPlan:

@@ -111,3 +111,41 @@ class Verdicts:
 
     def __len__(self) -> int:
         return len(self.score)
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Scores of samples of one stream, for a store of time series."""
+
+    stream: str
+    """Name of the stream."""
+    key: list[str]
+    """Canonical key of each sample's series, n of them."""
+    feature_names: tuple[str, ...]
+    """Of samples with several features; may be empty."""
+    time_ms: NDArray[np.int64]
+    """Event time, ascending in each series, shape (n,)."""
+    score: NDArray[np.float64]
+    """Shape (n,)."""
+    expected: NDArray[np.float64]
+    """Shape (n, F); NaN, as low and high, where nothing is known."""
+    low: NDArray[np.float64]
+    """Shape (n, F)."""
+    high: NDArray[np.float64]
+    """Shape (n, F)."""
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def part(self, which: slice) -> "Points":
+        """Some of them; views."""
+        return Points(
+            self.stream,
+            self.key[which],
+            self.feature_names,
+            self.time_ms[which],
+            self.score[which],
+            self.expected[which],
+            self.low[which],
+            self.high[which],
+        )

@@ -102,6 +102,7 @@ class Lookout:
             at_s=now_s,
             alerts=parcel.counts(),
             dead_letters=parcel.dead_letters,
+            scores=parcel.scores,
             latencies_s=[now_s - note.produced_ms / 1000 for note in parcel.notes if note.produced_ms >= 0],
             pages=len(parcel.work.pages),
             page_bytes=sum(len(page) for page in parcel.work.pages.values() if page is not None),

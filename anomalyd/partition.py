@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from anomalyd.batch import Source
+from anomalyd.batch import Points, Source
 from anomalyd.kafka.consumer import Recovered
 from anomalyd.kafka.message import Message
 from anomalyd.shard import DeadLetter, Outcome, Shard
@@ -19,6 +19,9 @@ from anomalyd.state.trial import Trial, after_deaths
 
 MESSAGE_BYTES: Final = 1_024
 """What a message takes besides its content: its objects, its headers', its note, and its acknowledgement while it is on its way."""
+
+POINT_BYTES: Final = 64
+"""What a score takes that waits for its commit, to be handed on then."""
 
 _log = structlog.get_logger(__name__)
 
@@ -32,6 +35,15 @@ class AlertNote(NamedTuple):
     """When the record behind it was produced, milliseconds since the epoch; negative if unknown."""
 
 
+class Destinations(NamedTuple):
+    """Topics that messages go to."""
+
+    alerts: str
+    dead_letters: str
+    scores: str = ""
+    """Empty: no scores are written."""
+
+
 @dataclass(slots=True)
 class Parcel:
     """Work that travels in one transaction, and what is counted when it has arrived."""
@@ -39,6 +51,9 @@ class Parcel:
     work: Work = field(default_factory=Work)
     notes: list[AlertNote] = field(default_factory=list)
     dead_letters: int = 0
+    scores: int = 0
+    points: list[Points] = field(default_factory=list)
+    """Scores to hand on once it has arrived; they are in no transaction."""
     bytes: int = 0
     """Memory that all this takes, about."""
 
@@ -144,18 +159,23 @@ class Partition:
         due = self.shard.pages_in_use * turns
         self.allowance = min(self.allowance + due, max(1.0, self.shard.dirty_pages))
 
-    def take_in(self, outcome: Outcome, alerts_topic: str, dead_letter_topic: str) -> None:
+    def take_in(self, outcome: Outcome, destinations: Destinations) -> None:
         """Puts what came of some records, and the position behind them, into the coming commit."""
         self.position = max(self.position, outcome.next_offset)
         self.allowance -= len(outcome.pages)
         parcel, work = self.parcel, self.parcel.work
         for message, produced_ms in outcome.alerts:
-            self._send(Message(alerts_topic, self.source.partition, message.key, message.value))
+            self._send(Message(destinations.alerts, self.source.partition, message.key, message.value))
             parcel.notes.append(AlertNote(message.alert.status, message.alert.severity, produced_ms))
             self.urgent = True
         for letter in outcome.dead_letters:
-            self._send(_dead_letter(dead_letter_topic, self.source, letter))
+            self._send(_dead_letter(destinations.dead_letters, self.source, letter))
         parcel.dead_letters += len(outcome.dead_letters)
+        for key, value in outcome.scores:
+            self._send(Message(destinations.scores, self.source.partition, key, value, kind="score"))
+        parcel.scores += len(outcome.scores)
+        parcel.points += outcome.points
+        parcel.bytes += sum(POINT_BYTES * len(points) for points in outcome.points)
         parcel.bytes += sum(len(page) for page in outcome.pages.values() if page is not None)
         for records in (outcome.episodes, outcome.forgotten):
             parcel.bytes += sum(MESSAGE_BYTES + len(value) for value in records.values())
@@ -201,5 +221,5 @@ def _dead_letter(topic: str, source: Source, letter: DeadLetter) -> Message:
             ("anomalyd-partition", str(source.partition).encode()),
             ("anomalyd-offset", str(letter.record.offset).encode()),
         ),
-        dead_letter=True,
+        kind="dead-letter",
     )

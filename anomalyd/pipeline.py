@@ -16,13 +16,13 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from anomalyd.batch import Source
+from anomalyd.batch import Points, Source
 from anomalyd.crashpoints import reached
 from anomalyd.detector import Detector
 from anomalyd.errors import LostError, StateError
 from anomalyd.kafka.consumer import Owner, Polled, Recovered
 from anomalyd.lookout import Lookout
-from anomalyd.partition import Partition
+from anomalyd.partition import Destinations, Partition
 from anomalyd.probation import Probation, Terms
 from anomalyd.shard import DeadLetter, Outcome, Shard, StreamPlan
 from anomalyd.state.ledger import Ledger
@@ -131,6 +131,8 @@ class Pipeline(Owner):
         turn_s: in which every page in use is written once.
         probation: what a model has to keep to that was swapped to on trial; None: it stays whatever it does.
         on_unfit: told when one did not: stream, model, and why; the pipeline has gone back to the one before.
+        scores_topic: for scores, where shards hand some out.
+        on_scores: handed scores of what is committed; must not take long.
         stop_at_gaps: leave a partition alone when input that a replay needs is gone, instead of going on with what is there.
     """
 
@@ -149,14 +151,16 @@ class Pipeline(Owner):
         stop_at_gaps: bool = False,
         probation: Terms | None = None,
         on_unfit: Callable[[str, Detector, str], None] = lambda _stream, _model, _why: None,
+        scores_topic: str = "",
+        on_scores: Callable[[Sequence[Points]], None] = lambda _points: None,
     ) -> None:
         self._consumer = consumer
         self._make_shard = make_shard
         self._make_ledger = make_ledger
         self._workers = workers
         self._metrics = metrics
-        self._alerts_topic = alerts_topic
-        self._dead_letter_topic = dead_letter_topic
+        self._destinations = Destinations(alerts_topic, dead_letter_topic, scores_topic)
+        self._on_scores = on_scores
         self._interval_s = interval_s
         self._turn_s = turn_s
         self._stop_at_gaps = stop_at_gaps
@@ -311,7 +315,7 @@ class Pipeline(Owner):
             self._fail(error)
 
     def _take_in(self, partition: Partition, outcome: Outcome) -> None:
-        partition.take_in(outcome, self._alerts_topic, self._dead_letter_topic)
+        partition.take_in(outcome, self._destinations)
         self._lookout.batch(partition.shard, outcome)
         self._lookout.goes_on(partition)
         self._watch(partition.shard.stream.name, outcome)
@@ -484,6 +488,8 @@ class Pipeline(Owner):
             self._consumer.stop_partition(partition.source, str(error))
         else:
             self._lookout.commit(parcel, _now() - began)
+            if parcel.points:
+                self._on_scores(parcel.points)
         finally:
             partition.committing, partition.bytes_committing = None, 0
 
@@ -611,7 +617,7 @@ class Pipeline(Owner):
         for outcome in (partition.shard.process([], partition.shard.live_from), partition.shard.forget_all()):
             outcome.pages, outcome.episodes, outcome.forgotten, outcome.policies = {}, {}, {}, []
             outcome.corrections, outcome.models = [], []
-            fresh.take_in(outcome, self._alerts_topic, self._dead_letter_topic)
+            fresh.take_in(outcome, self._destinations)
         fresh.position = fresh.parcel.work.position = -1  # which is where the new topic begins; told in a moment
         return fresh
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 import yaml
@@ -174,12 +175,33 @@ def _pinned(name: str) -> str:
     return name
 
 
+def _metric_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_:][A-Za-z0-9_:]*", name):
+        raise ValueError("must be a metric name: letters, digits, _ and :, not starting with a digit")
+    return name
+
+
+def _http_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        valid, parts = False, urlsplit("")
+    if not valid:
+        raise ValueError("must be a URL that begins with http:// or https://")
+    if parts.username or parts.password:
+        raise ValueError("must not hold a name or a password: they would be shown in logs")
+    return url
+
+
 TopicName = Annotated[str, AfterValidator(_topic_name)]
 StreamName = Annotated[str, AfterValidator(_stream_name)]
 Servers = Annotated[str, AfterValidator(_servers)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 OAuthExtension = Annotated[str, AfterValidator(_oauth_extension)]
 ExistingFile = Annotated[Path, AfterValidator(_existing_file)]
+MetricName = Annotated[str, AfterValidator(_metric_name)]
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
 LabelName = Annotated[str, AfterValidator(_label_name)]
 Text = Annotated[str, Field(min_length=1)]
 Selector = Annotated[Text, AfterValidator(_selector)]
@@ -630,6 +652,68 @@ class DeadLetterSettings(_Section):
     """Topic for bad records, unchanged, with headers that say why. Default: `<group_id>-dead-letters`."""
 
 
+class ScoreSettings(_Section):
+    """Where the scores of samples go, which alerts need not."""
+
+    topic: TopicName | None = None
+    """Topic for a message for each sample, keyed by its series, with score, value and what was expected; as the alerts, each exactly once.
+    None: scores are not written. A message takes far more than a sample takes to score: choose series."""
+    include: tuple[Selector, ...] = ()
+    """Only series that match one of these selectors, as in `streams[].include`, by the labels of the series key. Empty: all."""
+    exclude: tuple[Selector, ...] = ()
+    """Never series that match one of these selectors, even if included."""
+
+
+class ScoreNames(_Section):
+    """Names of the series that remote write makes: those that vmanomaly has."""
+
+    score: MetricName = "anomaly_score"
+    """Of the score; 1 is the threshold."""
+    expected: MetricName = "yhat"
+    """Of the value that was expected, a rate per second for counters."""
+    low: MetricName = "yhat_lower"
+    """Of the lower end of the expected band."""
+    high: MetricName = "yhat_upper"
+    """Of its upper end."""
+
+
+class RemoteWriteSettings(_Section):
+    """Scores as time series for Prometheus, or whatever takes its remote write (version 1): for graphs, and rules of your own."""
+
+    url: HttpUrl | None = None
+    """Where to write, such as http://prometheus:9090/api/v1/write. None: nowhere."""
+    include: tuple[Selector, ...] = ()
+    """Series that match one of these selectors, as in `scores.include`; `['*']`: all. Each makes four time series."""
+    exclude: tuple[Selector, ...] = ()
+    """Never series that match one of these selectors, even if included."""
+    names: ScoreNames = Field(default_factory=ScoreNames)
+    """What the time series are called. Each has the labels of its series, `for` with the name of that, and `stream`."""
+    labels: dict[LabelName, str] = Field(default_factory=dict)
+    """Added to each time series."""
+    headers: dict[str, Text] = Field(default_factory=dict)
+    """Sent with each request, such as {X-Scope-OrgID: "team"}. For secrets there is token_file."""
+    token_file: ExistingFile | None = None
+    """A bearer token to send, in a mounted file; read again for each request."""
+    queue_samples: int = Field(default=100_000, ge=1_000, le=10_000_000)
+    """Samples that may wait while nobody takes them, about 64 bytes each; beyond, the oldest are dropped and counted. Alerts never wait for
+    them."""
+    batch_samples: int = Field(default=2_000, ge=1, le=100_000)
+    """Most samples in one request; each is up to four values."""
+    timeout_s: float = Field(default=10.0, gt=0, le=300)
+    """For one request."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = []
+        if self.url is not None and not self.include:
+            problems.append(("include", "missing; name the series whose scores are wanted, or all of them: ['*']"))
+        names = [self.names.score, self.names.expected, self.names.low, self.names.high]
+        if len(set(names)) < len(names):
+            problems.append(("names", f"must be four different names, got {', '.join(names)}"))
+        _refuse(problems)
+        return self
+
+
 class HttpSettings(_Section):
     """The HTTP server for /metrics, /healthz and /readyz."""
 
@@ -808,6 +892,10 @@ class Settings(BaseSettings):
     """Where alerts go, and the policy for streams that do not override it."""
     dead_letters: DeadLetterSettings = Field(default_factory=DeadLetterSettings)
     """Where records go that cannot be read."""
+    scores: ScoreSettings = Field(default_factory=ScoreSettings)
+    """Where the scores of samples go, which alerts need not."""
+    remote_write: RemoteWriteSettings = Field(default_factory=RemoteWriteSettings)
+    """Scores as time series for Prometheus, or whatever takes its remote write (version 1): for graphs, and rules of your own."""
     http: HttpSettings = Field(default_factory=HttpSettings)
     """The HTTP server for /metrics, /healthz and /readyz."""
     topics: TopicSettings = Field(default_factory=TopicSettings)
@@ -932,6 +1020,8 @@ class Settings(BaseSettings):
         rows += [
             ("alerts", f"to {self.alerts.topic}, {self.delivery}"),
             ("dead letters", f"to {self.dead_letter_topic}"),
+            *([("scores", f"to {self.scores.topic}")] if self.scores.topic else []),
+            *([("", f"to {self.remote_write.url}, remote write")] if self.remote_write.url else []),
             ("state", f"in {self.state_prefix}-<topic>, every page each {self.state.turn_s:g} s"),
             ("models", f"in {self.models_topic}{self._pins()}"),
             ("http", f"{self.http.host}:{self.http.port}"),
@@ -972,6 +1062,7 @@ class Settings(BaseSettings):
                 problems.append(
                     ("dead_letters.topic", f'missing; kafka.group_id "{self.kafka.group_id}" makes no topic name to take as default')
                 )
+        problems += self._score_problems(reader)
         problems += self._state_problems(reader)
         problems += self._model_problems(reader)
         _refuse(problems)
@@ -985,6 +1076,19 @@ class Settings(BaseSettings):
         pins = [f"{stream.name} to {pin}" for stream in self.streams if (pin := models.pinned(stream.name)) is not None]
         return f"; pinned: {', '.join(pins)}" if pins else ""
 
+    def _score_problems(self, reader: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+        """What is wrong with the scores topic.
+
+        Args:
+            reader: which stream reads a topic.
+        """
+        name = self.scores.topic
+        taken = {topic: f"which {stream} reads: scores would come back as input" for topic, stream in reader.items()}
+        taken |= {self.alerts.topic: "which is alerts.topic; give each its own"}
+        taken |= {self.dead_letter_topic: "which is dead_letters.topic; give each its own"}
+        if name in taken:
+            yield ("scores.topic", f'got "{name}", {taken[name]}')
+
     def _model_problems(self, reader: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         """What is wrong with the models topic and the pins.
 
@@ -995,6 +1099,7 @@ class Settings(BaseSettings):
         taken = {topic: f"which {stream} reads" for topic, stream in reader.items()}
         taken |= {self.changelog_topic(topic): f"which is the changelog of {topic}" for topic in reader}
         taken |= {self.alerts.topic: "which is alerts.topic", self.dead_letter_topic: "which is dead_letters.topic"}
+        taken |= {self.scores.topic: "which is scores.topic"} if self.scores.topic else {}
         if name in taken:
             yield ("models.topic", f'got "{name}", {taken[name]}; give each its own')
         else:
@@ -1173,8 +1278,6 @@ def _secret(value: SecretStr | None, file: Path | None, name: str) -> str | None
 
 # --- saying what is wrong -----------------------------------------------------------------------------------------
 
-_LATER_KEYS: Final = {"scores": "scores.topic"}
-_LATER: Final = f"this version ({__version__}) does not have it yet"
 
 
 def _refuse(problems: list[tuple[str, str]]) -> None:
@@ -1218,8 +1321,6 @@ def _origin(loc: Sequence[int | str], sources: Mapping[str, str]) -> str | None:
 
 def _unknown_key(loc: Sequence[int | str]) -> str:
     key, valid = str(loc[-1]), [field.alias or name for name, field in _model_at(loc[:-1]).model_fields.items()]
-    if key in _LATER_KEYS and len(loc) == 1:
-        return f"{_LATER_KEYS[key]}: {_LATER}; remove it"
     return f"{_path(loc)}: unknown key{_hint(key, valid)}, valid are {', '.join(valid)}"
 
 

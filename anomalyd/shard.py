@@ -22,9 +22,10 @@ from anomalyd.alerts.episodes import Episodes, Policy, Transitions
 from anomalyd.alerts.messages import Message, MessageBuilder, Model
 from anomalyd.alerts.mutes import Mutes
 from anomalyd.alerts.rarity import Rarity
+from anomalyd.alerts.scores import ScoreWriter
 from anomalyd.alerts.silence import SilencePolicy
 from anomalyd.alerts.timeline import NEVER, Entry, Timeline
-from anomalyd.batch import LATE, REPEATED, Record, SampleBatch, Source, Verdicts
+from anomalyd.batch import LATE, REPEATED, Points, Record, SampleBatch, Source, Verdicts
 from anomalyd.detector import Detector, Pages, Rows
 from anomalyd.detector.assembler import Assembler
 from anomalyd.detector.detector import MS_PER_DAY
@@ -35,6 +36,7 @@ from anomalyd.series.key import parse_key
 from anomalyd.shard_budget import BudgetWatch
 from anomalyd.shard_models import Entry as ModelEntry
 from anomalyd.shard_models import Models, Planned
+from anomalyd.shard_scores import ScorePlan, ScoreTap
 from anomalyd.shard_shadow import Disagreement, Shadow
 from anomalyd.shard_silence import Found, Pulse, Silences
 from anomalyd.shard_state import ShardState
@@ -101,6 +103,10 @@ class Outcome:
     """Behind all of them."""
     alerts: list[OutgoingAlert] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
+    scores: list[tuple[bytes, bytes]] = field(default_factory=list)
+    """Messages for the scores topic, record key and value, where somebody asked for them."""
+    points: list[Points] = field(default_factory=list)
+    """Scores for a store of time series, likewise."""
     pages: dict[bytes, bytes | None] = field(default_factory=dict)
     """Records of pages as they are behind these records, by key; None: the page holds nothing any more."""
     episodes: dict[str, bytes] = field(default_factory=dict)
@@ -169,6 +175,8 @@ class Outcome:
         """Takes up what came of records further on."""
         self.alerts += later.alerts
         self.dead_letters += later.dead_letters
+        self.scores += later.scores
+        self.points += later.points
         self.pages |= later.pages
         self.episodes |= later.episodes
         self.forgotten |= later.forgotten
@@ -233,6 +241,7 @@ class Shard:
         pace: how slowly the threshold gives; None: as usual.
         find: by the hash of a model that scored some of the partition, its detector; raises ArtifactError where it cannot be had.
         plan: from which offsets on which models score, where that is known in advance; `swap` changes nothing then.
+        scores: whose scores are handed out.
     """
 
     def __init__(
@@ -252,6 +261,7 @@ class Shard:
         pace: Pace | None = None,
         find: Callable[[str], Detector] = _nowhere,
         plan: Sequence[Planned] = (),
+        scores: ScorePlan | None = None,
     ) -> None:
         self.stream = stream
         self.source = source
@@ -273,6 +283,7 @@ class Shard:
         self._silences = Silences(stream.silence, self.index, self._rows, self._episodes, clock)
         self._watch = BudgetWatch(self.index, self._rows, pace)
         self._tally = np.zeros(3, np.int64)
+        names = feature_names if entities is None else entities.names
         self._messages = MessageBuilder(
             stream=stream.name,
             topic=source.topic,
@@ -280,8 +291,10 @@ class Shard:
             model=_named(detector),
             labels=stream.labels,
             annotations=stream.annotations,
-            feature_names=feature_names if entities is None else entities.names,
+            feature_names=names,
         )
+        writer = ScoreWriter(stream=stream.name, topic=source.topic, partition=source.partition, feature_names=names)
+        self._tap = ScoreTap(scores, writer, stream.name, names, capacity) if scores else None
         self._challenger: Detector | None = None
         self._shadow: Shadow | None = None
         self._observer = observer
@@ -783,6 +796,11 @@ class Shard:
         outcome.repeated += int(np.count_nonzero(verdicts.flags & REPEATED))
         outcome.muted += self._episodes.muted - muted
         outcome.flapping += self._episodes.flapping - flapping
+        if self._tap is not None and not self.replaying:
+            offsets = origin.offsets[origin.batch.record if origin.places is None else origin.batch.record[origin.places]]
+            messages, points = self._tap.take(batch.row, batch.time_ms, offsets, verdicts, self.index.keys, _named(self.detector))
+            outcome.scores += messages
+            outcome.points += points
         if self._observer is not None and not self.replaying:
             self._observer(self, batch, verdicts, [msgspec.json.decode(alert.message.value) for alert in alerts])
 
@@ -870,6 +888,8 @@ class Shard:
         self._state.cleared(rows, offset)
         if self._shadow is not None:
             self._shadow.clear(rows)
+        if self._tap is not None:
+            self._tap.forget(rows)
         outcome.forgotten |= self._state.forgotten_records(offset, keys)
         if len(transitions) or silent:
             key_of, now_ms = dict(zip(rows.tolist(), keys, strict=True)), self._now_ms()

@@ -216,7 +216,7 @@ def test_variables_that_kubernetes_sets_beside_a_service_are_not_ours(write: Wri
         ),
         ("ANOMALYD_KAFK__GROUP_ID", "a", "kafk: unknown key (did you mean kafka?), valid are kafka, streams"),
         ("ANOMALYD_MAX_SERIE", "5", "max_serie: unknown key (did you mean max_series?), valid are"),
-        ("ANOMALYD_SCORES__TOPIC", "x", "scores.topic: this version"),
+        ("ANOMALYD_SCORES__TOPIC", "a b", "scores.topic: got \"a b\", must be a Kafka topic name"),
         ("ANOMALYD_STREAMS__0__NAME", "x", "streams: single entries can't be set by the environment"),
         ("ANOMALYD_STREAMS", "hosts", "streams: ANOMALYD_STREAMS: must be JSON, such as [{"),
         ("ANOMALYD_ALERTS__LABELS", "team=a", "alerts: ANOMALYD_ALERTS__LABELS: must be JSON"),
@@ -307,6 +307,11 @@ def mute(**fields: object) -> dict[str, Any]:
         ({"kafka": {}}, "kafka.bootstrap_servers: missing; brokers to ask first"),
         ({"streams": [STREAM | {"silence": {"enabled": "yes"}}]}, 'streams[0].silence.enabled: got "yes", valid are auto, on, off'),
         ({"streams": [STREAM | {"silence": {"after_s": 5}}]}, "streams[0].silence.after_s: got 5, must be at least 60"),
+        ({"scores": {"topic": "metrics"}}, 'scores.topic: got "metrics", which streams[0] reads: scores would come back as input'),
+        ({"scores": {"topic": "anomalyd.alerts"}}, 'scores.topic: got "anomalyd.alerts", which is alerts.topic; give each its own'),
+        ({"remote_write": {"url": "prometheus:9090"}}, 'remote_write.url: got "prometheus:9090", must be a URL that begins with http'),
+        ({"remote_write": {"url": "http://a/write"}}, "remote_write.include: missing; name the series whose scores are wanted"),
+        ({"remote_write": {"names": {"score": "yhat"}}}, "remote_write.names: must be four different names"),
         ({"models": {"pin": "newest"}}, 'models.pin.*: got "newest", must be the hash of a model, or its first 8 characters or more'),
         ({"models": {"pin": {"host": "shipped"}}}, "models.pin.host: no such stream (did you mean hosts?), valid are hosts, *"),
         ({"models": {"topic": "metrics"}}, 'models.topic: got "metrics", which streams[0] reads; give each its own'),
@@ -317,17 +322,6 @@ def mute(**fields: object) -> dict[str, Any]:
 def test_wrong_value_is_refused_with_path_value_and_what_is_valid(write: Write, sections: dict[str, Any], message: str) -> None:
     (line,) = refusal(write(**sections))
     assert line.startswith(message)
-
-
-@pytest.mark.parametrize(
-    ("sections", "key"),
-    [
-        ({"scores": {"topic": "scores"}}, "scores.topic"),
-    ],
-)
-def test_keys_of_later_versions_are_refused_as_such(write: Write, sections: dict[str, Any], key: str) -> None:
-    (line,) = refusal(write(**sections))
-    assert re.fullmatch(re.escape(key) + r": this version \(\S+\) does not have it yet; remove it", line)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""Alerts and dead letters on their way out, and what becomes of one that its topic refuses for its size."""
+"""Alerts, dead letters and scores on their way out, and what becomes of one that its topic refuses for its size."""
 
 import zlib
 from collections.abc import Collection, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 import structlog
 
@@ -10,6 +10,9 @@ TRUNCATED_BYTES: Final = 1_024
 """What is kept of the key and of the value of a dead letter that its topic refuses for its size."""
 
 _log = structlog.get_logger(__name__)
+
+
+Kind = Literal["alert", "dead-letter", "score"]
 
 
 class Message(NamedTuple):
@@ -22,8 +25,8 @@ class Message(NamedTuple):
     key: bytes | None
     value: bytes
     headers: tuple[tuple[str, bytes], ...] = ()
-    dead_letter: bool = False
-    """It may be cut. An alert may not: half of its JSON would break whoever reads it."""
+    kind: Kind = "alert"
+    """A dead letter may be cut. The others may not: half of its JSON would break whoever reads it."""
 
     @property
     def size(self) -> int:
@@ -35,7 +38,7 @@ class Metrics(Protocol):
     """What is counted here."""
 
     def dropped(self, kind: str) -> None:
-        """A message, "alert" or "dead-letter", was given up because its topic refuses it for its size."""
+        """A message, one of Kind, was given up because its topic refuses it for its size."""
 
 
 def truncated(message: Message) -> Message:
@@ -48,8 +51,8 @@ def truncated(message: Message) -> Message:
 def fitting(messages: Sequence[Message], too_large: Collection[int], metrics: Metrics) -> list[Message]:
     """What to send instead of messages of which some were refused for their size.
 
-    A dead letter is cut and marked with the header `anomalyd-truncated`; an alert, or a dead letter that is too large even so, is dropped
-    with an error in the log: it must not hold up what comes behind it.
+    A dead letter is cut and marked with the header `anomalyd-truncated`; anything else, or one that is too large even so, is dropped with
+    an error in the log: it must not hold up what comes behind it.
 
     Args:
         messages: what was tried.
@@ -60,11 +63,10 @@ def fitting(messages: Sequence[Message], too_large: Collection[int], metrics: Me
     for i, message in enumerate(messages):
         if i not in too_large:
             instead.append(message)
-        elif message.dead_letter and max(len(message.value), len(message.key or b"")) > TRUNCATED_BYTES:
+        elif message.kind == "dead-letter" and max(len(message.value), len(message.key or b"")) > TRUNCATED_BYTES:
             _log.warning("message_truncated", topic=message.topic, bytes=message.size, kept=TRUNCATED_BYTES)
             instead.append(truncated(message))
         else:
-            kind = "dead-letter" if message.dead_letter else "alert"
-            _log.error("message_dropped", topic=message.topic, kind=kind, bytes=message.size)
-            metrics.dropped(kind)
+            _log.error("message_dropped", topic=message.topic, kind=message.kind, bytes=message.size)
+            metrics.dropped(message.kind)
     return instead

@@ -45,7 +45,7 @@ _DEADLINE_S: Final = 60.0
 _VISIBLE_S: Final = 15.0
 _AGAIN_S: Final = 0.2
 
-Role = Literal["alerts", "dead letters", "state", "models"]
+Role = Literal["alerts", "dead letters", "scores", "state", "models"]
 
 _log = structlog.get_logger(__name__)
 
@@ -91,8 +91,9 @@ class Line:
 def needs(settings: Settings, inputs: Mapping[str, Existing], brokers: int) -> list[Need]:
     """The topics to write to.
 
-    Alerts and dead letters get as many partitions as the widest input, so that each input partition finds one of its own. A changelog has
-    the partitions of its input: what was learned from a partition lies in the one with the same number. Models lie in one partition.
+    Alerts, dead letters and scores get as many partitions as the widest input, so that each input partition finds one of its own. A
+    changelog has the partitions of its input: what was learned from a partition lies in the one with the same number. Models lie in one
+    partition.
 
     Args:
         settings: the configuration.
@@ -103,9 +104,11 @@ def needs(settings: Settings, inputs: Mapping[str, Existing], brokers: int) -> l
     copies = settings.topics.replication_factor or min(MOST_COPIES, brokers)
     shared = {"min.insync.replicas": str(max(1, copies - 1))}
     messages = shared | {"cleanup.policy": "delete"}
+    scores = [] if settings.scores.topic is None else [settings.scores.topic]
     return [
         Need(settings.alerts.topic, "alerts", partitions, copies, messages | {"retention.ms": str(7 * DAY_MS)}),
         Need(settings.dead_letter_topic, "dead letters", partitions, copies, messages | {"retention.ms": str(14 * DAY_MS)}),
+        *(Need(name, "scores", partitions, copies, messages | {"retention.ms": str(2 * DAY_MS)}) for name in scores),
         *(
             Need(settings.changelog_topic(name), "state", topic.partitions, copies, shared | CHANGELOG_CONFIG, name)
             for name, topic in inputs.items()
@@ -117,7 +120,7 @@ def needs(settings: Settings, inputs: Mapping[str, Existing], brokers: int) -> l
 def compare(need: Need, existing: Existing, servers: str = "BROKERS") -> list[str]:
     """What about a topic does not do, each with the command that repairs it.
 
-    Retention, number of copies and, for alerts and dead letters, the number of partitions are the operator's choice: input partition p
+    Retention, number of copies and, for messages, the number of partitions are the operator's choice: input partition p
     writes to partition p modulo their count.
 
     Args:
@@ -148,7 +151,7 @@ def compare(need: Need, existing: Existing, servers: str = "BROKERS") -> list[st
             return problems  # whatever else does not do goes with the topic
     policy, wanted = existing.config.get("cleanup.policy"), need.config["cleanup.policy"]
     if policy is not None and policy != wanted:
-        why = f"{need.role} would expire" if wanted == "compact" else "compaction would drop messages of an alert that nobody has read yet"
+        why = f"{need.role} would expire" if wanted == "compact" else "compaction would drop messages that nobody has read yet"
         problems.append(f"has cleanup.policy {policy}, needs {wanted}: {why}; {set_('cleanup.policy', wanted)}")
     size = existing.config.get("max.message.bytes")
     if need.role == "state" and size is not None and int(size) < LEAST_CHANGELOG_MESSAGE_BYTES:
@@ -357,7 +360,8 @@ class _Survey:
 async def _survey(admin: AIOKafkaAdminClient, settings: Settings) -> _Survey:
     inputs = [topic for stream in settings.streams for topic in stream.topics]
     changelogs = {settings.changelog_topic(topic): topic for topic in inputs}
-    there = await describe(admin, [*inputs, *changelogs, settings.alerts.topic, settings.dead_letter_topic, settings.models_topic])
+    messages = [settings.alerts.topic, settings.dead_letter_topic, settings.scores.topic or settings.alerts.topic]
+    there = await describe(admin, [*inputs, *changelogs, *messages, settings.models_topic])
     survey = _Survey(
         [
             Line(topic, "input", "ok", f"{there[topic].partitions} partitions")

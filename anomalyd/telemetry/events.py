@@ -243,6 +243,17 @@ EVENTS: Final[Mapping[str, Event]] = {
         "raise `max.message.bytes` of the topic",
     ),
     # models
+    "remote_write_failed": Event(
+        "warning",
+        "Scores could not be written to remote_write.url; attempts go on where that may help. Alerts do not wait. "
+        "Told once a minute at most.",
+        "see `reason`; anomalyd_remote_write_dropped_samples_total says what was given up",
+    ),
+    "remote_write_crashed": Event(
+        "error",
+        "Our own code failed to write scores down for remote_write.url; these are given up, alerts are not touched.",
+        "report it with the traceback",
+    ),
     "model_preparing": Event("info", "A stream is to have another model, which is made ready while the present one goes on."),
     "model_compiled": Event("info", "Machine code for a model's shape was made by a process of its own."),
     "model_swapped": Event("info", "Another model (`model`) scores a stream from the next batches on; `reason`: whose doing."),

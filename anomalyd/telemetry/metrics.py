@@ -30,10 +30,11 @@ T = TypeVar("T", Counter, Gauge)
 STATUSES: Final = ("firing", "updated", "resolved")
 SEVERITIES: Final = ("warning", "critical")
 LOSSES: Final = ("expired", "corrupt", "too-large")
-KINDS: Final = ("alert", "dead-letter")
+KINDS: Final = ("alert", "dead-letter", "score")
 FENCES: Final = ("claim", "doubt")
 SWAPS: Final = ("promote", "rollback", "retrain", "rule", "pin")
 VERDICTS: Final = ("promoted", "published", "better", "rejected", "rolled-back")
+REMOTE_DROPS: Final = ("no-room", "refused", "out-of-order", "crashed")
 STAGES: Final = ("decode", "step", "episodes")
 
 # Buckets sit around what is good and what is not: a batch steps in 0.1-30 ms, an alert is due within a second.
@@ -118,20 +119,15 @@ class Metrics(Declaring):
         self._late = counter("samples_late", "Samples older than their series' newest: scored, nothing learned from them, never an alert.")
         self._repeated = counter("samples_repeated", "Samples with the time and value of their series' newest: nothing learned from them.")
         self._dead_letters = counter("dead_letters", "Records written to the dead-letter topic.")
+        self._scores = counter("scores_written", "Messages written to the scores topic.")
         alerts = counter("alerts", "Alert messages written and acknowledged, by status and severity.", ("status", "severity"))
         self._alerts = {(status, severity): alerts.labels(status, severity) for status in STATUSES for severity in SEVERITIES}
         self._declare_alerts()
-        dropped = counter("messages_dropped", "Alerts and dead letters given up: their topic refuses their size.", ("kind",))
+        dropped = counter("messages_dropped", "Alerts, dead letters and scores given up: their topic refuses their size.", ("kind",))
         self._dropped = _Children(dropped, KINDS)
         # Not preset: the age of a time that nobody has seen yet would be that of 1970.
         self._last_event = _Children(gauge("last_event_timestamp_seconds", "Newest event time seen in a stream.", ("stream",)))
-        # what is held
-        self._series = gauge("series", "Series whose state is kept.")
-        self._series_limit = gauge("series_limit", "Most series that this instance keeps (max_series).")
-        self._evicted = counter("series_evicted", "Series forgotten to make room; a steady rate means that max_series is too small.")
-        self._expired = counter("series_expired", "Series forgotten because they were away for longer than state.series_ttl_s.")
-        self._open_episodes = gauge("open_episodes", "Alerts that are firing now.")
-        self._silent_series = gauge("silent_series", "Series that have fallen silent; each is an alert that is firing.")
+        self._declare_held()
         # how fast
         self._detection_s = self._histogram(
             "detection_latency_seconds", "From the record's timestamp in Kafka to its alert being acknowledged and committed.", _LATENCY_S
@@ -172,6 +168,7 @@ class Metrics(Declaring):
         # what runs
         self._configured = gauge("config_reload_success", "Whether the configuration was valid when it was read last: 1, or 0; act.")
         self._configured_at = gauge("config_reload_success_timestamp_seconds", "When the configuration was read last and was valid.")
+        self._declare_remote()
         self._ready = gauge("ready", "Whether partitions are assigned and their state is restored, as /readyz says: 1, or 0.")
         self._declare_models()
 
@@ -208,6 +205,24 @@ class Metrics(Declaring):
             "Powers of ten by which a partition's normal data is strange more often than calibrated; its thresholds give for it.",
             ("topic", "partition"),
         )
+
+    def _declare_held(self) -> None:
+        counter, gauge = self._counter, self._gauge
+        self._series = gauge("series", "Series whose state is kept.")
+        self._series_limit = gauge("series_limit", "Most series that this instance keeps (max_series).")
+        self._evicted = counter("series_evicted", "Series forgotten to make room; a steady rate means that max_series is too small.")
+        self._expired = counter("series_expired", "Series forgotten because they were away for longer than state.series_ttl_s.")
+        self._open_episodes = gauge("open_episodes", "Alerts that are firing now.")
+        self._silent_series = gauge("silent_series", "Series that have fallen silent; each is an alert that is firing.")
+
+    def _declare_remote(self) -> None:
+        counter, gauge = self._counter, self._gauge
+        self._remote_samples = counter("remote_write_samples", "Scores that a remote write receiver took, in samples.")
+        dropped = counter("remote_write_dropped_samples", "Scores given up on the way there, by reason.", ("reason",))
+        self._remote_dropped = _Children(dropped, REMOTE_DROPS)
+        self._remote_failures = counter("remote_write_failures", "Remote writes that failed and were tried again.")
+        self._remote_waiting = gauge("remote_write_queue_samples", "Scores that wait for a remote write.")
+        self._remote_s = self._histogram("remote_write_seconds", "Time of one remote write that was taken.", _CHECKPOINT_S)
 
     def _declare_models(self) -> None:
         counter, gauge = self._counter, self._gauge
@@ -337,6 +352,7 @@ class Metrics(Declaring):
         alerts: Mapping[tuple[str, str], int],
         dead_letters: int,
         latencies_s: Iterable[float],
+        scores: int = 0,
         pages: int = 0,
         page_bytes: int = 0,
     ) -> None:
@@ -348,6 +364,7 @@ class Metrics(Declaring):
             alerts: messages acknowledged, by (status, severity).
             dead_letters: records acknowledged by the dead-letter topic.
             latencies_s: of each alert, from its record's timestamp in Kafka until now.
+            scores: messages acknowledged by the scores topic.
             pages: of state that went with it.
             page_bytes: of these.
         """
@@ -356,6 +373,7 @@ class Metrics(Declaring):
         self._checkpoint_s.observe(seconds)
         self._last_checkpoint.set(at_s)
         self._dead_letters.inc(dead_letters)
+        self._scores.inc(scores)
         for kind, count in alerts.items():
             self._alerts[kind].inc(count)
         for latency_s in latencies_s:
@@ -437,6 +455,23 @@ class Metrics(Declaring):
     def correction(self, topic: str, partition: int, powers: float) -> None:
         """By how many powers of ten the calibration is corrected in an assigned partition."""
         self._correction.labels(topic, str(partition)).set(powers)
+
+    def remote_written(self, samples: int, seconds: float) -> None:
+        """A remote write was taken, with the scores of so many samples."""
+        self._remote_samples.inc(samples)
+        self._remote_s.observe(seconds)
+
+    def remote_failed(self) -> None:
+        """A remote write failed and is tried again."""
+        self._remote_failures.inc()
+
+    def remote_dropped(self, reason: str, samples: int) -> None:
+        """Scores of so many samples were given up: one of REMOTE_DROPS."""
+        self._remote_dropped[reason].inc(samples)
+
+    def remote_queued(self, samples: int) -> None:
+        """So many wait for a remote write."""
+        self._remote_waiting.set(samples)
 
     def paused(self, partitions: int) -> None:
         """So many partitions are paused because the detector is busy."""

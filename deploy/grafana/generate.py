@@ -452,6 +452,27 @@ DELIVERY: Final[Rows] = [
             ),
         ],
     ),
+    (
+        "Scores",
+        [
+            Graph(
+                "Scores",
+                "Messages for the scores topic, and samples that a remote write receiver took.",
+                [(rate("anomalyd_scores_written_total"), "topic"), (rate("anomalyd_remote_write_samples_total"), "remote write")],
+                "ops",
+            ),
+            Graph(
+                "Given up",
+                "Samples that remote write dropped, an hour; requests that failed and were tried again.",
+                [
+                    (f"sum by (reason) (increase({of('anomalyd_remote_write_dropped_samples_total')}[1h]))", "{{reason}}"),
+                    (f"sum(increase({of('anomalyd_remote_write_failures_total')}[1h]))", "failed requests"),
+                ],
+            ),
+            Graph("Waiting", "Samples for remote write.", [(of("anomalyd_remote_write_queue_samples"), "{{instance}}")]),
+            Graph("Time of a remote write", "That was taken.", quantiles("anomalyd_remote_write_seconds"), "s"),
+        ],
+    ),
 ]
 
 MODEL: Final[Rows] = [

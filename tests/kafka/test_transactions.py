@@ -173,7 +173,7 @@ async def test_a_dead_letter_that_its_topic_refuses_for_its_size_is_cut_and_hold
     kafka: str, make_place: MakePlace, kind: str
 ) -> None:
     place = await make_place(kafka)
-    messages = [place.alert(value, dead_letter=True) for value in (b"before", b"x" * 2_000_000, b"behind")]
+    messages = [place.alert(value, kind="dead-letter") for value in (b"before", b"x" * 2_000_000, b"behind")]
     with pytest.raises(TooLargeError) as refused:
         await (await place.writer(kind)).commit(messages, [Entry(b"P", b"1")])
     assert not await place.read(place.changelog)
@@ -198,7 +198,7 @@ async def test_of_messages_below_a_batch_those_that_are_too_large_are_found_one_
         place.alert(b"0"),
         place.alert(b"{" * 9_000),
         place.alert(b"1"),
-        place.alert(b"x" * 9_000, dead_letter=True),
+        place.alert(b"x" * 9_000, kind="dead-letter"),
         place.alert(b"2"),
         place.alert(b"x" * 9_000)._replace(key=None),
     ]
@@ -713,7 +713,7 @@ async def test_a_topic_that_takes_less_together_is_offered_less_until_it_takes_a
 
 async def test_what_is_too_large_is_found_among_many_that_are_not() -> None:
     messages = [Message("alerts", 0, b"k", b"x" * 1_000) for _ in range(500)]
-    messages[300] = messages[300]._replace(value=b"x" * 60_000, dead_letter=True)
+    messages[300] = messages[300]._replace(value=b"x" * 60_000, kind="dead-letter")
 
     with pytest.raises(TooLargeError) as refused:
         await singly(50_000, messages, 32_000)

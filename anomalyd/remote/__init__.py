@@ -1,0 +1,1 @@
+"""Scores for a store of time series: Prometheus' remote write."""

@@ -15,7 +15,6 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args
-from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 import yaml
@@ -33,7 +32,6 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from anomalyd import __version__
 from anomalyd.errors import ConfigError
 from anomalyd.selection import MOST_FEATURES, Features, Selection
 from anomalyd.tls import FreshContext
@@ -181,19 +179,6 @@ def _metric_name(name: str) -> str:
     return name
 
 
-def _http_url(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        valid, parts = False, urlsplit("")
-    if not valid:
-        raise ValueError("must be a URL that begins with http:// or https://")
-    if parts.username or parts.password:
-        raise ValueError("must not hold a name or a password: they would be shown in logs")
-    return url
-
-
 TopicName = Annotated[str, AfterValidator(_topic_name)]
 StreamName = Annotated[str, AfterValidator(_stream_name)]
 Servers = Annotated[str, AfterValidator(_servers)]
@@ -201,7 +186,6 @@ HttpUrl = Annotated[str, AfterValidator(_http_url)]
 OAuthExtension = Annotated[str, AfterValidator(_oauth_extension)]
 ExistingFile = Annotated[Path, AfterValidator(_existing_file)]
 MetricName = Annotated[str, AfterValidator(_metric_name)]
-HttpUrl = Annotated[str, AfterValidator(_http_url)]
 LabelName = Annotated[str, AfterValidator(_label_name)]
 Text = Annotated[str, Field(min_length=1)]
 Selector = Annotated[Text, AfterValidator(_selector)]
@@ -1277,7 +1261,6 @@ def _secret(value: SecretStr | None, file: Path | None, name: str) -> str | None
 
 
 # --- saying what is wrong -----------------------------------------------------------------------------------------
-
 
 
 def _refuse(problems: list[tuple[str, str]]) -> None:

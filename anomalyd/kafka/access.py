@@ -57,7 +57,7 @@ def rights(settings: Settings, part: Part = "run") -> list[Right]:
     """
     inputs = [topic for stream in settings.streams for topic in stream.topics]
     changelogs = [settings.changelog_topic(topic) for topic in inputs]
-    outputs = [settings.alerts.topic, settings.dead_letter_topic]
+    outputs = [settings.alerts.topic, settings.dead_letter_topic, *([settings.scores.topic] if settings.scores.topic else [])]
     ours = [*outputs, *changelogs, settings.models_topic]
     transacting = inputs if settings.transactional else []
     if part == "notify":

@@ -96,7 +96,7 @@ def test_every_expression_of_dashboards_and_rules_finds_data(kafka: str, tmp_pat
     quiet = [sample("web-1", i, 100 + i % 7) for i in range(500)]
     incident = [sample("web-1", i, 400) for i in range(500, 506)] + [sample("web-1", i, 100 + i % 7) for i in range(506, 530)]
     with Daemon(kafka, tmp_path) as daemon, beside() as port:
-        daemon.until_ready()
+        daemon.until_ready(120)
         listens = daemon.events("http_listening")[-1]["port"]
         with Prometheus(tmp_path / "prometheus", {"anomalyd": listens, "retrainer": port}, RULES) as prometheus:
             poll_until(lambda: len(prometheus.query("up == 1")) == 2, "both targets")

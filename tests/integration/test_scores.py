@@ -53,7 +53,7 @@ def test_each_score_is_written_once_whatever_is_killed_and_prometheus_has_them_t
             },
         }
         with Daemon(kafka, tmp_path, settings=settings) as daemon:
-            daemon.until_ready()
+            daemon.until_ready(120)
             for start in range(0, 2 * SAMPLES, 200):
                 produce(kafka, daemon.source, values()[start : start + 200])
                 read_until(kafka, topic, lambda found, least=start + 1: len(found) >= least, "scores of this part", 60)  # type: ignore[misc]  # mypy takes a default for no argument

@@ -88,7 +88,8 @@ sbom: $(READY) ## the bill of materials of what ships, CycloneDX, in build/anoma
 
 .PHONY: docs
 docs: $(READY) ## the documentation as a site, in build/site; a link that leads nowhere is an error
-	$(BIN)/mkdocs build --strict --quiet
+	PYTHONPATH=. $(BIN)/sphinx-build -q -W --keep-going -n -b html -c docs -d build/doctrees . build/site
+	@echo "build/site/index.html"
 
 .PHONY: lock
 lock: $(READY) ## resolve the dependencies again: the newest versions that pyproject.toml allows

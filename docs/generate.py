@@ -120,7 +120,7 @@ streams:
   count as not set.
 - Secrets come from mounted files, the keys that end in `_file`; see [security.md](security.md).
 - Unknown keys are refused, in the file and in variables with `__`.
-- [configs/](../configs) has a commented file for each common case.
+- [configs/](../configs/README.md) has a commented file for each common case.
 
 ## top level"""
 

@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -40,3 +42,14 @@ def test_rights_in_the_documentation_are_those_that_the_command_prints() -> None
 def test_links_between_pages_lead_somewhere(path: Path) -> None:
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text("utf-8"))
     assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+@pytest.mark.slow
+def test_the_site_builds_and_every_link_and_anchor_leads_somewhere(tmp_path: Path) -> None:
+    """As `make docs` does; a page that is in no table of contents is an error, too."""
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-n", "-b", "html", "-c", "docs", "-d", str(tmp_path / "trees")]
+    built = subprocess.run([*command, ".", str(tmp_path / "site")], cwd=ROOT, capture_output=True, text=True, check=False, timeout=110)
+
+    assert (built.returncode, built.stderr) == (0, "")
+    assert (tmp_path / "site" / "index.html").exists()
+    assert "Detection" in (tmp_path / "site" / "docs" / "index.html").read_text("utf-8")

@@ -54,7 +54,7 @@ def missing() -> str | None:
     return None
 
 
-def _jars() -> Path:
+def jars() -> Path:
     """The folder of jars; fetched once a machine (44 MB)."""
     return cached(JARS, _fetch)
 
@@ -125,7 +125,7 @@ class Broker:
             "-XX:TieredStopAtLevel=1",
             f"-Dlog4j2.configurationFile={self._home}/log4j2.properties",
             "-cp",
-            f"{_jars()}/*",
+            f"{jars()}/*",
         ]
         with self._log.open("ab") as log:
             return subprocess.Popen(["java", *options, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log)

@@ -8,7 +8,7 @@ release = version = __version__
 extensions = ["myst_parser", "sphinx_copybutton"]
 root_doc = "docs/index"
 # The source is the whole repository, so that links between docs/ and what lies beside it lead somewhere.
-include_patterns = ["*.md", "docs/**", "configs/*.md"]
+include_patterns = ["*.md", "docs/**", "configs/*.md", "deploy/helm/anomalyd/README.md"]
 exclude_patterns = ["**/*.py", "docs/pictures/**"]
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]

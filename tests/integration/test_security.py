@@ -74,6 +74,14 @@ class Site:
         )
 
 
+@asynccontextmanager
+async def at_work(settings: Settings) -> AsyncIterator[None]:
+    """The daemon, ready; what it refuses is raised."""
+    async with App(settings) as app:
+        await app.until_ready(120)  # it may have to compile
+        yield
+
+
 # --- ways in --------------------------------------------------------------------------------------------------------
 
 Way = Callable[[SecuredKafka, Path], tuple[dict[str, Any], str]]
@@ -111,7 +119,7 @@ async def test_incidents_are_told_whatever_way_the_daemon_comes_in(secured_kafka
     await asyncio.to_thread(site.grant)
     await site.produce("web-1")
 
-    async with App(site.settings):
+    async with at_work(site.settings):
         await site.alerted("web-1")
 
 
@@ -149,7 +157,7 @@ async def test_tokens_come_from_an_endpoint_and_their_end_is_outlived(secured_ka
         await asyncio.to_thread(site.grant)
         await site.produce("web-1")
 
-        async with App(site.settings):
+        async with at_work(site.settings):
             await site.alerted("web-1")
             before = len(asked)
             await until(lambda: len(asked) >= before + 2, "new tokens")
@@ -174,7 +182,7 @@ async def test_a_new_authority_and_a_new_password_need_no_restart(secured_kafka:
     await asyncio.to_thread(site.grant)
     await site.produce("web-1")
 
-    async with App(site.settings):
+    async with at_work(site.settings):
         await site.alerted("web-1")
         other = await asyncio.to_thread(Authority, tmp_path / "other", "other")
         await asyncio.to_thread(secured_kafka.use_authority, other)
@@ -296,5 +304,5 @@ async def test_the_topics_of_at_least_once_need_no_right_to_transactions(secured
     await asyncio.to_thread(site.grant)
     await site.produce("web-1")
 
-    async with App(site.settings):
+    async with at_work(site.settings):
         await site.alerted("web-1")

@@ -3,6 +3,8 @@
 1. ANOMALYD_TEST_KAFKA=host:port, if set;
 2. else a real Kafka, if java 17+ and mvn are there (tests/support/kafka.py);
 3. else the embedded mock: tests marked `real_kafka` are skipped and the last line says what to install. With CI=true there is no 3.
+
+Other real parts, such as Prometheus: tests/support/parts.py.
 """
 
 import os
@@ -14,6 +16,7 @@ import pytest
 from numba.core import event
 
 from anomalyd.demo.broker import EmbeddedBroker
+from tests.support import parts
 from tests.support.kafka import Cluster, missing
 from tests.support.secured import SecuredKafka
 
@@ -75,6 +78,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """Say loudly what was not tested."""
     if lacking := config.stash.get(LACKING, None):
         terminalreporter.write_sep("!", lacking, red=True, bold=True)
+    for name, tests in sorted(parts.LACKING.items()):
+        terminalreporter.write_sep("!", f"{tests} TESTS AGAINST A REAL {name.upper()} WERE SKIPPED: install {name}", red=True, bold=True)
 
 
 def _demand_real() -> None:

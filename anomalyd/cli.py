@@ -176,6 +176,30 @@ def retrain(config: ConfigOption = None) -> None:
 
 
 @app.command()
+def notify(config: ConfigOption = None) -> None:
+    """Bring alerts from Kafka to Alertmanager. A process of its own, one of it.
+
+    It reads the alerts topic from its beginning, so after a restart it knows what is open. Every member of alertmanager.urls is told at
+    once what has changed, and each alertmanager.resend_s everything that is open. One that is away gets it when it is back.
+    Labels say who an alert is (alertname, severity, stream, metric, labels of the series) and stay; value and score are annotations.
+
+    \b
+    Examples:
+      anomalyd notify -c config.yaml
+      ANOMALYD_ALERTMANAGER__URLS='["http://127.0.0.1:9093"]' anomalyd notify -c config.yaml
+    """
+    from anomalyd.settings import load
+    from anomalyd.telemetry.logging import configure
+
+    settings = load(config)
+    configure(settings.log)
+
+    from anomalyd.notifier.main import run as run_notifier
+
+    raise typer.Exit(run_notifier(settings))
+
+
+@app.command()
 def demo(
     seconds: Annotated[
         float | None, typer.Option(min=1, help="How long to run.  [default: 120; with a terminal Ctrl-C ends it sooner]")

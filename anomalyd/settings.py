@@ -5,6 +5,7 @@ field keeps its siblings' defaults. This is the only module that reads the envir
 so settings built in code (demo, tests) never depend on the caller's shell.
 """
 
+import base64
 import contextlib
 import difflib
 import json
@@ -15,6 +16,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args
+from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 import yaml
@@ -845,6 +847,108 @@ class RetrainSettings(_Section):
     """The retrainer's HTTP server for /metrics, /healthz and /readyz."""
 
 
+class NotifyHttpSettings(HttpSettings):
+    """The notifier's HTTP server for /metrics, /healthz and /readyz."""
+
+    port: int = Field(default=9466, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one and says which."""
+
+
+class AlertmanagerSettings(_Section):
+    """`anomalyd notify`, a process of its own that brings alerts from Kafka to Alertmanager; the daemon passes over this section."""
+
+    urls: tuple[HttpUrl, ...] = ()
+    """Every member of the Alertmanager cluster, with its path prefix if it has one: `http://alertmanager-0.alertmanager:9093`. Never a load
+    balancer: members tell each other who has notified, not which alerts there are."""
+    discover: bool = False
+    """Each host name stands for all its addresses, such as a headless service of Kubernetes; they are looked up anew each `resend_s`."""
+    resend_s: float = Field(default=60.0, ge=1, le=3_600)
+    """Open alerts are sent again so often; one that nobody sends any more ends after four times that."""
+    batch: int = Field(default=256, ge=1, le=10_000)
+    """Most alerts in one request."""
+    queue: int = Field(default=10_000, ge=1, le=1_000_000)
+    """Most alerts that wait for one member; beyond that the oldest are dropped, and are sent again with the next round if they are open."""
+    timeout_s: float = Field(default=10.0, gt=0, le=600)
+    """How long a member may take to answer."""
+    generator_url: Text | None = None
+    """Where an alert's link leads; `{series}`, `{stream}`, `{start_ms}` and `{alert_id}` are filled in, encoded:
+    `https://grafana.example/d/metrics?var-series={series}`."""
+    basic_auth_username: Text | None = None
+    """User name for basic authentication."""
+    basic_auth_password_file: ExistingFile | None = None
+    """File that holds the password; read with each request."""
+    bearer_token_file: ExistingFile | None = None
+    """File that holds a bearer token; read with each request."""
+    proxy_url: HttpUrl | None = None
+    """HTTP proxy to go through. None: none, whatever the environment says."""
+    ssl_cafile: ExistingFile | None = None
+    """Certificates (PEM) of the authorities to trust; without it, those of the system. Like all files of TLS it is looked at with each
+    new connection."""
+    ssl_certfile: ExistingFile | None = None
+    """The notifier's certificate (PEM), for members that ask for one."""
+    ssl_keyfile: ExistingFile | None = None
+    """The private key (PEM) of ssl_certfile, without a password."""
+    ssl_check_hostname: bool = True
+    """Whether a member's certificate must name the host that was dialled."""
+    http: NotifyHttpSettings = Field(default_factory=NotifyHttpSettings)
+    """The notifier's HTTP server for /metrics, /healthz and /readyz."""
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """A context whose connections each take the files as they are then. Raises ConfigError if one is not usable."""
+        files = (self.ssl_cafile, self.ssl_certfile, self.ssl_keyfile)
+        return FreshContext(self._ssl_context, [file for file in files if file is not None])
+
+    def _ssl_context(self) -> ssl.SSLContext:
+        try:
+            context = ssl.create_default_context(cafile=self.ssl_cafile)
+            context.check_hostname = self.ssl_check_hostname
+            if self.ssl_certfile is not None:
+                context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile, password="")
+        except (ssl.SSLError, OSError) as error:
+            raise ConfigError(f"alertmanager.ssl_cafile, ssl_certfile, ssl_keyfile: {error}") from error
+        return context
+
+    def authorization(self) -> str | None:
+        """The header that proves who we are, as the files are now. Raises ConfigError if one can no longer be read."""
+        if self.bearer_token_file is not None:
+            return f"Bearer {(_secret(None, self.bearer_token_file, 'alertmanager.bearer_token_file') or '').strip()}"
+        if self.basic_auth_username is None:
+            return None
+        password = _secret(None, self.basic_auth_password_file, "alertmanager.basic_auth_password_file") or ""
+        return "Basic " + base64.b64encode(f"{self.basic_auth_username}:{password}".encode()).decode()
+
+    def link(self, *, series: str, stream: str, start_ms: int, alert_id: str) -> str | None:
+        """`generator_url` of an alert."""
+        if self.generator_url is None:
+            return None
+        names = {"series": series, "stream": stream, "alert_id": alert_id, "start_ms": str(start_ms)}
+        return self.generator_url.format(**{name: quote(value, safe="", errors="replace") for name, value in names.items()})
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        problems = []
+        if len(set(self.urls)) < len(self.urls):
+            problems.append(("urls", "the same member is named twice"))
+        if (self.basic_auth_username is None) != (self.basic_auth_password_file is None):
+            problems.append(("basic_auth_username", "belongs together with basic_auth_password_file, give both or neither"))
+        if self.bearer_token_file is not None and self.basic_auth_username is not None:
+            problems.append(("bearer_token_file", "give this or basic_auth_username, not both"))
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            problems.append(("ssl_keyfile", "needs ssl_certfile"))
+        if self.discover and self.proxy_url is not None:
+            problems.append(("discover", "does not go with proxy_url: the proxy looks names up"))
+        try:
+            link = self.link(series="s", stream="s", start_ms=0, alert_id="s")
+        except (ValueError, LookupError, AttributeError):
+            problems.append(("generator_url", "may have {series}, {stream}, {start_ms} and {alert_id} in braces, and nothing else"))
+        else:
+            # One link that is no URI costs a whole batch: Alertmanager answers 422 and takes none of it.
+            if link is not None and not re.fullmatch(r"https?://[^\s/]+(/[!-~]*)?", link):
+                problems.append(("generator_url", f"got {self.generator_url}, must be a URL that begins with http:// or https://"))
+        _refuse(problems)
+        return self
+
+
 class LogSettings(_Section):
     """The log on stderr."""
 
@@ -892,6 +996,8 @@ class Settings(BaseSettings):
     """Which models score, where retrained and promoted ones come from."""
     retrain: RetrainSettings = Field(default_factory=RetrainSettings)
     """`anomalyd retrain`, which is a process of its own and reads the same configuration; the daemon passes over this section."""
+    alertmanager: AlertmanagerSettings = Field(default_factory=AlertmanagerSettings)
+    """`anomalyd notify`, a process of its own that brings alerts from Kafka to Alertmanager; the daemon passes over this section."""
     log: LogSettings = Field(default_factory=LogSettings)
     """The log on stderr."""
     delivery: Delivery = "exactly-once"

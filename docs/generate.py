@@ -13,6 +13,7 @@ from pydantic_core import PydanticUndefined
 from anomalyd.settings import Settings, models_in
 from anomalyd.telemetry.events import EVENTS
 from anomalyd.telemetry.metrics import Metrics
+from anomalyd.telemetry.notifying import NotifyMetrics
 from anomalyd.telemetry.retraining import RetrainMetrics
 
 HERE = Path(__file__).parent
@@ -28,7 +29,9 @@ def metrics() -> str:
     rows = ["| metric | type | labels | says |", "|---|---|---|---|"]
     rows += [
         f"| `{metric.name}` | {metric.kind} | {', '.join(f'`{label}`' for label in metric.labels)} | {metric.help} |"
-        for metric in dict.fromkeys((*Metrics().declared, *RetrainMetrics().declared))  # those of every process once
+        for metric in dict.fromkeys(
+            (*Metrics().declared, *RetrainMetrics().declared, *NotifyMetrics().declared)
+        )  # those of every process once
     ]
     events = ["| event | level | means | do |", "|---|---|---|---|"]
     events += [f"| `{name}` | {event.level} | {event.meaning} | {event.action} |" for name, event in EVENTS.items()]

@@ -70,6 +70,28 @@ EVENTS: Final[Mapping[str, Event]] = {
         "report it with the traceback; a restart goes on from the last checkpoint",
     ),
     "model_shadowing": Event("info", "A challenger (models.shadow) scores a stream beside its model from now on, and alerts nobody."),
+    # the notifier
+    "notify_starting": Event("info", "The notifier begins: the Alertmanagers that it tells."),
+    "notify_caught_up": Event("info", "The alerts topic has been read to its end; `open` alerts are told to every Alertmanager."),
+    "alertmanager_unreachable": Event(
+        "warning",
+        "An Alertmanager does not take alerts, told once until it does; attempts go on, and what is open waits for it.",
+        "see `reason`; [AnomalydAlertmanagerUnreachable](runbooks/AnomalydAlertmanagerUnreachable.md)",
+    ),
+    "alertmanager_reached": Event("info", "It takes them again."),
+    "alertmanager_unknown": Event(
+        "warning", "The name of an Alertmanager cannot be looked up; the addresses that it had stay.", "check alertmanager.urls and DNS"
+    ),
+    "alert_rejected": Event(
+        "error",
+        "An Alertmanager refuses one alert, all others of its batch are sent; it is tried again when it changes.",
+        "see `reason` and `labels`; check labels that `alerts.labels` adds",
+    ),
+    "alert_unreadable": Event(
+        "warning",
+        "A message of the alerts topic is no alert, or of a newer schema; it is passed over.",
+        "if it is newer, upgrade the notifier; else see who writes to the topic",
+    ),
     # the retrainer
     "retrain_starting": Event("info", "The retrainer begins: its streams, and how many series of each it keeps at most."),
     "retrain_waiting": Event("info", "A round was due and there is too little to learn from yet; `reason` says of what."),

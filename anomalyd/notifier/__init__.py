@@ -1,0 +1,1 @@
+"""`anomalyd notify`: brings the alerts of the alerts topic to Alertmanager."""

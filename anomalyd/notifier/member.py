@@ -1,0 +1,230 @@
+"""One Alertmanager: what waits for it, and the loop that sends it. Each has its own, so that a slow or dead one holds up no other."""
+
+import asyncio
+import json
+import socket
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+import aiohttp
+import structlog
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from anomalyd.errors import ConfigError
+from anomalyd.kafka.client import Backoff
+from anomalyd.notifier.wire import Labels, Post
+from anomalyd.settings import AlertmanagerSettings
+from anomalyd.telemetry.notifying import NotifyMetrics
+
+OPEN_FOR: Final = 4.0
+"""An open alert ends after so many rounds that nobody has sent it again."""
+
+_PATH: Final = "/api/v2/alerts"
+_CONTENT: Final = frozenset({400, 413, 422})
+"""Answers that are about what was sent: the same again gets the same. 400: what is good in the batch was taken; 422: nothing was."""
+_MOST_TEXT: Final = 300
+
+_log = structlog.get_logger(__name__)
+
+
+class Address(NamedTuple):
+    """A member."""
+
+    url: str
+    ip: str | None = None
+    """Which of the addresses that its host name has; None: whichever."""
+
+    @property
+    def name(self) -> str:
+        """For people and metrics."""
+        return self.url if self.ip is None else f"{self.url} ({self.ip})"
+
+
+class _Failed(Exception):  # noqa: N818  goes no further than this module
+    """A request that may succeed at another time."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+class _Refused(Exception):  # noqa: N818  likewise
+    """Something in a batch is not accepted."""
+
+
+class Member:
+    """Sends to one Alertmanager.
+
+    Args:
+        address: where it is.
+        settings: how to reach it.
+        ssl_context: of all members.
+        metrics: where to count.
+    """
+
+    def __init__(self, address: Address, settings: AlertmanagerSettings, ssl_context: Any, metrics: NotifyMetrics) -> None:  # noqa: ANN401  an ssl.SSLContext
+        self.address = address
+        self._settings = settings
+        self._ssl = ssl_context
+        self._metrics = metrics
+        self._waiting: OrderedDict[Labels, Post] = OrderedDict()
+        self._refused: dict[Labels, Post] = {}  # as they were when they were not accepted
+        self._wake = asyncio.Event()
+        self._away = False
+        self._busy = False
+        metrics.member(address.name)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits, and nothing is under way."""
+        return not self._waiting and not self._busy
+
+    def put(self, posts: Iterable[Post]) -> None:
+        """These are to be sent; of each alert the latest counts. Where too many wait, the oldest go."""
+        for post in posts:
+            if self._refused.get(post.labels) == post:
+                continue
+            self._refused.pop(post.labels, None)
+            self._waiting.pop(post.labels, None)
+            self._waiting[post.labels] = post
+        excess = len(self._waiting) - self._settings.queue
+        if excess > 0:
+            for _ in range(excess):
+                self._waiting.popitem(last=False)
+            self._metrics.dropped(self.address.name, excess)
+        self._metrics.queued(self.address.name, len(self._waiting))
+        if self._waiting:
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Sends what waits, until it is cancelled."""
+        backoff = Backoff(first_s=0.5, most_s=30.0)
+        async with self._session() as session:
+            while True:
+                await self._wake.wait()
+                batch = [self._waiting.popitem(last=False)[1] for _ in range(min(len(self._waiting), self._settings.batch))]
+                if not self._waiting:
+                    self._wake.clear()
+                self._metrics.queued(self.address.name, len(self._waiting))
+                self._busy = True
+                try:
+                    await self._send(session, batch)
+                except _Failed as error:
+                    self._busy = False
+                    self._back(batch)
+                    await asyncio.sleep(self._failed(error, backoff))
+                else:
+                    self._busy = False
+                    if self._away:
+                        _log.info("alertmanager_reached", alertmanager=self.address.name)
+                    self._away = False
+                    backoff.reset()
+
+    def _back(self, batch: Sequence[Post]) -> None:
+        """What could not be sent waits on, in front, unless there is news of it by now. Of what was refused meanwhile nothing is news."""
+        for post in reversed(batch):
+            if post.labels not in self._waiting and self._refused.get(post.labels) != post:
+                self._waiting[post.labels] = post
+                self._waiting.move_to_end(post.labels, last=False)
+        self.put(())
+
+    def _failed(self, error: _Failed, backoff: Backoff) -> float:
+        """Counts and tells, once until it is well again; returns how long to wait."""
+        self._metrics.failed(self.address.name, error.reason)
+        if not self._away:
+            _log.warning("alertmanager_unreachable", alertmanager=self.address.name, reason=str(error))
+        self._away = True
+        return backoff.next_s()
+
+    async def _send(self, session: aiohttp.ClientSession, batch: Sequence[Post]) -> None:
+        """Sends a batch; of one in which something is not accepted the halves, and so on down to what it is.
+
+        Raises:
+            _Failed: it may succeed at another time.
+        """
+        if not batch:
+            return
+        try:
+            await self._post(session, batch)
+        except _Refused as error:
+            if len(batch) == 1:
+                (post,) = batch
+                self._refused[post.labels] = post
+                self._metrics.rejected(self.address.name)
+                _log.error("alert_rejected", alertmanager=self.address.name, labels=dict(post.labels), reason=str(error))
+                return
+            half = len(batch) // 2
+            await self._send(session, batch[:half])
+            await self._send(session, batch[half:])
+        else:
+            self._metrics.sent(self.address.name, len(batch))
+
+    async def _post(self, session: aiohttp.ClientSession, batch: Sequence[Post]) -> None:
+        settings = self._settings
+        now_ms = time.time_ns() // 1_000_000
+        until_ms = now_ms + round(OPEN_FOR * settings.resend_s * 1000)
+        body = json.dumps([post.as_json(now_ms, until_ms) for post in batch]).encode()
+        began_s = time.monotonic()
+        try:
+            proof = settings.authorization()
+            headers = {"Content-Type": "application/json"} | ({} if proof is None else {"Authorization": proof})
+            async with session.post(
+                self.address.url.rstrip("/") + _PATH,
+                data=body,
+                headers=headers,
+                ssl=self._ssl,
+                proxy=settings.proxy_url,
+                # Whoever answers with another address would get the proof of who we are.
+                allow_redirects=False,
+            ) as answer:
+                text = (await answer.content.read(_MOST_TEXT)).decode(errors="replace").strip()
+        except ConfigError as error:
+            raise _Failed("refused", str(error)) from error
+        except TimeoutError as error:
+            raise _Failed("timeout", f"no answer after {settings.timeout_s:g} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise _Failed("unreachable", str(error) or type(error).__name__) from error
+        self._metrics.answered(time.monotonic() - began_s)
+        if answer.status == 200:
+            return
+        said = f"status {answer.status}" + (f": {text}" if text.isprintable() and text else "")
+        if answer.status in _CONTENT:
+            raise _Refused(said)
+        raise _Failed("overloaded" if answer.status >= 500 or answer.status == 429 else "refused", said)
+
+    def _session(self) -> aiohttp.ClientSession:
+        resolver = None if self.address.ip is None else _Pinned(self.address.ip)
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=1, resolver=resolver, use_dns_cache=False),
+            timeout=aiohttp.ClientTimeout(total=self._settings.timeout_s),
+            trust_env=False,
+        )
+
+    def close(self) -> None:
+        """There is no such member any more."""
+        self._metrics.gone(self.address.name)
+
+
+class _Pinned(AbstractResolver):
+    """Every name has one address: so a request goes to a certain member, and is still made, and its certificate checked, by name."""
+
+    def __init__(self, ip: str) -> None:
+        self._ip = ip
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
+        """See the class."""
+        return [
+            ResolveResult(
+                hostname=host,
+                host=self._ip,
+                port=port,
+                family=socket.AF_INET6 if ":" in self._ip else family,
+                proto=0,
+                flags=socket.AI_NUMERICHOST,
+            )
+        ]
+
+    async def close(self) -> None:
+        """Nothing to close."""

@@ -61,7 +61,8 @@ def test_every_address_is_a_service_that_listens_there() -> None:
     scraped = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
     targets = {target for job in scraped for group in job["static_configs"] for target in group["targets"]}
     assert {target.partition(":")[0] for target in targets} <= {*SERVICES, "localhost"}
-    assert f"anomalyd:{settings.http.port}" in targets
+    assert {f"anomalyd:{settings.http.port}", f"notify:{settings.alertmanager.http.port}"} <= targets
+    assert {url.removeprefix("http://") for url in settings.alertmanager.urls} == {"alertmanager:9093"}
 
 
 def test_the_input_that_is_made_is_the_one_that_is_written_and_read() -> None:

@@ -6,7 +6,7 @@ import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,9 +23,12 @@ class Prometheus:
         targets: port on loopback by the name of the job.
         rules: files of rules.
         receives: takes remote writes.
+        alertmanagers: ports on loopback of those that its alerts go to.
     """
 
-    def __init__(self, folder: Path, targets: Mapping[str, int], *rules: Path, receives: bool = False) -> None:
+    def __init__(
+        self, folder: Path, targets: Mapping[str, int], *rules: Path, receives: bool = False, alertmanagers: Sequence[int] = ()
+    ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = int(free.getsockname()[1])
         jobs = [{"job_name": job, "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]} for job, port in targets.items()]
@@ -33,6 +36,7 @@ class Prometheus:
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
             "rule_files": [str(path) for path in rules],
             "scrape_configs": jobs,
+            "alerting": {"alertmanagers": [{"static_configs": [{"targets": [f"127.0.0.1:{port}" for port in alertmanagers]}]}]},
         }
         folder.mkdir(parents=True, exist_ok=True)
         folder.joinpath("prometheus.json").write_text(json.dumps(config))

@@ -710,6 +710,25 @@ async def test_lag_counts_what_is_not_through_yet_and_reaches_zero_past_control_
         assert it.value("anomalyd_consumer_lag_records", labels) is None
 
 
+async def test_a_detector_that_does_not_come_back_is_a_lag_that_nothing_is_read_of() -> None:
+    """What the rule AnomalydStuck looks at; the loop turns on meanwhile."""
+    gate, seen = threading.Event(), []
+    labels = {"topic": "metrics", "partition": "0"}
+    async with rig(lambda source: FakeShard(source, gate=gate)) as it:
+        it.records.log_ends = {ZERO: 9_000}
+        for begin in range(0, 9_000, 1_000):
+            it.records.put((ZERO, begin, 1_000))
+        await until(lambda: it.value("anomalyd_consumer_lag_records", labels), "a lag")
+        for _ in range(20):
+            seen.append((it.value("anomalyd_consumer_lag_records", labels), it.value("anomalyd_records_consumed_total")))
+            await asyncio.sleep(0.02)
+        gate.set()
+        await until(lambda: it.value("anomalyd_consumer_lag_records", labels) == 0, "all to be read, once it does")
+
+    assert {lag > 0 for lag, _ in seen if lag is not None} == {True}
+    assert {consumed for _, consumed in seen} == {0}
+
+
 async def test_series_and_open_episodes_are_those_of_the_partitions_that_we_have() -> None:
     async with rig() as it:
         await until(lambda: (it.value("anomalyd_open_episodes"), it.value("anomalyd_series")) == (2, 6), "those of two shards")

@@ -129,7 +129,9 @@ up() {
     begin etcd etcd --data-dir "$home/data" --unsafe-no-fsync --initial-cluster "default=http://127.0.0.1:$etcd_peer" \
         --listen-client-urls "http://127.0.0.1:$etcd" --advertise-client-urls "http://127.0.0.1:$etcd" \
         --listen-peer-urls "http://127.0.0.1:$etcd_peer" --initial-advertise-peer-urls "http://127.0.0.1:$etcd_peer"
-    begin apiserver kube-apiserver --bind-address 127.0.0.1 --advertise-address 127.0.0.1 --secure-port "$api" \
+    # Lists as streams want an etcd from 3.4.25 on, and Debian's is older: clients would try, fail and wait, for half a minute at a time.
+    export KUBE_FEATURE_WatchListClient=false
+    begin apiserver kube-apiserver --feature-gates WatchList=false --bind-address 127.0.0.1 --advertise-address 127.0.0.1 --secure-port "$api" \
         --etcd-servers "http://127.0.0.1:$etcd" --endpoint-reconciler-type none --service-cluster-ip-range 10.0.0.0/24 --authorization-mode RBAC \
         --tls-cert-file "$home/pki/server.crt" --tls-private-key-file "$home/pki/server.key" --client-ca-file "$home/pki/ca.crt" \
         --service-account-issuer https://kubernetes.default.svc \

@@ -301,8 +301,9 @@ def test_a_topics_job_that_fails_stops_the_release_and_can_be_asked_why(plane: P
 
     failed = release.bring("install", *stuck)
     assert failed.returncode != 0
-    assert plane.get("job", f"{RELEASE}-anomalyd-topics", "-n", namespace)["status"]["failed"] >= 0
-    assert release.pods() == [] or all(pod["metadata"]["labels"]["app.kubernetes.io/component"] == "topics" for pod in release.pods())
+    conditions = plane.get("job", f"{RELEASE}-anomalyd-topics", "-n", namespace)["status"]["conditions"]
+    assert "DeadlineExceeded" in [condition.get("reason") for condition in conditions if condition["type"] == "Failed"]
+    assert [pod for pod in release.pods() if pod["metadata"]["labels"]["app.kubernetes.io/component"] != "topics"] == []
 
     # What stood in the way is gone: the same release is installed over it.
     done = plane.run(

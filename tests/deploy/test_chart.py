@@ -164,6 +164,7 @@ def test_the_oldest_helm_renders_the_same(chart: Chart, chart_of_old: Chart, sce
         (['config.kafka.group="g"'], "'group' not allowed"),
         (['config.kafka.sasl_password="hunter2"'], "'sasl_password' not allowed"),
         (['config.kafka.ssl_keyfile_password="hunter2"'], "'ssl_keyfile_password' not allowed"),
+        (['config.kafka.sasl_oauth_client_secret="hunter2"'], "'sasl_oauth_client_secret' not allowed"),
         (["config.streams=[]"], "/config/streams"),
         (['config.streams=[{"name": "a", "topics": ["t"], "format": "csv"}]'], "/config/streams/0/format"),
         (["config.http.port=70000"], "/config/http/port"),
@@ -386,6 +387,8 @@ def test_anomalyd_takes_the_configuration_that_pods_get(
         assert (static is not None) == (item["kind"] == "StatefulSet"), "only the daemon is a member of the group"
         if item["kind"] == "StatefulSet":
             assert settings.http.port == _container(template)["ports"][0]["containerPort"]
+        if item["metadata"]["name"].endswith("-notifier"):
+            assert settings.alertmanager.http.port == _container(template)["ports"][0]["containerPort"]
         if item["metadata"]["name"].endswith("-retrainer"):
             assert settings.retrain.http.port == _container(template)["ports"][0]["containerPort"]
             assert str(settings.retrain.folder) in [mount["mountPath"] for mount in _container(template)["volumeMounts"]]
@@ -463,7 +466,18 @@ def test_network_policies_open_the_ports_of_the_configuration(chart: Chart) -> N
 
     brokers = json.dumps("a.kafka:9092,[fd00::1]:9093,b.kafka:9092")
     assert ports(chart.render("hpa", f"config.kafka.bootstrap_servers={brokers}"), "test-anomalyd") == {53, 9092, 9093}
-    assert ports(chart.render("full"), "test-anomalyd-topics") == {53, 9093, 9094, 3128}
+    full = chart.render("full", "networkPolicy.kafkaPorts=[9095]", "networkPolicy.extraEgress=[]")
+    assert ports(full, "test-anomalyd-topics") == {53, 9095}
+    assert ports(full, "test-anomalyd") == {53, 9095, 9090}
+    assert ports(full, "test-anomalyd-notifier") == {53, 9095, 9093, 443}
+    through = chart.render(
+        "full",
+        "networkPolicy.extraEgress=[]",
+        'config.alertmanager.proxy_url="http://proxy.example.com:3129"',
+        'config.kafka.sasl_oauth_token_url="https://login.example.com/token"',
+    )
+    assert ports(through, "test-anomalyd-notifier") == {53, 9093, 9094, 3129, 443}
+    assert ports(through, "test-anomalyd-topics") == {53, 9093, 9094, 443}
 
 
 def test_a_gpu_is_asked_for_and_insisted_on(chart: Chart) -> None:

@@ -28,6 +28,7 @@ class Golden(NamedTuple):
     digests: list[str]
     corrections: list[list[tuple[int, int]]]
     models: list[list[tuple[int, str]]]
+    scores: list[list[bytes]]
 
 
 class Chain:
@@ -161,6 +162,24 @@ def check_alerts(found: Sequence[list[dict[str, Any]]], golden: Golden, *, exact
             )
         if list(map(_text, ours)) != list(map(_text, wanted)):
             raise BrokenError("I2", f"partition {partition}: order")
+
+
+def scores_of(logs: Sequence[Log], partitions: int) -> list[list[bytes]]:
+    """Committed scores by input partition, in their order."""
+    found: list[list[bytes]] = [[] for _ in range(partitions)]
+    for log in logs:
+        for record in log.visible():
+            found[json.loads(record.value or b"")["source"]["partition"]].append(record.value or b"")
+    return found
+
+
+def check_scores(found: Sequence[list[bytes]], golden: Golden) -> None:
+    """I13: those of an uninterrupted run, each once, in order, bit by bit."""
+    for partition, (ours, wanted) in enumerate(zip(found, golden.scores, strict=True)):
+        if ours != wanted:
+            lost, more = Counter(wanted) - Counter(ours), Counter(ours) - Counter(wanted)
+            told = f"lost {lost.total()} {list(lost)[:_SHOWN]}, too many {more.total()} {list(more)[:_SHOWN]}"
+            raise BrokenError("I13", f"partition {partition}: {told if lost or more else 'order'}")
 
 
 def check_corrections(chains: Sequence[Chain], golden: Golden) -> None:

@@ -48,8 +48,10 @@ from tests.simulation.checks import (
     check_corrections,
     check_dead_letters,
     check_models,
+    check_scores,
     dead_letters_of,
     plain,
+    scores_of,
 )
 from tests.simulation.clock import KilledError, Process, StuckError, VirtualLoop
 from tests.simulation.detector import MODELS
@@ -75,6 +77,9 @@ PACE: Final = Pace(hour_ms=20_000, day_ms=60_000, expected=0.8, days=6, doubt=0.
 INPUT: Final = "metrics"
 ALERTS: Final = "alerts"
 DEAD: Final = "dead"
+SCORES: Final = "scores"
+SCORED: Final = '{host=~"h[13]"}'
+"""Series whose scores are written: one in four samples, so that runs do not become longer than they are."""
 CHANGELOG: Final = "anomalyd-state-metrics"
 
 DEAD_BYTES: Final = 5_120
@@ -131,6 +136,7 @@ def settings(partitions: int, capacity: int, interval_s: float, turn_s: float, d
             "streams": [{"name": "hosts", "topics": [INPUT], "format": "plain-json", "start_from": "earliest"}],
             "alerts": {"topic": ALERTS, "resolve_after_samples": 2},
             "dead_letters": {"topic": DEAD},
+            "scores": {"topic": SCORES, "include": [SCORED]},
             "checkpoint": {"interval_s": interval_s},
             "state": {"turn_s": turn_s, "series_ttl_s": SERIES_TTL_MS / 1000},
             "http": {"port": 0},
@@ -294,6 +300,7 @@ class Simulation:
         self.broker.make_topic(INPUT, self.partitions)
         self.broker.make_topic(ALERTS, rng.randint(1, self.partitions + 1))
         self.broker.make_topic(DEAD, rng.randint(1, self.partitions + 1), max_message_bytes=DEAD_BYTES)
+        self.broker.make_topic(SCORES, self.partitions)
         self.broker.make_topic(CHANGELOG, self.partitions, compacted=True)
         self.chains = [Chain(log, transactional=self.exactly_once) for log in self._logs(CHANGELOG)]
         self.broker.on_append = self._appended
@@ -594,6 +601,7 @@ class Simulation:
         )
         check_alerts(alerts_of(self._logs(ALERTS), self.partitions), golden, exactly_once=once, gaps=self.gaps)
         if self.exactly_once and not self.gaps:
+            check_scores(scores_of(self._logs(SCORES), self.partitions), golden)
             check_corrections(self.chains, golden)
             check_models(self.chains, golden, self._ends())
         for instance in self.instances if self.exactly_once and not self.gaps else ():
@@ -650,7 +658,7 @@ class Simulation:
         return self._golden
 
     def _uninterrupted(self) -> Golden:
-        alerts, letters, digests, corrections, models = [], [], [], [], []
+        alerts, letters, digests, corrections, models, scores = [], [], [], [], [], []
         for partition, records in enumerate(self.input):
             plan: list[Any] = [(offset, _model(model)) for offset, model in self.chains[partition].models]
             shard = self.stream.shard(Source(INPUT, partition), self.workload.capacity, plan=plan)
@@ -659,12 +667,14 @@ class Simulation:
             found_letters: list[dict[str, bytes]] = []
             found_corrections: list[tuple[int, int]] = []
             found_models: list[tuple[int, str]] = []
+            found_scores: list[bytes] = []
             for part in _parts(records, [offset for offset, _ in policies[1:]]):
                 while policies and (policies[0][0] <= part[0].offset):
                     shard.adopt(replace(self.stream.plan, policy=read(policies.pop(0)[1])))
                 outcome = shard.process(part, part[-1].offset + 1, snapshots=0)
                 found_corrections += outcome.corrections
                 found_models += outcome.models
+                found_scores += [value for _, value in outcome.scores]
                 found_alerts += [plain(alert.message.value) for alert in outcome.alerts]
                 found_letters += [
                     {
@@ -680,7 +690,8 @@ class Simulation:
             digests.append(shard.digest())
             corrections.append(found_corrections)
             models.append(found_models)
-        return Golden(alerts, letters, digests, corrections, models)
+            scores.append(found_scores)
+        return Golden(alerts, letters, digests, corrections, models, scores)
 
     # --- what is seen -----------------------------------------------------------------------------------------------
 
@@ -745,6 +756,7 @@ def stream(configured: Settings, find: Callable[[str], Any]) -> Stream:
         series_ttl_ms=round(configured.state.series_ttl_s * 1000),
         reading="0" * 16,
         sweep_records=32,
+        scores=anomalyd.app.score_plan(configured),
         pace=PACE,
     )
 

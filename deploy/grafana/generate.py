@@ -473,6 +473,46 @@ DELIVERY: Final[Rows] = [
             Graph("Time of a remote write", "That was taken.", quantiles("anomalyd_remote_write_seconds"), "s"),
         ],
     ),
+    (
+        "Alertmanager",
+        [
+            Graph(
+                "Sent",
+                "Alerts that each member took, repetitions included.",
+                [(rate("anomalyd_notify_alerts_sent_total", "alertmanager"), "{{alertmanager}}")],
+                "ops",
+            ),
+            Graph(
+                "Not sent",
+                "Requests that failed, alerts that a member refused, and those dropped in front of one; an hour.",
+                [
+                    (f"sum by (alertmanager, reason) (increase({of('anomalyd_notify_errors_total')}[1h]))", "{{alertmanager}} {{reason}}"),
+                    (f"sum by (alertmanager) (increase({of('anomalyd_notify_alerts_rejected_total')}[1h]))", "{{alertmanager}} refused"),
+                    (f"sum by (alertmanager) (increase({of('anomalyd_notify_alerts_dropped_total')}[1h]))", "{{alertmanager}} dropped"),
+                ],
+            ),
+            Graph(
+                "Waiting",
+                "Alerts for each member, and room for them.",
+                [
+                    (of("anomalyd_notify_queue_length"), "{{alertmanager}}"),
+                    (of("anomalyd_notify_queue_capacity"), "{{instance}} room"),
+                ],
+            ),
+            Graph(
+                "The notifier's input",
+                "Alerts that are open, and messages of the alerts topic that it has not read yet.",
+                [(of("anomalyd_notify_open_alerts"), "open"), (of("anomalyd_notify_lag_records"), "not read")],
+            ),
+            Graph("Time of a request", "To a member.", quantiles("anomalyd_notify_request_seconds"), "s"),
+            Graph(
+                "Since a member took something",
+                "With an open alert it does each minute.",
+                [(f"time() - {of('anomalyd_notify_last_success_timestamp_seconds')}", "{{alertmanager}}")],
+                "s",
+            ),
+        ],
+    ),
 ]
 
 MODEL: Final[Rows] = [

@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,8 @@ import yaml
 from prometheus_client import CollectorRegistry, Metric, start_http_server
 
 from anomalyd.retrainer.gate import MEASURES
-from anomalyd.telemetry.metrics import Metrics
+from anomalyd.telemetry.metrics import Declaring, Metrics
+from anomalyd.telemetry.notifying import NotifyMetrics
 from anomalyd.telemetry.retraining import RetrainMetrics
 from tests.integration.daemon import Daemon, sample
 from tests.support.poll import poll_until
@@ -39,12 +40,9 @@ def dashboard_expressions() -> Iterator[tuple[str, str]]:
 
 
 def rule_expressions() -> Iterator[tuple[str, str]]:
-    """Of recording rules the expression. That of an alert finds nothing while all is well, so of those everything that they look at; but
-    what a notifier says, which has no part in this."""
+    """Of recording rules the expression. That of an alert finds nothing while all is well, so of those everything that they look at."""
     for group in yaml.safe_load(RULES.read_text())["groups"]:
         for rule in group["rules"]:
-            if group["name"] == "anomalyd-notifier":
-                continue
             if "record" in rule:
                 yield rule["record"], rule["expr"]
             else:
@@ -55,7 +53,8 @@ def rule_expressions() -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def beside() -> Iterator[int]:
-    """The metrics of a retrainer that has had a round, and what a daemon has only with a model of one's own; yields the port."""
+    """The metrics of a retrainer that has had a round, of a notifier that has sent something, and what a daemon has only with a model of
+    one's own; yields the port."""
     registry = CollectorRegistry()
     retrainer = RetrainMetrics(registry, measures=MEASURES)
     retrainer.begin("hosts")
@@ -64,10 +63,20 @@ def beside() -> Iterator[int]:
     retrainer.lag(0)
     retrainer.drift("hosts", 0.01)
     retrainer.round("hosts", "rejected", {measure: {"champion": 1.0, "challenger": 1.1} for measure in MEASURES}, 12.0, time.time())
+    notifier = NotifyMetrics(CollectorRegistry())
+    notifier.begin(10_000)
+    notifier.member("http://a:9093")
+    notifier.read(10, 0)
+    notifier.sent("http://a:9093", 3)
+    notifier.queued("http://a:9093", 0)
+    notifier.look(1, 0)
+    notifier.members(1)
+    notifier.answered(0.01)
     daemon = Metrics()
     daemon.model("hosts", "mine", "1", "ab", created_s=time.time() - 100)
     daemon.shadow("hosts", samples=100, both=1, champion=1, challenger=1, distance=3.0)
-    registry.register(_Only(daemon))
+    registry.register(_Some(daemon, ELSEWHERE))
+    registry.register(_Some(notifier, _names(notifier)))
     server, thread = start_http_server(0, "127.0.0.1", registry)
     try:
         yield server.server_port
@@ -77,14 +86,21 @@ def beside() -> Iterator[int]:
         thread.join()
 
 
-class _Only:
-    """Collects the metrics of ELSEWHERE."""
+class _Some:
+    """Collects some of the metrics of a process."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Declaring, names: Sequence[str]) -> None:
         self._metrics = metrics
+        self._names = names
 
     def collect(self) -> Iterable[Metric]:
-        return self._metrics.registry.restricted_registry(ELSEWHERE).collect()
+        return self._metrics.registry.restricted_registry(self._names).collect()
+
+
+def _names(metrics: Declaring) -> list[str]:
+    """Of a process, without what every process has; a histogram goes by those of its parts."""
+    own = [metric for metric in metrics.declared if metric.name != "anomalyd_build_info"]
+    return [metric.name + suffix for metric in own for suffix in (("_bucket", "_sum", "_count") if metric.kind == "histogram" else ("",))]
 
 
 def lacking(found: Callable[[str], list[Any]], expressions: list[tuple[str, str]]) -> list[tuple[str, str]]:

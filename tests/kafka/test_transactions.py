@@ -583,7 +583,7 @@ def failing(error: Exception) -> Callable[[], Awaitable[None]]:
 @pytest.mark.parametrize(
     ("error", "advice"),
     [
-        (TransactionalIdAuthorizationFailed("mine.in.0"), r"transactional ids that begin with state\.prefix"),
+        (TransactionalIdAuthorizationFailed("mine.in.0"), "Write on transactional id mine.in.0; `anomalyd topics rights`"),
         (TopicAuthorizationFailedError("log"), "allow"),
     ],
 )

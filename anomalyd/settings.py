@@ -867,7 +867,8 @@ class AlertmanagerSettings(_Section):
     batch: int = Field(default=256, ge=1, le=10_000)
     """Most alerts in one request."""
     queue: int = Field(default=10_000, ge=1, le=1_000_000)
-    """Most alerts that wait for one member; beyond that the oldest are dropped, and are sent again with the next round if they are open."""
+    """Most news that wait for one member; beyond that the oldest are dropped, and are told with the next round if the alert is open. How
+    many are open has no limit."""
     timeout_s: float = Field(default=10.0, gt=0, le=600)
     """How long a member may take to answer."""
     generator_url: Text | None = None
@@ -909,9 +910,12 @@ class AlertmanagerSettings(_Section):
         return context
 
     def authorization(self) -> str | None:
-        """The header that proves who we are, as the files are now. Raises ConfigError if one can no longer be read."""
+        """The header that proves who we are, as the files are now. Raises ConfigError if one can no longer be read, or holds no token."""
         if self.bearer_token_file is not None:
-            return f"Bearer {(_secret(None, self.bearer_token_file, 'alertmanager.bearer_token_file') or '').strip()}"
+            token = (_secret(None, self.bearer_token_file, "alertmanager.bearer_token_file") or "").strip()
+            if not re.fullmatch("[!-~]+", token):
+                raise ConfigError(f"alertmanager.bearer_token_file: {self.bearer_token_file}: must hold a token, and nothing else")
+            return f"Bearer {token}"
         if self.basic_auth_username is None:
             return None
         password = _secret(None, self.basic_auth_password_file, "alertmanager.basic_auth_password_file") or ""
@@ -929,6 +933,8 @@ class AlertmanagerSettings(_Section):
         problems = []
         if len(set(self.urls)) < len(self.urls):
             problems.append(("urls", "the same member is named twice"))
+        # It would be a secret in metrics and log, and the way to alerts is put behind the path.
+        problems += [(f"urls[{i}]", "must have no ?") for i, url in enumerate(self.urls) if "?" in url]
         if (self.basic_auth_username is None) != (self.basic_auth_password_file is None):
             problems.append(("basic_auth_username", "belongs together with basic_auth_password_file, give both or neither"))
         if self.bearer_token_file is not None and self.basic_auth_username is not None:
@@ -943,7 +949,7 @@ class AlertmanagerSettings(_Section):
             problems.append(("generator_url", "may have {series}, {stream}, {start_ms} and {alert_id} in braces, and nothing else"))
         else:
             # One link that is no URI costs a whole batch: Alertmanager answers 422 and takes none of it.
-            if link is not None and not re.fullmatch(r"https?://[^\s/]+(/[!-~]*)?", link):
+            if link is not None and not re.fullmatch(r"https?://[^\s/]+(/(?:[!-$&-~]|%[0-9A-Fa-f]{2})*)?", link):
                 problems.append(("generator_url", f"got {self.generator_url}, must be a URL that begins with http:// or https://"))
         _refuse(problems)
         return self

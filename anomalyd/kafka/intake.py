@@ -1,6 +1,7 @@
 """Records of whole topics for those who only learn from them: every partition, from given positions, in no hurry."""
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -19,6 +20,8 @@ from anomalyd.settings import KafkaSettings
 _DEADLINE_S: Final = 60.0
 _POLL_MS: Final = 250
 _MOST_RECORDS: Final = 5_000
+_LOOK_EVERY_S: Final = 5.0
+_LOOK_DEADLINE_S: Final = 5.0
 
 _log = structlog.get_logger(__name__)
 
@@ -47,6 +50,7 @@ class Intake:
         self._since_ms = since_ms
         self._client: AIOKafkaConsumer | None = None
         self._ends: dict[TopicPartition, int] = {}  # when the connection was opened
+        self._answered_s = 0.0  # when brokers were last known to answer
         self.positions: dict[Source, int] = {}
         """The next record of each partition."""
 
@@ -65,6 +69,8 @@ class Intake:
         try:
             consumer = self._client or await self._connected()
             got = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_MOST_RECORDS)
+            if self._grown(consumer):
+                await self.close()  # those that were added are read from the next call on
         except OffsetOutOfRangeError:
             await self.close()  # where it goes on is found out anew
             return []
@@ -74,12 +80,39 @@ class Intake:
         except (KafkaError, OSError) as error:
             await self.close()
             raise client.unavailable(error, self._settings) from error
+        if got:
+            self._answered_s = time.monotonic()
+        elif self._client is not None:
+            await self._look(self._client)
         taken = []
         for partition, records in got.items():
             source = Source(partition.topic, partition.partition)
             self.positions[source] = records[-1].offset + 1
             taken.append(Taken(source, records))
         return taken
+
+    def _grown(self, consumer: AIOKafkaConsumer) -> bool:
+        """Whether a topic has partitions, by the metadata that the client renews by itself, that are not read yet."""
+        return any(
+            TopicPartition(topic, number) not in self._ends
+            for topic in self._topics
+            for number in consumer.partitions_for_topic(topic) or ()
+        )
+
+    async def _look(self, consumer: AIOKafkaConsumer) -> None:
+        """Now and then, while nothing arrives: brokers that are away raise nothing, the client just finds no records.
+
+        Raises:
+            KafkaUnavailableError: no answer. The connection is kept, since some partitions may still be read.
+        """
+        if time.monotonic() - self._answered_s < _LOOK_EVERY_S:
+            return
+        try:
+            async with asyncio.timeout(_LOOK_DEADLINE_S):
+                await consumer.end_offsets(list(self._ends))
+        except (KafkaError, OSError) as error:
+            raise client.unavailable(error, self._settings) from error
+        self._answered_s = time.monotonic()
 
     async def caught_up(self) -> bool:
         """Whether everything was read that was there when the connection was opened."""
@@ -129,7 +162,7 @@ class Intake:
         except BaseException:
             await client.close(consumer)
             raise
-        self._client, self._ends = consumer, dict(ends)
+        self._client, self._ends, self._answered_s = consumer, dict(ends), time.monotonic()
         return consumer
 
     async def _partitions(self, consumer: AIOKafkaConsumer) -> list[TopicPartition]:

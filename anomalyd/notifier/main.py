@@ -19,8 +19,8 @@ from anomalyd.app import completed, stop_at_signals
 from anomalyd.errors import ConfigError, KafkaUnavailableError, StateError
 from anomalyd.kafka.client import Backoff
 from anomalyd.kafka.intake import Intake, Taken
-from anomalyd.notifier.book import Book
-from anomalyd.notifier.member import Address, Member
+from anomalyd.notifier.book import RESOLVED_MS, Book
+from anomalyd.notifier.member import OPEN_FOR, Address, Member
 from anomalyd.notifier.wire import posted, read
 from anomalyd.settings import Settings
 from anomalyd.telemetry.notifying import NotifyMetrics
@@ -28,6 +28,8 @@ from anomalyd.telemetry.server import HttpServer
 
 _DRAIN_S: Final = 5.0
 """How long the end of the process waits for what is under way to members."""
+
+_LOOK_UP_S: Final = 10.0
 
 _log = structlog.get_logger(__name__)
 
@@ -53,7 +55,8 @@ class Notifier:
         self._own.authorization()
         self.metrics = NotifyMetrics()
         self.metrics.begin(self._own.queue)
-        self._book = Book()
+        # What ends while nobody tells of it has ended everywhere by itself as soon as its end is not told any more.
+        self._book = Book(max(RESOLVED_MS, round(OPEN_FOR * self._own.resend_s * 1000)))
         self._alerts = Intake(settings.kafka, [settings.alerts.topic], None)
         self._members: dict[Address, tuple[Member, asyncio.Task[None]]] = {}
         self._stop = asyncio.Event()
@@ -120,23 +123,20 @@ class Notifier:
                 continue
             backoff.reset()
             self._reading = True
-            if forgotten := self._book.forget(_now_ms()):
-                self.metrics.forgotten(forgotten)
             self.metrics.look(len(self._book), lag)
             if known and not self._known:
+                self._book.news()  # the round has it all
                 self._known = True
-                self._book.news()
                 _log.info("notify_caught_up", open=len(self._book))
                 await self._round()
-            elif known:
-                self._tell()
+            self._tell()
 
     def _take(self, taken: Taken) -> None:
-        unreadable = 0
+        unreadable, now_ms = 0, _now_ms()
         for record in taken.records:
             try:
                 alert = read(record.value)
-                self._book.take(alert, posted(alert, self._own), record.timestamp)
+                self._book.take(alert, posted(alert, self._own), record.timestamp, now_ms)
             except StateError as error:
                 unreadable += 1
                 if unreadable == 1:
@@ -146,7 +146,7 @@ class Notifier:
     # --- telling ----------------------------------------------------------------------------------------------------
 
     def _tell(self) -> None:
-        if news := self._book.news():
+        if (news := self._book.news()) and self._known:
             for member, _ in self._members.values():
                 member.put(news)
 
@@ -159,15 +159,19 @@ class Notifier:
     async def _round(self) -> None:
         """Tells every member everything."""
         await self._meet()
-        everything = list(self._book.all(_now_ms()))
+        now_ms = _now_ms()
+        self.metrics.forgotten(self._book.forget(now_ms))
+        everything = self._book.all(now_ms)
         for member, _ in self._members.values():
-            member.put(everything)
+            member.tell_again(everything)
 
     async def _meet(self) -> None:
         """Which members there are now."""
         wanted: dict[Address, None] = {}
-        for url in self._own.urls:
-            found = [Address(url, ip) for ip in await _addresses(url)] if self._own.discover else [Address(url)]
+        urls = self._own.urls
+        looked_up = await asyncio.gather(*map(_addresses, urls)) if self._own.discover else []
+        for i, url in enumerate(urls):
+            found = [Address(url, ip) for ip in looked_up[i]] if looked_up else [Address(url)]
             # A name server that does not answer takes no member away.
             wanted |= dict.fromkeys(found or [address for address in self._members if address.url == url])
         for address in [address for address in self._members if address not in wanted]:
@@ -189,12 +193,13 @@ class Notifier:
 
 
 async def _addresses(url: str) -> list[str]:
-    """All addresses of a URL's host, none where the name server does not answer."""
-    parts = urlsplit(url)
+    """All addresses of a URL's host, none where the name server does not answer in time: open alerts are to be told before they end."""
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        _log.warning("alertmanager_unknown", alertmanager=url, reason=error.strerror or str(error))
+        parts = urlsplit(url)
+        async with asyncio.timeout(_LOOK_UP_S):
+            found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_STREAM)
+    except (OSError, ValueError) as error:  # a ValueError: it is no name, or no port
+        _log.warning("alertmanager_unknown", alertmanager=url, reason=getattr(error, "strerror", None) or str(error) or "no answer")
         return []
     return sorted({str(entry[4][0]) for entry in found})
 

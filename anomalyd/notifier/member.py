@@ -5,7 +5,7 @@ import json
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import aiohttp
@@ -25,6 +25,9 @@ _PATH: Final = "/api/v2/alerts"
 _CONTENT: Final = frozenset({400, 413, 422})
 """Answers that are about what was sent: the same again gets the same. 400: what is good in the batch was taken; 422: nothing was."""
 _MOST_TEXT: Final = 300
+_REFUSED_ROUNDS: Final = 5
+"""What was refused is tried again after so many rounds, even if it is the same: it may have been a proxy, or a port that speaks TLS, that
+answered 400 to everything."""
 
 _log = structlog.get_logger(__name__)
 
@@ -54,8 +57,17 @@ class _Refused(Exception):  # noqa: N818  likewise
     """Something in a batch is not accepted."""
 
 
+class _Refusal(NamedTuple):
+    post: Post
+    """As it was when it was not accepted."""
+    round: int
+
+
 class Member:
-    """Sends to one Alertmanager.
+    """Sends to one Alertmanager: news first, which wait in a bounded queue, then what is told again.
+
+    That does not go through the queue: were there more of it than fits, the same ones would be dropped in every round and end while they
+    are open.
 
     Args:
         address: where it is.
@@ -70,7 +82,9 @@ class Member:
         self._ssl = ssl_context
         self._metrics = metrics
         self._waiting: OrderedDict[Labels, Post] = OrderedDict()
-        self._refused: dict[Labels, Post] = {}  # as they were when they were not accepted
+        self._again: OrderedDict[Labels, Post] = OrderedDict()
+        self._rounds = 0
+        self._refused: dict[Labels, _Refusal] = {}
         self._wake = asyncio.Event()
         self._away = False
         self._busy = False
@@ -79,16 +93,15 @@ class Member:
     @property
     def idle(self) -> bool:
         """Nothing waits, and nothing is under way."""
-        return not self._waiting and not self._busy
+        return not self._waiting and not self._again and not self._busy
 
-    def put(self, posts: Iterable[Post]) -> None:
+    def put(self, news: Iterable[Post]) -> None:
         """These are to be sent; of each alert the latest counts. Where too many wait, the oldest go."""
-        for post in posts:
-            if self._refused.get(post.labels) == post:
-                continue
-            self._refused.pop(post.labels, None)
+        for post in news:
+            self._again.pop(post.labels, None)
             self._waiting.pop(post.labels, None)
-            self._waiting[post.labels] = post
+            if not self._is_refused(post):
+                self._waiting[post.labels] = post
         excess = len(self._waiting) - self._settings.queue
         if excess > 0:
             for _ in range(excess):
@@ -98,22 +111,38 @@ class Member:
         if self._waiting:
             self._wake.set()
 
+    def tell_again(self, everything: Mapping[Labels, Post]) -> None:
+        """A round: all this is to be sent. What the round before did not come to goes first."""
+        self._rounds += 1
+        self._refused = {labels: refusal for labels, refusal in self._refused.items() if labels in everything}
+        ordered = (*(labels for labels in self._again if labels in everything), *everything)
+        self._again = OrderedDict(
+            (labels, everything[labels]) for labels in ordered if labels not in self._waiting and not self._is_refused(everything[labels])
+        )
+        if self._again:
+            self._wake.set()
+
+    def _is_refused(self, post: Post) -> bool:
+        refusal = self._refused.get(post.labels)
+        return refusal is not None and refusal.post == post and self._rounds - refusal.round < _REFUSED_ROUNDS
+
     async def run(self) -> None:
         """Sends what waits, until it is cancelled."""
         backoff = Backoff(first_s=0.5, most_s=30.0)
         async with self._session() as session:
             while True:
                 await self._wake.wait()
-                batch = [self._waiting.popitem(last=False)[1] for _ in range(min(len(self._waiting), self._settings.batch))]
-                if not self._waiting:
+                news = self._next(self._waiting, self._settings.batch)
+                again = self._next(self._again, self._settings.batch - len(news))
+                if not self._waiting and not self._again:
                     self._wake.clear()
                 self._metrics.queued(self.address.name, len(self._waiting))
                 self._busy = True
                 try:
-                    await self._send(session, batch)
+                    await self._send(session, [*news, *again])
                 except _Failed as error:
                     self._busy = False
-                    self._back(batch)
+                    self._back(news, again)
                     await asyncio.sleep(self._failed(error, backoff))
                 else:
                     self._busy = False
@@ -122,13 +151,20 @@ class Member:
                     self._away = False
                     backoff.reset()
 
-    def _back(self, batch: Sequence[Post]) -> None:
+    def _back(self, news: Sequence[Post], again: Sequence[Post]) -> None:
         """What could not be sent waits on, in front, unless there is news of it by now. Of what was refused meanwhile nothing is news."""
-        for post in reversed(batch):
-            if post.labels not in self._waiting and self._refused.get(post.labels) != post:
-                self._waiting[post.labels] = post
-                self._waiting.move_to_end(post.labels, last=False)
+        for queue, posts in ((self._waiting, news), (self._again, again)):
+            for post in reversed(posts):
+                if post.labels not in self._waiting and post.labels not in self._again and not self._is_refused(post):
+                    queue[post.labels] = post
+                    queue.move_to_end(post.labels, last=False)
         self.put(())
+        if self._again:
+            self._wake.set()
+
+    @staticmethod
+    def _next(queue: OrderedDict[Labels, Post], most: int) -> list[Post]:
+        return [queue.popitem(last=False)[1] for _ in range(min(len(queue), most))]
 
     def _failed(self, error: _Failed, backoff: Backoff) -> float:
         """Counts and tells, once until it is well again; returns how long to wait."""
@@ -151,15 +187,19 @@ class Member:
         except _Refused as error:
             if len(batch) == 1:
                 (post,) = batch
-                self._refused[post.labels] = post
-                self._metrics.rejected(self.address.name)
-                _log.error("alert_rejected", alertmanager=self.address.name, labels=dict(post.labels), reason=str(error))
+                before = self._refused.get(post.labels)
+                self._refused[post.labels] = _Refusal(post, self._rounds)
+                if before is None or before.post != post:
+                    self._metrics.rejected(self.address.name)
+                    _log.error("alert_rejected", alertmanager=self.address.name, labels=dict(post.labels), reason=str(error))
                 return
             half = len(batch) // 2
             await self._send(session, batch[:half])
             await self._send(session, batch[half:])
         else:
             self._metrics.sent(self.address.name, len(batch))
+            for post in batch if self._refused else ():
+                self._refused.pop(post.labels, None)
 
     async def _post(self, session: aiohttp.ClientSession, batch: Sequence[Post]) -> None:
         settings = self._settings
@@ -184,10 +224,10 @@ class Member:
             raise _Failed("refused", str(error)) from error
         except TimeoutError as error:
             raise _Failed("timeout", f"no answer after {settings.timeout_s:g} s") from error
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, ValueError) as error:  # a ValueError: no request can be made of this name or header
             raise _Failed("unreachable", str(error) or type(error).__name__) from error
         self._metrics.answered(time.monotonic() - began_s)
-        if answer.status == 200:
+        if 200 <= answer.status < 300:
             return
         said = f"status {answer.status}" + (f": {text}" if text.isprintable() and text else "")
         if answer.status in _CONTENT:

@@ -38,6 +38,8 @@ class Post:
     ends_ms: int | None
     """Event time at which it was over; None while it is open."""
     link: str | None
+    event_ms: int
+    """Event time of the message that said so."""
 
     def as_json(self, now_ms: int, until_ms: int) -> dict[str, Any]:
         """One element of a request.
@@ -79,11 +81,12 @@ def posted(alert: Alert, settings: AlertmanagerSettings) -> Post:
         StateError: a time in it is none.
     """
     try:
-        starts_ms, ends_ms = _ms(alert.starts_at), None if alert.ends_at is None else _ms(alert.ends_at)
+        starts_ms, event_ms = _ms(alert.starts_at), _ms(alert.event_time)
+        ends_ms = None if alert.ends_at is None else _ms(alert.ends_at)
     except (ValueError, OverflowError) as error:
         raise StateError(str(error)) from None
     link = settings.link(series=alert.series.key, stream=alert.stream, start_ms=starts_ms, alert_id=alert.alert_id)
-    return Post(labels(alert), _annotations(alert), starts_ms, ends_ms if alert.status == "resolved" else None, link)
+    return Post(labels(alert), _annotations(alert), starts_ms, ends_ms if alert.status == "resolved" else None, link, event_ms)
 
 
 def labels(alert: Alert) -> Labels:

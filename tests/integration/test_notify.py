@@ -1,9 +1,13 @@
 """`anomalyd notify` between Kafka and a cluster of real Alertmanagers."""
 
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from anomalyd.alerts.messages import iso
 from tests.integration.daemon import Daemon
 from tests.notifier.alerts import message
 from tests.support.alertmanager import Alertmanager
+from tests.support.kafka import Cluster
 from tests.support.poll import poll_until
 from tests.support.topics import produce
 
@@ -106,6 +111,65 @@ def test_a_silence_holds_over_an_episodes_life(kafka: str, tmp_path: Path, clust
         notifier.tell("a", "resolved", severity="critical")
         until_seen(one, {})
         assert notifier.stop() == 0
+
+
+class _Refuses(BaseHTTPRequestHandler):
+    """A member that takes nothing."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_error(422)
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@contextmanager
+def bad_members() -> Iterator[list[str]]:
+    """One that accepts connections and never answers, one that is not there, one that refuses whatever it gets."""
+    with socket.create_server(("127.0.0.1", 0)) as slow, ThreadingHTTPServer(("127.0.0.1", 0), _Refuses) as refusing:
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            gone = closed.getsockname()[1]
+        thread = threading.Thread(target=refusing.serve_forever, args=(0.05,))
+        thread.start()
+        yield [f"http://127.0.0.1:{port}" for port in (slow.getsockname()[1], gone, refusing.server_port)]
+        refusing.shutdown()
+        thread.join()
+
+
+def test_members_that_hang_are_gone_or_refuse_hold_up_no_other(kafka: str, tmp_path: Path) -> None:
+    with Alertmanager(tmp_path / "one") as well, bad_members() as (slow, gone, refusing):
+        own = settings(well)
+        own["alertmanager"] |= {"urls": [slow, gone, refusing, well.url], "timeout_s": 600}
+        with Notifier(kafka, tmp_path, settings=own) as notifier:
+            notifier.until_ready()
+            for host in "abc":
+                notifier.tell(host)
+                poll_until(lambda host=host: (host, "warning") in seen(well), f"{host} at the one that is well", 10)  # type: ignore[misc]  # bound at once
+            notifier.tell("a", "resolved")
+            until_seen(well, {("b", "warning"): "active", ("c", "warning"): "active"})
+
+            notifier.until_metric(f'anomalyd_notify_alerts_sent_total{{alertmanager="{slow}"}}', 0)
+            assert notifier.metric(f'anomalyd_notify_errors_total{{alertmanager="{gone}",reason="unreachable"}}')
+            assert notifier.metric(f'anomalyd_notify_alerts_rejected_total{{alertmanager="{refusing}"}}')
+
+
+def test_while_kafka_is_away_what_is_open_is_told_on(breakable_kafka: Cluster, tmp_path: Path) -> None:
+    """Alerts that nobody tells again end after four rounds."""
+    with Alertmanager(tmp_path / "one") as one, Notifier(breakable_kafka.bootstrap_servers, tmp_path, settings=settings(one)) as notifier:
+        notifier.until_ready()
+        notifier.tell("a")
+        until_seen(one, {("a", "warning"): "active"})
+
+        breakable_kafka.brokers[0].kill()
+        poll_until(lambda: notifier.get("/readyz")[0] == 503, "it to notice", 30)
+        told = notifier.metric("anomalyd_notify_alerts_sent_total") or 0
+        poll_until(lambda: (notifier.metric("anomalyd_notify_alerts_sent_total") or 0) >= told + 5, "five rounds")
+        assert seen(one) == {("a", "warning"): "active"}
+
+        breakable_kafka.ensure_up()
+        notifier.tell("a", "resolved")
+        until_seen(one, {})
 
 
 def test_a_notifier_without_alertmanagers_says_what_is_missing(tmp_path: Path) -> None:

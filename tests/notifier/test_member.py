@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from anomalyd.notifier.member import Address, Member
+from anomalyd.notifier.wire import Labels, Post
 from anomalyd.settings import AlertmanagerSettings
 from anomalyd.telemetry.notifying import NotifyMetrics
 from tests.notifier.alerts import post
@@ -29,6 +30,7 @@ class Server:
         self.answer: Answer = lambda _: 200
         self.requests: list[list[str]] = []
         self.taken: list[str] = []
+        self.told: dict[str, dict[str, Any]] = {}
         self.headers: list[Any] = []
         self.paths: list[str] = []
         self.open = asyncio.Event()
@@ -43,7 +45,8 @@ class Server:
         await self.open.wait()
         status = self.answer(alerts)
         if status == 200:
-            self.taken += self.requests[-1]
+            self.taken += [told["labels"]["host"] for told in alerts]
+            self.told |= {told["labels"]["host"]: told for told in alerts}
         return web.Response(status=status, text="no")
 
 
@@ -166,6 +169,88 @@ async def test_where_too_many_wait_the_oldest_go() -> None:
         await until(lambda: rig.member.idle, "the rest to be sent")
 
     assert server.taken == ["0", "3", "4", "5"]
+
+
+def everything(*hosts: str) -> dict[Labels, Post]:
+    return {told.labels: told for told in map(post, hosts)}
+
+
+async def test_all_that_is_open_is_told_again_however_much_it_is() -> None:
+    """Through the queue the same ones would be dropped in every round, and end while they are open."""
+    async with serving() as server, running(Rig(server, queue=3, batch=2)) as rig:
+        for _ in range(2):
+            rig.member.tell_again(everything(*"abcdefg"))
+            await until(lambda: rig.member.idle, "the round")
+
+    assert server.taken == list("abcdefg" * 2)
+    assert rig.value("alerts_dropped_total") == 0
+
+
+async def test_news_go_first_and_nothing_older_is_told_behind_them() -> None:
+    async with serving() as server, running(Rig(server, batch=1)) as rig:
+        server.open.clear()
+        rig.member.tell_again(everything(*"abcd"))
+        await until(lambda: server.requests, "a request to be under way")
+        rig.member.put([post("c", "resolved"), post("x")])
+        server.open.set()
+        await until(lambda: rig.member.idle, "all to be sent")
+
+    assert server.taken == ["a", "c", "x", "b", "d"]
+    assert server.told["c"]["endsAt"] == "2026-01-01T12:10:00.000Z"
+
+
+async def test_what_a_round_does_not_come_to_goes_first_in_the_next() -> None:
+    async with serving() as server, running(Rig(server, batch=2)) as rig:
+        server.open.clear()
+        rig.member.tell_again(everything(*"abcde"))
+        await until(lambda: server.requests, "a request to be under way")
+        rig.member.tell_again(everything(*"abcdf"))
+        server.open.set()
+        await until(lambda: rig.member.idle, "the round")
+
+    assert server.requests[:4] == [["a", "b"], ["c", "d"], ["a", "b"], ["f"]]
+
+
+async def test_a_failed_round_takes_the_place_of_no_news() -> None:
+    async with serving() as server, running(Rig(server, queue=2)) as rig:
+        server.answer = lambda _: 503 if len(server.requests) == 1 else 200
+        rig.member.tell_again(everything(*"abcde"))
+        await until(lambda: rig.value("errors_total", reason="overloaded"), "the failure")
+        rig.member.put([post("x"), post("a", "resolved")])
+        await until(lambda: rig.member.idle, "another try")
+
+    assert server.taken == ["x", "a", "b", "c", "d", "e"]
+    assert rig.value("alerts_dropped_total") == 0
+
+
+async def test_what_was_refused_is_tried_again_after_some_rounds() -> None:
+    """It may have been a port that speaks TLS, or a proxy: they answer 400 to whatever comes."""
+    async with serving() as server, running(Rig(server)) as rig:
+        server.answer = lambda _: 400
+        rig.member.put([post("a"), post("b")])
+        await until(lambda: rig.member.idle, "the refusal")
+        server.answer = lambda _: 200
+        rounds = 0
+        while not server.taken:
+            rig.member.tell_again(everything("a", "b"))
+            await until(lambda: rig.member.idle, "the round")
+            rounds += 1
+            assert rounds <= 10
+
+    assert (server.taken, rounds) == (["a", "b"], 5)
+    assert rig.value("alerts_rejected_total") == 2
+
+
+async def test_a_token_that_no_request_can_carry_is_a_failure_like_others(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("two\nlines")
+    async with serving() as server, running(Rig(server, bearer_token_file=file)) as rig:
+        rig.member.put([post("a")])
+        await until(lambda: rig.value("errors_total", reason="refused"), "the failure")
+        file.write_text("one")
+        await until(lambda: rig.member.idle, "another try")
+
+    assert server.taken == ["a"]
 
 
 async def test_behind_a_prefix_and_with_a_password(tmp_path: Path) -> None:

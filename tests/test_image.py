@@ -133,7 +133,7 @@ def test_read_only_root_without_home_scores_within_three_seconds_and_compiles_no
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=300,
     )
     assert filling.returncode == 0, filling.stderr
     missed = [kernel for kernel in filling.stdout.split() if not kernel.startswith(NOT_NEEDED)]
@@ -156,9 +156,6 @@ def test_read_only_root_without_home_scores_within_three_seconds_and_compiles_no
         starts.append(told.pop("scored") - began)
         assert told == {"scores": 8, "compiled": [], "read_only": True, "torch": False}
 
-    # The best of three: what else runs on the machine is not ours.
-    assert min(starts) <= 3.0
-
     # The chart's way to a cache that can be written: a copy is as good.
     subprocess.run(["cp", "--recursive", "--update", f"{tree}/numba-cache/.", tmp_path], check=True)
     copied = subprocess.run(
@@ -171,3 +168,6 @@ def test_read_only_root_without_home_scores_within_three_seconds_and_compiles_no
         timeout=60,
     )
     assert json.loads(copied.stdout)["compiled"] == []
+
+    # The best of three: what else runs on the machine is not ours.
+    assert min(starts) <= 3.0

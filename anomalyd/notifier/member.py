@@ -25,6 +25,8 @@ _PATH: Final = "/api/v2/alerts"
 _CONTENT: Final = frozenset({400, 413, 422})
 """Answers that are about what was sent: the same again gets the same. 400: what is good in the batch was taken; 422: nothing was."""
 _MOST_TEXT: Final = 300
+_MOST_READ: Final = 16_384
+"""More than is told, so that no secret is cut in two in front of where it is looked for."""
 _REFUSED_ROUNDS: Final = 5
 """What was refused is tried again after so many rounds, even if it is the same: it may have been a proxy, or a port that speaks TLS, that
 answered 400 to everything."""
@@ -208,8 +210,8 @@ class Member:
         body = json.dumps([post.as_json(now_ms, until_ms) for post in batch]).encode()
         began_s = time.monotonic()
         try:
-            proof = settings.authorization()
-            headers = {"Content-Type": "application/json"} | ({} if proof is None else {"Authorization": proof})
+            proof = settings.authorization() or ""
+            headers = {"Content-Type": "application/json"} | ({"Authorization": proof} if proof else {})
             async with session.post(
                 self.address.url.rstrip("/") + _PATH,
                 data=body,
@@ -219,7 +221,7 @@ class Member:
                 # Whoever answers with another address would get the proof of who we are.
                 allow_redirects=False,
             ) as answer:
-                text = (await answer.content.read(_MOST_TEXT)).decode(errors="replace").strip()
+                text = (await answer.content.read(_MOST_READ)).decode(errors="replace").strip()
         except ConfigError as error:
             raise _Failed("refused", str(error)) from error
         except TimeoutError as error:
@@ -229,6 +231,9 @@ class Member:
         self._metrics.answered(time.monotonic() - began_s)
         if 200 <= answer.status < 300:
             return
+        if secret := proof.rpartition(" ")[2]:  # there are those who answer with what they were sent
+            text = text.replace(secret, "…")
+        text = text[:_MOST_TEXT]
         said = f"status {answer.status}" + (f": {text}" if text.isprintable() and text else "")
         if answer.status in _CONTENT:
             raise _Refused(said)

@@ -1,9 +1,12 @@
 """Secrets are planted wherever one may be given; then everything that comes out of the process is searched for them."""
 
+import base64
 import json
 import subprocess
 import sys
+import threading
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from anomalyd.cli import main
 from anomalyd.kafka.access import rights
 from anomalyd.settings import Settings
 from tests.integration.daemon import Daemon, incident
+from tests.integration.test_notify import Notifier
 from tests.support.certificates import Authority
 from tests.support.poll import poll_until
 from tests.support.secured import SecuredKafka
@@ -21,7 +25,17 @@ from tests.support.topics import produce, read_until, unique
 
 PLANTED = {
     name: f"planted-{name}-5f0c"
-    for name in ("wrong-password", "password", "key-password", "client-secret", "http-token", "plain-http-token", "typed-wrongly")
+    for name in (
+        "wrong-password",
+        "password",
+        "key-password",
+        "client-secret",
+        "http-token",
+        "plain-http-token",
+        "typed-wrongly",
+        "member-token",
+        "member-password",
+    )
 }
 
 STREAM = {"name": "hosts", "topics": ["metrics"], "format": "plain-json"}
@@ -126,6 +140,47 @@ def test_a_daemon_says_none_of_them_in_log_metrics_or_status(secured_kafka: Secu
 
     assert daemon.events("http_tokens_unusable")
     clean(daemon.log())
+
+
+class _Echo(BaseHTTPRequestHandler):
+    """A member that answers with what it was sent: that it may not first, and that it is not well formed then."""
+
+    asked = 0
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        type(self).asked += 1
+        self.send_response(401 if type(self).asked == 1 else 400)
+        self.end_headers()
+        self.wfile.write(f"no, with {self.headers['Authorization']}".encode())
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest.mark.parametrize("way", ["token", "password"])
+def test_a_notifier_says_none_of_them_even_where_a_member_does(way: str, kafka: str, tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text(PLANTED[f"member-{way}"])
+    proof = {"bearer_token_file": str(file)} if way == "token" else {"basic_auth_username": "me", "basic_auth_password_file": str(file)}
+    encoded = base64.b64encode(f"me:{PLANTED['member-password']}".encode()).decode()
+    _Echo.asked = 0
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Echo) as member:
+        thread = threading.Thread(target=member.serve_forever, args=(0.05,))
+        thread.start()
+        own = {"urls": [f"http://127.0.0.1:{member.server_port}"], "http": {"host": "127.0.0.1", "port": 0}, **proof}
+        with Notifier(kafka, tmp_path, settings={"alertmanager": own, "log": {"level": "debug", "format": "json"}}) as notifier:
+            notifier.until_ready()
+            notifier.tell("a")
+            (told,) = poll_until(lambda: notifier.events("alert_rejected"), f"a refusal; its log: {notifier.log()[-2000:]}")
+            assert notifier.events("alertmanager_unreachable")
+            assert told["reason"].startswith("status 400: no, with B")
+            seen = [notifier.get(path)[1] for path in ("/metrics", "/readyz")]
+            assert notifier.stop() == 0
+        member.shutdown()
+        thread.join()
+    for text in (*seen, notifier.log()):
+        assert encoded not in clean(text)
 
 
 def test_a_key_whose_password_is_wrong_is_told_of_without_it(tmp_path: Path) -> None:

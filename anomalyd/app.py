@@ -571,6 +571,11 @@ def stop_at_signals(running: Stoppable) -> None:
         asyncio.get_running_loop().add_signal_handler(number, partial(_stop, running, number))
 
 
+def pass_over_reload() -> None:
+    """SIGHUP, which the daemon reads policies anew for, changes nothing in this process, and does not end it. On the event loop."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: _log.warning("config_reload_passed_over"))
+
+
 def _tune_process() -> None:
     sys.setswitchinterval(_SWITCH_S)
     gc.collect()

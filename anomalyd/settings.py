@@ -84,7 +84,7 @@ def _servers(text: str) -> str:
 def _http_url(url: str) -> str:
     found = re.fullmatch(r"https?://([^/?#\s]+)([/?][^#\s]*)?", url)
     if found is None or "@" in found[1]:
-        raise ValueError("must be a URL such as https://login.example.org/token, without user and password")
+        raise ValueError("must be a URL such as https://service.example.org/path, without user and password")
     return url
 
 
@@ -935,6 +935,11 @@ class AlertmanagerSettings(_Section):
             problems.append(("urls", "the same member is named twice"))
         # It would be a secret in metrics and log, and the way to alerts is put behind the path.
         problems += [(f"urls[{i}]", "must have no ?") for i, url in enumerate(self.urls) if "?" in url]
+        problems += [
+            (f"urls[{i}]", "ends with the path of the API; give the address in front of it")
+            for i, url in enumerate(self.urls)
+            if "/api/" in url
+        ]
         if (self.basic_auth_username is None) != (self.basic_auth_password_file is None):
             problems.append(("basic_auth_username", "belongs together with basic_auth_password_file, give both or neither"))
         if self.bearer_token_file is not None and self.basic_auth_username is not None:
@@ -1121,6 +1126,7 @@ class Settings(BaseSettings):
             ("state", f"in {self.state_prefix}-<topic>, every page each {self.state.turn_s:g} s"),
             ("models", f"in {self.models_topic}{self._pins()}"),
             ("http", f"{self.http.host}:{self.http.port}"),
+            *([("notify", f"tells {', '.join(self.alertmanager.urls)}")] if self.alertmanager.urls else []),
             ("series", f"at most {self.max_series:,}"),
         ]
         width = max(len(name) for name, _ in rows)
@@ -1333,7 +1339,7 @@ def _from_environment() -> tuple[dict[str, Any], dict[str, str]]:
     except SettingsError as error:
         section = str(error).partition('field "')[2].partition('"')[0]
         candidates = sorted(name for path, name in variables.items() if path.partition(ENV_DELIMITER)[0] == section)
-        example = '[{"name": "hosts", "topics": ["metrics"], "format": "telegraf-json"}]' if section == "streams" else '{"key": "value"}'
+        example = _EXAMPLES.get(section, '{"key": "value"}')
         raise ConfigError(f"{section}: {' or '.join(candidates)}: must be JSON, such as {example}") from None
     if isinstance(tree.get("streams"), dict):
         raise ConfigError(f"streams: single entries can't be set by the environment; set the whole list, as JSON in {ENV_PREFIX}STREAMS")
@@ -1373,6 +1379,12 @@ def _secret(value: SecretStr | None, file: Path | None, name: str) -> str | None
 
 
 # --- saying what is wrong -----------------------------------------------------------------------------------------
+
+
+_EXAMPLES: Final[Mapping[str, str]] = {
+    "streams": '[{"name": "hosts", "topics": ["metrics"], "format": "telegraf-json"}]',
+    "alertmanager": '["http://alertmanager-0:9093"] for urls',
+}
 
 
 def _refuse(problems: list[tuple[str, str]]) -> None:

@@ -313,6 +313,7 @@ def mute(**fields: object) -> dict[str, Any]:
         ({"remote_write": {"url": "http://a/write"}}, "remote_write.include: missing; name the series whose scores are wanted"),
         ({"remote_write": {"names": {"score": "yhat"}}}, "remote_write.names: must be four different names"),
         ({"alertmanager": {"urls": ["http://a?token=x"]}}, "alertmanager.urls[0]: must have no ?"),
+        ({"alertmanager": {"urls": ["http://a/api/v2/alerts"]}}, "alertmanager.urls[0]: ends with the path of the API"),
         ({"alertmanager": {"urls": ["http://a", "http://a"]}}, "alertmanager.urls: the same member is named twice"),
         ({"alertmanager": {"generator_url": "https://a/{serie}"}}, "alertmanager.generator_url: may have {series}, {stream}, {start_ms}"),
         ({"alertmanager": {"generator_url": "https://a/50%/{series}"}}, "alertmanager.generator_url: got https://a/50%/{series}, must be"),

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from anomalyd import __version__
-from anomalyd.app import completed, stop_at_signals
+from anomalyd.app import completed, pass_over_reload, stop_at_signals
 from anomalyd.errors import ConfigError, KafkaUnavailableError, StateError
 from anomalyd.kafka.client import Backoff
 from anomalyd.kafka.intake import Intake, Taken
@@ -80,7 +80,7 @@ class Notifier:
         Raises:
             AnomalydError: what the operator has to change.
         """
-        server = HttpServer(self._own.http, self.metrics.registry, health=lambda: (True, {}), ready=self._ready)
+        server = HttpServer(self._own.http, self.metrics.registry, health=lambda: (True, {}), ready=self._ready, where="alertmanager.http")
         self.port = await server.start()
         _log.info("notify_starting", version=__version__, alertmanagers=list(self._own.urls))
         _log.info("http_listening", host=self._own.http.host, port=self.port)
@@ -98,7 +98,10 @@ class Notifier:
         _log.info("stopped")
 
     def _ready(self) -> tuple[bool, Mapping[str, Any]]:
-        return self._reading and self._known, {"open": len(self._book), "alertmanagers": [address.name for address in self._members]}
+        return self._reading and self._known, {
+            "open": len(self._book),
+            "alertmanagers": {address.name: member.trouble or "ok" for address, (member, _) in self._members.items()},
+        }
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -222,4 +225,5 @@ def run(settings: Settings) -> int:
 
 async def _until_signal(notifier: Notifier) -> None:
     stop_at_signals(notifier)
+    pass_over_reload()
     await notifier.run()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import socket
 import time
 from collections import OrderedDict
@@ -27,6 +28,8 @@ _CONTENT: Final = frozenset({400, 413, 422})
 _MOST_TEXT: Final = 300
 _MOST_READ: Final = 16_384
 """More than is told, so that no secret is cut in two in front of where it is looked for."""
+_TELL_EVERY_S: Final = 300.0
+"""So often is it told that a member does not take alerts."""
 _REFUSED_ROUNDS: Final = 5
 """What was refused is tried again after so many rounds, even if it is the same: it may have been a proxy, or a port that speaks TLS, that
 answered 400 to everything."""
@@ -88,8 +91,10 @@ class Member:
         self._rounds = 0
         self._refused: dict[Labels, _Refusal] = {}
         self._wake = asyncio.Event()
-        self._away = False
         self._busy = False
+        self.trouble: str | None = None
+        """Why it takes nothing; None where all is well, as far as is known."""
+        self._told_s = -math.inf
         metrics.member(address.name)
 
     @property
@@ -121,8 +126,8 @@ class Member:
         self._again = OrderedDict(
             (labels, everything[labels]) for labels in ordered if labels not in self._waiting and not self._is_refused(everything[labels])
         )
-        if self._again:
-            self._wake.set()
+        # Even with nothing to tell: that a member is there, and that this is its path, should not show with the first incident only.
+        self._wake.set()
 
     def _is_refused(self, post: Post) -> bool:
         refusal = self._refused.get(post.labels)
@@ -148,9 +153,9 @@ class Member:
                     await asyncio.sleep(self._failed(error, backoff))
                 else:
                     self._busy = False
-                    if self._away:
+                    if self.trouble is not None:
                         _log.info("alertmanager_reached", alertmanager=self.address.name)
-                    self._away = False
+                    self.trouble, self._told_s = None, -math.inf
                     backoff.reset()
 
     def _back(self, news: Sequence[Post], again: Sequence[Post]) -> None:
@@ -161,32 +166,32 @@ class Member:
                     queue[post.labels] = post
                     queue.move_to_end(post.labels, last=False)
         self.put(())
-        if self._again:
-            self._wake.set()
+        self._wake.set()
 
     @staticmethod
     def _next(queue: OrderedDict[Labels, Post], most: int) -> list[Post]:
         return [queue.popitem(last=False)[1] for _ in range(min(len(queue), most))]
 
     def _failed(self, error: _Failed, backoff: Backoff) -> float:
-        """Counts and tells, once until it is well again; returns how long to wait."""
+        """Counts, and tells now and then until it is well again; returns how long to wait."""
         self._metrics.failed(self.address.name, error.reason)
-        if not self._away:
-            _log.warning("alertmanager_unreachable", alertmanager=self.address.name, reason=str(error))
-        self._away = True
+        self.trouble = f"{error.reason}: {error}"
+        if time.monotonic() - self._told_s >= _TELL_EVERY_S:
+            self._told_s = time.monotonic()
+            _log.warning("alertmanager_unreachable", alertmanager=self.address.name, reason=self.trouble)
         return backoff.next_s()
 
     async def _send(self, session: aiohttp.ClientSession, batch: Sequence[Post]) -> None:
-        """Sends a batch; of one in which something is not accepted the halves, and so on down to what it is.
+        """Sends a batch, which may be empty; of one in which something is not accepted the halves, and so on down to what it is.
 
         Raises:
             _Failed: it may succeed at another time.
         """
-        if not batch:
-            return
         try:
             await self._post(session, batch)
         except _Refused as error:
+            if not batch:
+                raise _Failed("refused", str(error)) from None
             if len(batch) == 1:
                 (post,) = batch
                 before = self._refused.get(post.labels)

@@ -17,7 +17,7 @@ import torch
 
 from anomalyd import __version__
 from anomalyd.alerts.mutes import Mute
-from anomalyd.app import WORKER, completed, mute_of, stop_at_signals, stream_plan
+from anomalyd.app import WORKER, completed, mute_of, pass_over_reload, stop_at_signals, stream_plan
 from anomalyd.batch import Source
 from anomalyd.detector import Artifact, Detector, Options
 from anomalyd.detector import artifact as artifacts
@@ -173,7 +173,7 @@ class Retrainer:
             artifact_of(stream.configured)  # what cannot be used is told at once
             self.metrics.begin(stream.name)
         self._restore()
-        server = HttpServer(self._retrain.http, self.metrics.registry, health=lambda: (True, {}), ready=self._ready)
+        server = HttpServer(self._retrain.http, self.metrics.registry, health=lambda: (True, {}), ready=self._ready, where="retrain.http")
         self.port = await server.start()
         _log.info(
             "retrain_starting",
@@ -439,4 +439,5 @@ def run(settings: Settings) -> int:
 
 async def _until_signal(retrainer: Retrainer) -> None:
     stop_at_signals(retrainer)
+    pass_over_reload()
     await retrainer.run()

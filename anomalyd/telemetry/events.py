@@ -70,12 +70,15 @@ EVENTS: Final[Mapping[str, Event]] = {
         "report it with the traceback; a restart goes on from the last checkpoint",
     ),
     "model_shadowing": Event("info", "A challenger (models.shadow) scores a stream beside its model from now on, and alerts nobody."),
+    "config_reload_passed_over": Event(
+        "warning", "SIGHUP: retrainer and notifier read their configuration at the start only.", "restart them to have changed settings"
+    ),
     # the notifier
     "notify_starting": Event("info", "The notifier begins: the Alertmanagers that it tells."),
     "notify_caught_up": Event("info", "The alerts topic has been read to its end; `open` alerts are told to every Alertmanager."),
     "alertmanager_unreachable": Event(
         "warning",
-        "An Alertmanager does not take alerts, told once until it does; attempts go on, and what is open waits for it.",
+        "An Alertmanager does not take alerts, told each five minutes until it does; attempts go on, and what is open waits for it.",
         "see `reason`; [AnomalydAlertmanagerUnreachable](runbooks/AnomalydAlertmanagerUnreachable.md)",
     ),
     "alertmanager_reached": Event("info", "It takes them again."),

@@ -32,8 +32,10 @@ class HttpServer:
     status, and who has a token the reasons, too.
     """
 
-    def __init__(self, settings: HttpSettings, registry: CollectorRegistry, *, health: Check, ready: Check) -> None:
+    def __init__(self, settings: HttpSettings, registry: CollectorRegistry, *, health: Check, ready: Check, where: str = "http") -> None:
+        """`where`: the section of the configuration that `settings` are."""
         self._settings = settings
+        self._where = where
         self._app = web.Application()
         self._app.router.add_get("/metrics", self._guarded(make_aiohttp_handler(registry)))
         self._app.router.add_get("/healthz", self._answer(health))
@@ -59,7 +61,7 @@ class HttpServer:
             # asyncio wraps the system's words into its own; name resolution has negative numbers and good words.
             number = getattr(error, "errno", None) or 0
             reason = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or error
-            raise ConfigError(f"http.host, http.port: cannot listen on {host}:{port}: {reason}") from None
+            raise ConfigError(f"{self._where}.host, {self._where}.port: cannot listen on {host}:{port}: {reason}") from None
         self._runner = runner
         return int(runner.addresses[0][1])
 

@@ -158,6 +158,7 @@ def test_the_oldest_helm_renders_the_same(chart: Chart, chart_of_old: Chart, sce
         (['metrics.interval="quarter"'], "/metrics/interval"),
         (['autoscaling.kind="vpa"'], "/autoscaling/kind"),
         (['autoscaling.kind="hpa"', "autoscaling.minReplicas=9"], "minReplicas (9) is more than maxReplicas (6)"),
+        (["notifier.enabled=true", "config.alertmanager.urls=[]"], "config.alertmanager.urls names no Alertmanager"),
         (['fullnameOverride="Anomaly_d"'], "/fullnameOverride"),
         (['secrets.kafka="user"'], "/secrets/kafka"),
         (['secrets.kafka.name="user"'], "'secretName'"),

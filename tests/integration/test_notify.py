@@ -1,5 +1,7 @@
 """`anomalyd notify` between Kafka and a cluster of real Alertmanagers."""
 
+import json
+import signal
 import socket
 import subprocess
 import sys
@@ -83,6 +85,10 @@ def test_every_member_knows_what_is_open_whoever_is_killed(kafka: str, tmp_path:
         two.start()
         until_seen(two, {("a", "warning"): "active", ("b", "warning"): "active"})
         notifier.until_metric("anomalyd_notify_open_alerts", 2)
+        assert json.loads(notifier.get("/readyz")[1])["alertmanagers"] == dict.fromkeys((one.url, two.url), "ok")
+
+        notifier.process.send_signal(signal.SIGHUP)  # as one sends it to all that is anomalyd's
+        poll_until(lambda: notifier.events("config_reload_passed_over"), "word of it")
 
         notifier.kill()
         notifier.tell("a", "resolved")

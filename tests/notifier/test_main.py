@@ -24,7 +24,7 @@ def notifier(*urls: str) -> Notifier:
 
 async def members(of: Notifier) -> Any:  # noqa: ANN401  what /readyz says
     await of._round()  # noqa: SLF001  a round would come each minute
-    return of._ready()[1]["alertmanagers"]  # noqa: SLF001  likewise
+    return list(of._ready()[1]["alertmanagers"])  # noqa: SLF001  likewise
 
 
 async def ended(of: Notifier) -> None:

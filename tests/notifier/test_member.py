@@ -328,6 +328,18 @@ async def test_with_a_certificate(tmp_path: Path) -> None:
     assert server.taken == ["a"]
 
 
+async def test_a_wrong_path_is_told_before_there_is_an_alert() -> None:
+    async with serving() as server, running(Rig(server)) as rig:
+        server.answer = lambda _: 404
+        rig.member.tell_again({})
+        await until(lambda: rig.member.trouble, "trouble")
+        assert rig.member.trouble == "refused: status 404: no"
+        server.answer = lambda _: 200
+        await until(lambda: rig.member.trouble is None, "its end")
+
+    assert server.requests[-1] == []
+
+
 async def test_a_member_that_is_gone_leaves_no_figures() -> None:
     async with serving() as server, running(Rig(server)) as rig:
         rig.member.put([post("a")])

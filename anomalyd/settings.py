@@ -1014,9 +1014,9 @@ class Settings(BaseSettings):
     delivery: Delivery = "exactly-once"
     """What readers of the alerts find after crashes and rebalances. exactly-once: alerts, dead letters, state and position of a partition
     leave in one transaction; who reads with `isolation.level=read_committed` sees each alert once, as if nothing had happened.
-    at-least-once: no transactions, for clusters that forbid them. State survives all the same and no alert is lost, but after a crash
+    at-least-once: no transactions, for clusters that forbid them. State survives all the same and a crash loses no alert, but after it
     alerts and dead letters may come again (an alert with the same alert_id), and while a partition moves, two instances may both write for
-    a moment."""
+    a moment: one that stood still for longer than its session may then undo what its successor has learned."""
     device: Device = "auto"
     """Where the detector runs; auto takes the GPU if there is one that works."""
     max_series: int = Field(default=1_000_000, ge=1, le=100_000_000)

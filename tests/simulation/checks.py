@@ -54,6 +54,8 @@ class Chain:
         self.models: list[tuple[int, str]] = []
         """All that ever scored."""
         self._owner: bytes | None = None
+        self.overwritten = False
+        """Somebody has written a position behind the fence of a successor, which is possible without transactions only."""
         self.positions = 0
         self.fences = 0
 
@@ -82,6 +84,7 @@ class Chain:
             self.positions += 1
             if self._transactional:
                 self._link(value, where)
+            self.overwritten |= value.owner != self._owner
             self.last = value
             self.furthest = max(self.furthest, value.position)
             _go_on(self.policies, value.policies)
@@ -141,14 +144,16 @@ def dead_letters_of(logs: Sequence[Log], partitions: int) -> list[list[dict[str,
     return found
 
 
-def check_alerts(found: Sequence[list[dict[str, Any]]], golden: Golden, *, exactly_once: bool, gaps: bool) -> None:
+def check_alerts(
+    found: Sequence[list[dict[str, Any]]], golden: Golden, *, exactly_once: bool, gaps: bool, overwritten: Sequence[bool] = ()
+) -> None:
     """I1 and I2: those of an uninterrupted run, each once, in order.
 
-    Without transactions a zombie's position may hide what its successor had learned, and episodes then begin at other samples. No series
-    that alerts goes unheard.
+    Without transactions a zombie's position may hide what its successor had learned. Episodes then begin at other samples, and a series that
+    has become too young to alert by it goes unheard. Where no zombie has written, no series that alerts does.
     """
     for partition, (ours, wanted) in enumerate(zip(found, golden.alerts, strict=True)):
-        if gaps:
+        if gaps or (overwritten and overwritten[partition]):
             continue
         if not exactly_once:
             if unheard := _firing(wanted) - _firing(ours):

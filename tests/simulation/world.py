@@ -599,7 +599,8 @@ class Simulation:
         check_dead_letters(
             dead_letters_of(self._logs(DEAD), self.partitions), golden, exactly_once=once, gaps=self.gaps, most_bytes=DEAD_BYTES
         )
-        check_alerts(alerts_of(self._logs(ALERTS), self.partitions), golden, exactly_once=once, gaps=self.gaps)
+        overwritten = [] if once else [chain.overwritten for chain in self.chains]
+        check_alerts(alerts_of(self._logs(ALERTS), self.partitions), golden, exactly_once=once, gaps=self.gaps, overwritten=overwritten)
         if self.exactly_once and not self.gaps:
             check_scores(scores_of(self._logs(SCORES), self.partitions), golden)
             check_corrections(self.chains, golden)

@@ -149,8 +149,8 @@ def check_alerts(
 ) -> None:
     """I1 and I2: those of an uninterrupted run, each once, in order.
 
-    Without transactions a zombie's position may hide what its successor had learned. Episodes then begin at other samples, and a series that
-    has become too young to alert by it goes unheard. Where no zombie has written, no series that alerts does.
+    Without transactions a zombie's position may hide what its successor had learned. Episodes then begin at other samples, and a series
+    that has become too young to alert by it goes unheard. Where no zombie has written, no series that alerts does.
     """
     for partition, (ours, wanted) in enumerate(zip(found, golden.alerts, strict=True)):
         if gaps or (overwritten and overwritten[partition]):

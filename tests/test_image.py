@@ -121,7 +121,7 @@ def test_build_context_is_what_the_dockerfile_copies() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)  # compiles every kernel from nothing
+@pytest.mark.timeout(580)  # compiles every kernel from nothing, on a machine that may be busy
 def test_read_only_root_without_home_scores_within_three_seconds_and_compiles_nothing(tree: Path, tmp_path: Path) -> None:
     """Warm-up fills the cache with every kernel there is; then a start on a read-only root finds all of them. Seconds of a processor."""
     read_only = _read_only_prefix()
@@ -132,7 +132,7 @@ def test_read_only_root_without_home_scores_within_three_seconds_and_compiles_no
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=500,
     )
     assert filling.returncode == 0, filling.stderr
     missed = [kernel for kernel in filling.stdout.split() if not kernel.startswith(NOT_NEEDED)]

@@ -571,9 +571,21 @@ def stop_at_signals(running: Stoppable) -> None:
         asyncio.get_running_loop().add_signal_handler(number, partial(_stop, running, number))
 
 
-def pass_over_reload() -> None:
-    """SIGHUP, which the daemon reads policies anew for, changes nothing in this process, and does not end it. On the event loop."""
+class Beside(Stoppable, Protocol):
+    """A process beside the daemon."""
+
+    async def run(self) -> None:
+        """Works until it is asked to stop."""
+
+
+async def until_signal(process: Beside) -> None:
+    """Runs a process beside the daemon until it is told to stop.
+
+    SIGHUP, which the daemon reads policies anew for, changes nothing in it, and does not end it.
+    """
+    stop_at_signals(process)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: _log.warning("config_reload_passed_over"))
+    await process.run()
 
 
 def _tune_process() -> None:

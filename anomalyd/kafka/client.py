@@ -207,6 +207,14 @@ class Backoff:
         self.attempts = 0
 
 
+async def pause(error: KafkaUnavailableError, backoff: Backoff, stop: asyncio.Event) -> None:
+    """Says that brokers do not answer, and waits until it is time for the next attempt, or for the process to end."""
+    delay_s = backoff.next_s()
+    _log.warning("kafka_unreachable", reason=str(error), attempt=backoff.attempts, wait_s=round(delay_s, 2))
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), delay_s)
+
+
 async def wait_for_brokers(error: Exception, backoff: Backoff, settings: KafkaSettings) -> None:
     """After a failed attempt to connect: says so and waits.
 

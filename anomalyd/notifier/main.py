@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 import structlog
 
 from anomalyd import __version__
-from anomalyd.app import completed, pass_over_reload, stop_at_signals
+from anomalyd.app import completed, until_signal
 from anomalyd.errors import ConfigError, KafkaUnavailableError, StateError
-from anomalyd.kafka.client import Backoff
+from anomalyd.kafka.client import Backoff, pause
 from anomalyd.kafka.intake import Intake, Taken
 from anomalyd.notifier.book import RESOLVED_MS, Book
 from anomalyd.notifier.member import OPEN_FOR, Address, Member
@@ -119,10 +119,7 @@ class Notifier:
             except KafkaUnavailableError as error:
                 # What is known to be open is told on.
                 self._reading = False
-                delay_s = backoff.next_s()
-                _log.warning("kafka_unreachable", reason=str(error), attempt=backoff.attempts, wait_s=round(delay_s, 2))
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stop.wait(), delay_s)
+                await pause(error, backoff, self._stop)
                 continue
             backoff.reset()
             self._reading = True
@@ -220,10 +217,4 @@ def run(settings: Settings) -> int:
     Raises:
         AnomalydError: what the operator has to change.
     """
-    return completed(_until_signal(Notifier(settings)))
-
-
-async def _until_signal(notifier: Notifier) -> None:
-    stop_at_signals(notifier)
-    pass_over_reload()
-    await notifier.run()
+    return completed(until_signal(Notifier(settings)))

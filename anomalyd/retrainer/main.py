@@ -1,7 +1,6 @@
 """`anomalyd retrain`: the process. It reads the inputs and the alerts, holds rounds when they are due, and publishes what passed."""
 
 import asyncio
-import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ import torch
 
 from anomalyd import __version__
 from anomalyd.alerts.mutes import Mute
-from anomalyd.app import WORKER, completed, mute_of, pass_over_reload, stop_at_signals, stream_plan
+from anomalyd.app import WORKER, completed, mute_of, stream_plan, until_signal
 from anomalyd.batch import Source
 from anomalyd.detector import Artifact, Detector, Options
 from anomalyd.detector import artifact as artifacts
@@ -26,7 +25,7 @@ from anomalyd.errors import AnomalydError, ArtifactError, ConfigError, KafkaUnav
 from anomalyd.evaluation.measures.bootstrap import paired
 from anomalyd.formats import FormatOptions, make_decoder
 from anomalyd.kafka import models
-from anomalyd.kafka.client import Backoff
+from anomalyd.kafka.client import Backoff, pause
 from anomalyd.kafka.intake import Intake, Taken
 from anomalyd.kafka.registry import Champion, Decision, Packed
 from anomalyd.retrainer.gate import MEASURES, evenly
@@ -220,10 +219,7 @@ class Retrainer:
                     self.metrics.taken(stream.name, len(taken.records))
             except KafkaUnavailableError as error:
                 self._reading = False
-                delay_s = backoff.next_s()
-                _log.warning("kafka_unreachable", reason=str(error), attempt=backoff.attempts, wait_s=round(delay_s, 2))
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stop.wait(), delay_s)
+                await pause(error, backoff, self._stop)
                 continue
             backoff.reset()
             self._reading = True
@@ -434,10 +430,4 @@ def run(settings: Settings) -> int:
     torch.set_num_threads(settings.retrain.threads)
     if settings.retrain.folder is not None:
         writable(settings.retrain.folder, "retrain.folder:")
-    return completed(_until_signal(Retrainer(settings)))
-
-
-async def _until_signal(retrainer: Retrainer) -> None:
-    stop_at_signals(retrainer)
-    pass_over_reload()
-    await retrainer.run()
+    return completed(until_signal(Retrainer(settings)))

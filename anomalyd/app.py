@@ -152,6 +152,7 @@ class App:
         workers = [ThreadPoolExecutor(1, f"{WORKER}-{number}") for number in range(self._worker_count)]
         for worker in workers:
             teardown.callback(worker.shutdown, wait=False, cancel_futures=True)
+        _log.info("detector_loading")
         streams = await asyncio.get_running_loop().run_in_executor(workers[0], load_streams, settings)
 
         await _verify_topics(settings, self._unreachable)
@@ -390,6 +391,7 @@ def remote_writer(settings: RemoteWriteSettings, metrics: Metrics) -> RemoteWrit
         most_waiting=settings.queue_samples,
         most_at_once=settings.batch_samples,
         timeout_s=settings.timeout_s,
+        ssl_context=settings.ssl_context(),
         metrics=metrics,
     )
 

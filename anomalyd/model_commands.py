@@ -354,7 +354,21 @@ def promote(settings: Settings, model: str, stream: str, reason: str, *, json_ou
         topic.publish(settings, Packed(one.hash, one.content()), stream, decision, base=_packed(base, configured), by="promote")
     )
     _tell(settings, stream, champion, json_output=json_output)
+    if doubt := _doubt(one.artifact):
+        print(doubt, file=sys.stderr)  # noqa: T201  a warning beside the command's result
     return 0
+
+
+def _doubt(artifact: Artifact) -> str | None:
+    """What a manifest says against its model: a worse forecast of what was held back from its training than the shipped model's."""
+    errors = artifact.training.get("errors") or {}
+    own, shipped_one = (errors.get(name, {}).get("forecast") for name in ("trained", "shipped"))
+    if own is None or shipped_one is None or own <= shipped_one:
+        return None
+    return (
+        f"warning: on what was held back of its training data it forecasts worse than the shipped one, {own:g} against {shipped_one:g}; "
+        "`anomalyd models rollback` goes back"
+    )
 
 
 def _packed(artifact: Artifact, stream: StreamSettings) -> Packed:

@@ -15,7 +15,7 @@ import ssl
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, get_args
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
@@ -663,9 +663,48 @@ class ScoreNames(_Section):
     """Of its upper end."""
 
 
-class RemoteWriteSettings(_Section):
+class _ClientTls(_Section):
+    """TLS towards servers that are dialled by HTTP."""
+
+    section: ClassVar[str]
+    """Where it stands in the configuration, for errors."""
+
+    ssl_cafile: ExistingFile | None = None
+    """Certificates (PEM) of the authorities to trust; without it, those of the system. Like all files of TLS it is looked at with each
+    new connection."""
+    ssl_certfile: ExistingFile | None = None
+    """Our certificate (PEM), for servers that ask for one."""
+    ssl_keyfile: ExistingFile | None = None
+    """The private key (PEM) of ssl_certfile, without a password."""
+    ssl_check_hostname: bool = True
+    """Whether the server's certificate must name the host that was dialled."""
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """A context whose connections each take the files as they are then. Raises ConfigError if one is not usable."""
+        files = (self.ssl_cafile, self.ssl_certfile, self.ssl_keyfile)
+        return FreshContext(self._ssl_context, [file for file in files if file is not None])
+
+    def _ssl_context(self) -> ssl.SSLContext:
+        try:
+            context = ssl.create_default_context(cafile=self.ssl_cafile)
+            context.check_hostname = self.ssl_check_hostname
+            if self.ssl_certfile is not None:
+                context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile, password="")
+        except (ssl.SSLError, OSError) as error:
+            raise ConfigError(f"{self.section}.ssl_cafile, ssl_certfile, ssl_keyfile: {error}") from error
+        return context
+
+    @model_validator(mode="after")
+    def _key_has_certificate(self) -> Self:
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            _refuse([("ssl_keyfile", "needs ssl_certfile")])
+        return self
+
+
+class RemoteWriteSettings(_ClientTls):
     """Scores as time series for Prometheus, or whatever takes its remote write (version 1): for graphs, and rules of your own."""
 
+    section = "remote_write"
     url: HttpUrl | None = None
     """Where to write, such as http://prometheus:9090/api/v1/write. None: nowhere."""
     include: tuple[Selector, ...] = ()
@@ -703,6 +742,8 @@ class RemoteWriteSettings(_Section):
 class HttpSettings(_Section):
     """The HTTP server for /metrics, /healthz and /readyz."""
 
+    section: ClassVar[str] = "http"
+    """Where it stands in the configuration, for errors."""
     host: Text = "0.0.0.0"  # noqa: S104  scraping and probes come from other hosts; restrict it in the configuration
     """Address to listen on."""
     port: int = Field(default=9464, ge=0, le=65535)
@@ -726,16 +767,16 @@ class HttpSettings(_Section):
         try:
             context.load_cert_chain(str(self.tls_certfile), self.tls_keyfile, password="")
         except (ssl.SSLError, OSError) as error:
-            raise ConfigError(f"http.tls_certfile, http.tls_keyfile: {error}") from error
+            raise ConfigError(f"{self.section}.tls_certfile, {self.section}.tls_keyfile: {error}") from error
         return context
 
     def read_tokens(self) -> list[str] | None:
         """Tokens that are accepted, None where none is asked for. Raises ConfigError if their file cannot be read or holds none."""
         if self.token_file is None:
             return None
-        tokens = (_secret(None, self.token_file, "http.token_file") or "").split()
+        tokens = (_secret(None, self.token_file, f"{self.section}.token_file") or "").split()
         if not tokens:
-            raise ConfigError(f"http.token_file: {self.token_file}: holds no token")
+            raise ConfigError(f"{self.section}.token_file: {self.token_file}: holds no token")
         return tokens
 
     @model_validator(mode="after")
@@ -806,6 +847,7 @@ class ModelSettings(_Section):
 class RetrainHttpSettings(HttpSettings):
     """The retrainer's HTTP server for /metrics, /healthz and /readyz."""
 
+    section = "retrain.http"
     port: int = Field(default=9465, ge=0, le=65535)
     """Port to listen on; 0 takes a free one and says which."""
 
@@ -850,13 +892,15 @@ class RetrainSettings(_Section):
 class NotifyHttpSettings(HttpSettings):
     """The notifier's HTTP server for /metrics, /healthz and /readyz."""
 
+    section = "alertmanager.http"
     port: int = Field(default=9466, ge=0, le=65535)
     """Port to listen on; 0 takes a free one and says which."""
 
 
-class AlertmanagerSettings(_Section):
+class AlertmanagerSettings(_ClientTls):
     """`anomalyd notify`, a process of its own that brings alerts from Kafka to Alertmanager; the daemon passes over this section."""
 
+    section = "alertmanager"
     urls: tuple[HttpUrl, ...] = ()
     """Every member of the Alertmanager cluster, with its path prefix if it has one: `http://alertmanager-0.alertmanager:9093`. Never a load
     balancer: members tell each other who has notified, not which alerts there are."""
@@ -882,32 +926,8 @@ class AlertmanagerSettings(_Section):
     """File that holds a bearer token; read with each request."""
     proxy_url: HttpUrl | None = None
     """HTTP proxy to go through. None: none, whatever the environment says."""
-    ssl_cafile: ExistingFile | None = None
-    """Certificates (PEM) of the authorities to trust; without it, those of the system. Like all files of TLS it is looked at with each
-    new connection."""
-    ssl_certfile: ExistingFile | None = None
-    """The notifier's certificate (PEM), for members that ask for one."""
-    ssl_keyfile: ExistingFile | None = None
-    """The private key (PEM) of ssl_certfile, without a password."""
-    ssl_check_hostname: bool = True
-    """Whether a member's certificate must name the host that was dialled."""
     http: NotifyHttpSettings = Field(default_factory=NotifyHttpSettings)
     """The notifier's HTTP server for /metrics, /healthz and /readyz."""
-
-    def ssl_context(self) -> ssl.SSLContext:
-        """A context whose connections each take the files as they are then. Raises ConfigError if one is not usable."""
-        files = (self.ssl_cafile, self.ssl_certfile, self.ssl_keyfile)
-        return FreshContext(self._ssl_context, [file for file in files if file is not None])
-
-    def _ssl_context(self) -> ssl.SSLContext:
-        try:
-            context = ssl.create_default_context(cafile=self.ssl_cafile)
-            context.check_hostname = self.ssl_check_hostname
-            if self.ssl_certfile is not None:
-                context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile, password="")
-        except (ssl.SSLError, OSError) as error:
-            raise ConfigError(f"alertmanager.ssl_cafile, ssl_certfile, ssl_keyfile: {error}") from error
-        return context
 
     def authorization(self) -> str | None:
         """The header that proves who we are, as the files are now. Raises ConfigError if one can no longer be read, or holds no token."""
@@ -944,8 +964,6 @@ class AlertmanagerSettings(_Section):
             problems.append(("basic_auth_username", "belongs together with basic_auth_password_file, give both or neither"))
         if self.bearer_token_file is not None and self.basic_auth_username is not None:
             problems.append(("bearer_token_file", "give this or basic_auth_username, not both"))
-        if self.ssl_keyfile is not None and self.ssl_certfile is None:
-            problems.append(("ssl_keyfile", "needs ssl_certfile"))
         if self.discover and self.proxy_url is not None:
             problems.append(("discover", "does not go with proxy_url: the proxy looks names up"))
         try:

@@ -189,6 +189,18 @@ def test_compare_runs_both_over_the_same_data(shell: Shell, tuned: Path, tmp_pat
 # --- the topic ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("own", "warned"), [(6.25, True), (0.5, False)])
+def test_promote_says_what_the_manifest_holds_against_a_model(
+    shell: Shell, config: Path, tmp_path: Path, own: float, *, warned: bool
+) -> None:
+    errors = {"trained": {"forecast": own}, "shipped": {"forecast": 1.0}}
+    artifacts.save(replace(BASE, version=f"own-{own}", training={**BASE.training, "errors": errors}), tmp_path / "own")
+
+    shell("promote", tmp_path / "own", "--stream", "hosts", "-c", config)
+
+    assert ("forecasts worse than the shipped one, 6.25 against 1" in shell.err) == warned
+
+
 def test_promote_and_roll_back(shell: Shell, config: Path, tuned: Path) -> None:
     hash_ = artifacts.load(tuned).hash
     told = shell("promote", tuned, "--stream", "hosts", "-c", config, "--reason", "trained on May")

@@ -5,7 +5,6 @@ There an alert is its labels: two with the same labels are one. So labels hold w
 digits and underscores. https://github.com/prometheus/alertmanager/blob/main/docs/alerts_api.md
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,6 +14,7 @@ import msgspec
 
 from anomalyd.alerts.messages import SCHEMA_VERSION, Alert
 from anomalyd.errors import StateError
+from anomalyd.labels import fit, fitted
 from anomalyd.settings import AlertmanagerSettings
 
 Labels = tuple[tuple[str, str], ...]
@@ -96,27 +96,10 @@ def labels(alert: Alert) -> Labels:
     """
     # What users have configured may replace nothing that tells one alert from another, but may name the alert as they like.
     found = {"alertname": ALERT_NAMES.get(alert.kind, alert.kind)}
-    found |= {_fit(name): value for name, value in sorted(alert.labels.items()) if value}
+    found |= {fit(name): value for name, value in sorted(alert.labels.items()) if value}
     found |= {"severity": alert.severity, "stream": alert.stream, "metric": alert.series.name}
-    for name, value in sorted(alert.series.labels.items()):
-        if value:
-            found[_free(_fit(name), found)] = value
+    found |= fitted({name: value for name, value in alert.series.labels.items() if value}, found)
     return tuple(sorted(found.items()))
-
-
-def _fit(name: str) -> str:
-    fit = re.sub(r"[^a-zA-Z0-9_]", "_", name)
-    return f"_{fit}" if not fit or fit[0].isdigit() else fit
-
-
-def _free(name: str, taken: Mapping[str, str]) -> str:
-    if name not in taken:
-        return name
-    name, number = f"exported_{name}", 2
-    free = name
-    while free in taken:
-        free, number = f"{name}_{number}", number + 1
-    return free
 
 
 def _annotations(alert: Alert) -> dict[str, str]:

@@ -1,18 +1,16 @@
 """Scores as time series: which series a sample becomes, and requests made of many samples."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from anomalyd.batch import Points
+from anomalyd.labels import fitted
 from anomalyd.remote.protobuf import compress, encode_labels, encode_series
 from anomalyd.series.key import parse_key
 
 _MOST_KNOWN: Final = 1_000_000
 """Series of which the time of the newest sample is remembered; beyond, all is forgotten at once."""
-
-_NOT_IN_A_NAME: Final = re.compile(r"[^A-Za-z0-9_]")
 
 
 class Names(NamedTuple):
@@ -94,24 +92,9 @@ class Requests:
         """The encoded labels of all time series of a series: its score, then of each feature what was expected, all lows, all highs."""
         name, own = parse_key(key)
         common = {"for": name, "stream": points.stream, **self._labels}
-        # As Prometheus does where a target has a label of its own already.
-        labels = common | {f"exported_{label}" if label in common else label: value for label, value in sanitised(own).items()}
+        labels = common | fitted(own, common)
         names = points.feature_names or tuple(f"feature_{f}" for f in range(features))
         which = [{"feature": names[f]} for f in range(features)] if features > 1 else [{}]
         return [encode_labels(labels | {"__name__": self._names.score})] + [
             encode_labels(labels | one | {"__name__": metric}) for metric in self._names[1:] for one in which
         ]
-
-
-def sanitised(labels: Mapping[str, str]) -> dict[str, str]:
-    """Labels under names that every Prometheus takes. Where two become one, the later ones, by name, get a number behind it."""
-    result: dict[str, str] = {}
-    for label in sorted(labels):
-        name = _NOT_IN_A_NAME.sub("_", label)
-        if not name or name[0].isdigit() or name.startswith("__"):
-            name = f"label_{name.lstrip('_')}"
-        unique, number = name, 2
-        while unique in result:
-            unique, number = f"{name}_{number}", number + 1
-        result[unique] = labels[label]
-    return result

@@ -7,6 +7,7 @@ wait in memory only: a process that ends loses what waits, and sends nothing twi
 import asyncio
 import contextlib
 import math
+import ssl
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,7 @@ class RemoteWriter:
         most_waiting: samples in the queue.
         most_at_once: samples in a request.
         timeout_s: for a request.
+        ssl_context: for a `url` with TLS.
         metrics: where to count.
     """
 
@@ -73,6 +75,7 @@ class RemoteWriter:
         most_waiting: int,
         most_at_once: int,
         timeout_s: float,
+        ssl_context: ssl.SSLContext,
         metrics: Metrics,
     ) -> None:
         self._url = url
@@ -82,6 +85,7 @@ class RemoteWriter:
         self._most_waiting = most_waiting
         self._most_at_once = most_at_once
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._ssl = ssl_context
         self._metrics = metrics
         self._queue: deque[Points] = deque()
         self._waiting = 0
@@ -154,7 +158,7 @@ class RemoteWriter:
         while request.samples:
             began_s = time.monotonic()
             try:
-                async with session.post(self._url, data=request.body, headers=self._all_headers()) as answer:
+                async with session.post(self._url, data=request.body, headers=self._all_headers(), ssl=self._ssl) as answer:
                     if answer.status < 300:
                         self._metrics.remote_written(request.samples, time.monotonic() - began_s)
                         return

@@ -21,6 +21,11 @@ EVENTS: Final[Mapping[str, Event]] = {
     # the life of the daemon
     "starting": Event("info", "The daemon begins: version, group and streams."),
     "http_listening": Event("info", "Metrics and probes are served from here on."),
+    "detector_loading": Event(
+        "info",
+        "The compiled scoring step is loaded: seconds; where there is no cache of it yet, as at a first start outside the image, it is "
+        "compiled, for a minute or more.",
+    ),
     "http_tokens_unusable": Event(
         "warning",
         "The file with the HTTP server's tokens cannot be read or holds none; nobody is let in meanwhile.",

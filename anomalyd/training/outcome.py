@@ -14,7 +14,7 @@ from anomalyd.detector import Artifact, Detector
 from anomalyd.detector import artifact as artifacts
 from anomalyd.detector.detector import MS_PER_DAY, shipped
 from anomalyd.detector.network import Autoencoder
-from anomalyd.errors import ConfigError
+from anomalyd.errors import ArtifactError, ConfigError
 from anomalyd.training import pretrain
 from anomalyd.training.calibrate import openings
 from anomalyd.training.course import Learned, Prepared
@@ -126,3 +126,12 @@ def written(artifact: Artifact, out: Path) -> Artifact:
         return artifacts.save(artifact, out)
     except OSError as error:
         raise ConfigError(f"--out {out}: {error.strerror or error}") from None
+
+
+def replaced(out: Path) -> list[str]:
+    """What to tell people of the artifact that is there already and will be replaced; nothing if there is none."""
+    try:
+        before = artifacts.load(out)
+    except ArtifactError:
+        return []
+    return [f"it replaces {before.name} {before.version} {before.hash[:12]}"]

@@ -8,12 +8,12 @@ from typing import Any, Final
 from anomalyd.detector import Artifact
 from anomalyd.detector.detector import Device
 from anomalyd.errors import ConfigError
-from anomalyd.training.bar import training_bar
+from anomalyd.training.bar import say, training_bar
 from anomalyd.training.course import learn, prepared
 from anomalyd.training.data import Data
 from anomalyd.training.design import Wanted, designed
 from anomalyd.training.history import LEAST_TRAIN
-from anomalyd.training.outcome import finished, writable, written
+from anomalyd.training.outcome import finished, replaced, writable, written
 from anomalyd.training.page import page
 from anomalyd.training.sources import FromFiles, FromTopic, read
 from anomalyd.training.trainer import device_for
@@ -59,7 +59,9 @@ def run(
     on = prepared(data, design.shape, design.regime, seed)
     with training_bar(design.regime.plan.steps) as progress:
         learned = learn(on, design.shape, design.regime, seed, progress, design.begin, device=torch_device)
+    say("calibrating; the scoring step is compiled first if this machine has not had a network of this shape yet, for a minute or two")
     artifact = finished(data, design, on, learned, seed)
+    before = replaced(out)
     saved = written(artifact, out)
     took_s = time.monotonic() - began
     report = report or out / REPORT
@@ -67,7 +69,7 @@ def run(
         report.write_text(page(saved, on, learned, took_s), "utf-8")
     except OSError as error:
         raise ConfigError(f"--report {report}: {error.strerror or error}") from None
-    lines = [json.dumps(as_json(saved, out, report, took_s))] if json_output else told(saved, data, out, report, took_s)
+    lines = [json.dumps(as_json(saved, out, report, took_s))] if json_output else [*told(saved, data, out, report, took_s), *before]
     print(*lines, sep="\n")  # noqa: T201  the command's result
     return 0
 

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from anomalyd.detector.network import Autoencoder
 from anomalyd.errors import ArtifactError, ConfigError
-from anomalyd.training.bar import training_bar
+from anomalyd.training.bar import say, training_bar
 from anomalyd.training.course import Prepared, learn, prepared
 from anomalyd.training.data import Data
 from anomalyd.training.design import Design, Wanted, designed
@@ -212,6 +212,7 @@ def _trained(data: Data, best: Design, on: Prepared, seed: int, study: "Study", 
         on = prepared(data, best.shape, best.regime, seed)
         with training_bar(plan.steps) as progress:
             learned = learn(on, best.shape, best.regime, seed, progress)
+    say("calibrating the best one")
     artifact = finished(data, best, on, learned, seed)
     tuning = {"trials": len(study.trials), "measure": MEASURE, "value": round(study.best_value, 4), "refit": refit}
     artifact = replace(artifact, training={**artifact.training, "tuning": tuning})

@@ -3,7 +3,7 @@
 import numpy as np
 
 from anomalyd.batch import Points
-from anomalyd.remote.series import Names, Requests, sanitised
+from anomalyd.remote.series import Names, Requests
 from tests.remote.test_protobuf import read
 
 
@@ -53,9 +53,3 @@ def test_labels_of_a_series_give_way_to_ours() -> None:
     (first, *_) = read(Requests(Names(), {}).make([points([1000], key='m{for="x",stream="y"}')]).body)
 
     assert first[0] == {"__name__": "anomaly_score", "for": "m", "stream": "hosts", "exported_for": "x", "exported_stream": "y"}
-
-
-def test_names_that_prometheus_does_not_take_are_changed_and_stay_apart() -> None:
-    changed = sanitised({"a.b": "1", "a-b": "2", "9": "3", "__name__": "4", "ok": "5", "ä": "6"})
-
-    assert changed == {"label_9": "3", "label_name__": "4", "a_b": "2", "a_b_2": "1", "ok": "5", "_": "6"}

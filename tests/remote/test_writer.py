@@ -1,5 +1,6 @@
 """Remote write is beside everything else: it waits for nobody's sake, drops the oldest, and gives up what is refused."""
 
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,8 +11,10 @@ from aiohttp import web
 
 from anomalyd.remote.series import Names
 from anomalyd.remote.writer import RemoteWriter
+from anomalyd.settings import RemoteWriteSettings
 from tests.remote.test_protobuf import read
 from tests.remote.test_series import points
+from tests.support.certificates import Authority
 from tests.support.poll import until
 
 
@@ -53,13 +56,13 @@ Open = Callable[..., RemoteWriter]
 
 
 @asynccontextmanager
-async def receiving(**options: object) -> AsyncIterator[tuple[Receiver, RemoteWriter, Counted]]:
+async def receiving(served: ssl.SSLContext | None = None, **options: object) -> AsyncIterator[tuple[Receiver, RemoteWriter, Counted]]:
     receiver, counted = Receiver(), Counted()
     app = web.Application()
     app.router.add_post("/write", receiver.take)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=served).start()
     given: dict[str, object] = {
         "names": Names(),
         "labels": {},
@@ -68,8 +71,9 @@ async def receiving(**options: object) -> AsyncIterator[tuple[Receiver, RemoteWr
         "most_waiting": 100,
         "most_at_once": 10,
         "timeout_s": 5.0,
+        "ssl_context": ssl.create_default_context(),
     }
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}/write"
+    url = f"http{'s' if served else ''}://127.0.0.1:{runner.addresses[0][1]}/write"
     writer = RemoteWriter(url, **(given | options), metrics=counted)  # type: ignore[arg-type]  # options of this very constructor
     try:
         yield receiver, writer, counted
@@ -91,6 +95,27 @@ async def test_everything_arrives_in_order_and_nothing_waits_afterwards(tmp_path
     for headers in receiver.headers:
         assert (headers["Authorization"], headers["X-Scope-OrgID"]) == ("Bearer secret", "team")
         assert (headers["Content-Encoding"], headers["X-Prometheus-Remote-Write-Version"]) == ("snappy", "0.1.0")
+
+
+async def test_with_a_certificate(tmp_path: Path) -> None:
+    authority, stranger = Authority(tmp_path, "ours"), Authority(tmp_path, "theirs")
+    receiver_has, own = authority.issue("receiver"), authority.issue("anomalyd")
+    served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.certificate))
+    served.load_cert_chain(receiver_has.certificate, receiver_has.key)
+    served.verify_mode = ssl.CERT_REQUIRED
+    theirs = RemoteWriteSettings(ssl_cafile=stranger.certificate, ssl_certfile=own.certificate, ssl_keyfile=own.key)
+    ours = RemoteWriteSettings(ssl_cafile=authority.certificate, ssl_certfile=own.certificate, ssl_keyfile=own.key)
+
+    async with receiving(served, ssl_context=theirs.ssl_context()) as (_, writer, counted):
+        writer.start()
+        writer.offer([points([1])])
+        await until(lambda: counted.failed, "the refusal")
+    async with receiving(served, ssl_context=ours.ssl_context()) as (receiver, writer, counted):
+        writer.start()
+        writer.offer([points([2])])
+        await until(lambda: counted.written, "it to be taken")
+
+    assert receiver.times == [2]
 
 
 async def test_what_finds_no_room_goes_oldest_first() -> None:

@@ -59,7 +59,9 @@ def test_a_model_is_trained_calibrated_and_scores(tmp_path: Path, capsys: pytest
         write_csv(tmp_path / "past" / f"{i}.csv", waves(900, i))
 
     assert run(FromFiles([tmp_path / "past"]), tmp_path / "one", 3, WANTED) == 0
-    said = capsys.readouterr().out
+    said, progress = capsys.readouterr()
+    assert "training: 30 of 30 steps, loss " in progress
+    assert "calibrating" in progress
     for folder, seed in (("two", 3), ("three", 4)):
         run(FromFiles([tmp_path / "past"]), tmp_path / folder, seed, WANTED)
 

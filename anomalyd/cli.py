@@ -839,7 +839,7 @@ def models_show(model: ModelArgument, config: ConfigOption = None, folders: DirO
 
     \b
     Examples:
-      anomalyd models show 9fdf57e6 -c config.yaml
+      anomalyd models show bab497f3 -c config.yaml
       anomalyd models show artifacts/hosts
       anomalyd models show shipped --json
     """

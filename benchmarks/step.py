@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from anomalyd.detector import Detector, Pages, SampleBatch
 from anomalyd.detector import recipe as R  # noqa: N812 - constants
-from anomalyd.detector.step_cpu import LANES, build_cells, evidence, novelty
+from anomalyd.detector.step_cpu import LANES, build_cells, evidence, novelty, remember
 from anomalyd.jit import njit
 
 STEP_MS = 60_000
@@ -119,13 +119,15 @@ def stages(detector: Detector, whole_us: float) -> dict[str, float]:
         size = memory.shape[0] - 1
         for i in range(n):
             v = noise[i % 4000 : i % 4000 + size]
-            novelty(v, moments[0], moments[1], memory[:size].reshape(-1), memory[size], distances, i)
+            centre, weight = memory[:size].reshape(-1), memory[size]
+            distance, nearest = novelty(v, moments[1], centre, weight, distances)
+            remember(v, moments[0], moments[1], centre, weight, distance, nearest, i)
 
     @njit
     def calibrations(n: int, noise: Floats, histograms: Shorts) -> None:
         for i in range(n):
             for channel in range(4):
-                evidence(histograms[channel], abs(noise[(4 * i + channel) % 4096]), i, no_term)
+                evidence(histograms[channel], abs(noise[(4 * i + channel) % 4096]), i, no_term, 0)
 
     def timed(run: Callable[..., None], *columns: object, n: int = 100_000) -> float:
         run(10, *columns)

@@ -259,9 +259,12 @@ def _single(artifact: Artifact, layout: Layout, before: NDArray[np.uint8], new: 
         return torch.from_numpy(np.atleast_2d(values).astype(np.float32))
 
     with torch.inference_mode():
-        measures = [step_torch.novelty(s, "a", row(a)), row(abs(u))[0], row(abs(d))[0], step_torch.novelty(s, "b", row(b))]
-        parts = [float(step_torch.evidence(s, number, measure)[0]) for number, measure in enumerate(measures)]
-    return [Channel(name, float(m[0]), part, about) for (name, about), m, part in zip(_SINGLE, measures, parts, strict=True)]
+        found = [
+            step_torch.unfamiliar(s, 0, "a", row(a)),
+            *((error, step_torch.evidence(s, channel, error)) for channel, error in ((1, row(abs(u))[0]), (2, row(abs(d))[0]))),
+            step_torch.unfamiliar(s, 3, "b", row(b)),
+        ]
+    return [Channel(name, float(m[0]), float(part[0]), about) for (name, about), (m, part) in zip(_SINGLE, found, strict=True)]
 
 
 def _joint(layout: Layout, before: NDArray[np.uint8], old: Row, new: Row) -> list[Channel]:

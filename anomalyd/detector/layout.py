@@ -121,6 +121,7 @@ def _table(shape: Shape) -> list[tuple[str, str, int]]:
         ("b_centre", "i2", PROTOTYPES * 3 if single else 0),
         ("b_weight", "i2", PROTOTYPES if single else 0),
         ("histogram", "i2", shape.channels * BINS),
+        ("cluster", "i2", shape.channels),  # of each channel, samples in a row that are as rare as an incident's
         ("recent", "i2", RECENT * n * shape.inputs),  # ring of the newest network inputs, 1/2048
         ("awaited", "u1", 0 if single else f),  # for how many more samples each feature is waited for
         ("episode", "u1", EPISODE_BYTES),

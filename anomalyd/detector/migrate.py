@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from anomalyd.detector import recipe as R  # noqa: N812 - constants, as in the steps
 from anomalyd.detector.layout import Layout
-from anomalyd.detector.step_cpu import dot, novelty, tanh
+from anomalyd.detector.step_cpu import dot, novelty, remember, tanh
 from anomalyd.errors import StateError
 from anomalyd.jit import njit
 
@@ -248,7 +248,9 @@ def _learn(
     """Shows an empty memory of each row the newest `kept` of v (n, RECENT, D), as the step would have."""
     for i in range(len(v)):
         for age in range(kept[i]):
-            novelty(v[i, v.shape[1] - kept[i] + age], mean[i], variance[i], centre[i], weight[i], scratch, age)
+            one = v[i, v.shape[1] - kept[i] + age]
+            distance, nearest = novelty(one, variance[i], centre[i], weight[i], scratch)
+            remember(one, mean[i], variance[i], centre[i], weight[i], distance, nearest, age)
 
 
 @njit

@@ -65,8 +65,15 @@ TAIL_SHARE: Final = 0.1
 TAIL_PRIOR_COUNT: Final = 4.0
 TAIL_PRIOR_MEAN: Final = 0.25
 """Exponential tail of the log error above the 90 % quantile; the prior steadies it while few samples lie there."""
-FAMILIAR: Final = 3
+FAMILIAR: Final = 4
 """Errors that were as large before are as likely as they were often; it takes this many, or one incident would hide the next."""
+CLUSTER_RARITY: Final = 3.0
+"""From these many powers of ten on a sample is one of a cluster, with those of its channel that follow while they are as rare,"""
+CLUSTER_PACE: Final = 128
+"""and a cluster counts as one: its first sample is learned and then each of this number, so that one incident of an hour does not teach a
+series that such hours are usual, and what goes on for long does."""
+CLUSTER_LONGEST: Final = 32_000
+"""Where its count ends, a multiple of CLUSTER_PACE, in the int16 column."""
 LENGTH_COEFFICIENT: Final = 0.5
 EVIDENCE_AGE: Final = 50
 EVIDENCE_LIMIT: Final = 12.0
@@ -91,7 +98,7 @@ YOUNG_SAMPLES: Final = 1000.0
 """A series younger than this has seen little of what is usual for it,"""
 YOUNG_DECADES: Final = 1.118
 """and has to be as strange as what is so many powers of ten rarer, for each power of ten that it is younger."""
-ENVELOPE_SAMPLES: Final = 200.0
+ENVELOPE_SAMPLES: Final = 125.0
 """Refractory: after an alarm a new one must exceed an envelope that decays over this many samples."""
 CONTROL_RATE: Final = 1e-3
 """How often a series crosses the level by which the alert budget is checked, for each try: often enough to be counted, strange enough to be
@@ -100,9 +107,9 @@ CONTROL_AGE: Final = YOUNG_SAMPLES
 """Younger series are not counted."""
 CONTROL_REST: Final = 200
 """What crosses in a cluster counts once: after evidence above the level so many samples below it come before the series is a try again.
-The refractory of alarms, and so of the rate that the calibration knows, is as long."""
-TRIAL_MS: Final = 60_000.0
-"""Samples closer together than a minute are no independent tries: the alert budget is shared out over minutes at the finest."""
+Twice the refractory of alarms, because an incident swells through the level before and after it is one."""
+TRIAL_MS: Final = 30_000.0
+"""Samples closer together than this are taken as no independent tries: the alert budget is shared out over half minutes at the finest."""
 LEVEL_SAMPLES: Final = 16.0
 """Smoothing of u that gives the second novelty channel its context."""
 LONG_SAMPLES: Final = 10_000.0

@@ -92,12 +92,21 @@ def floored_sd(variance, mean):
     return max(math.sqrt(variance), R.RELATIVE_FLOOR * abs(mean), R.ABSOLUTE_FLOOR)
 
 
+@njit(forceinline=True)
+def clustered(cluster, rarity):
+    """The size of a channel's cluster behind a sample that is `rarity` powers of ten rare: one more, or half where it is not rare."""
+    if rarity < F4(R.CLUSTER_RARITY):
+        return cluster >> 1
+    return min(cluster + 1, R.CLUSTER_LONGEST)
+
+
 @njit
-def evidence(histogram, error, age, length_term):
-    """How surprising `error` is after all the errors of this channel so far; then learns it.
+def evidence(histogram, error, age, length_term, cluster):
+    """How surprising `error` is after all the errors of this channel so far; then learns it, unless it is one more of a cluster.
 
     Tail probability p from a decayed histogram of the log error, extrapolated by an exponential (that is, Pareto in the
     error) tail above the 90 % quantile; evidence is -log10 p, less a term that grows with the length of the history.
+    Returns the evidence and the size of the cluster, of which `cluster` was that before.
     """
     position = (F4(math.log(error + F4(1e-6))) - F4(R.BIN_LOW)) / F4(R.BIN_WIDTH)
     inside = min(max(position, _ZERO), F4(R.BINS) - F4(1e-3))
@@ -139,11 +148,13 @@ def evidence(histogram, error, age, length_term):
             share = (F4(higher) + F4(histogram[bin_]) * (F4(bin_ + 1) - inside)) / F4(total)
             log10p = F4(math.log(max(share, F4(R.TAIL_SHARE)))) * _LOG10
         result = min(max(-log10p - length_term, _ZERO), F4(R.EVIDENCE_LIMIT))
+        cluster = clustered(cluster, -log10p)
     if age % R.HISTOGRAM_HALVING == R.HISTOGRAM_HALVING - 1:
         for k in range(R.BINS):
             histogram[k] = histogram[k] >> 1
-    histogram[bin_] += R.HISTOGRAM_UNIT
-    return result
+    if cluster <= 1 or cluster % R.CLUSTER_PACE == 0:
+        histogram[bin_] += R.HISTOGRAM_UNIT
+    return result, cluster
 
 
 @njit(forceinline=True)
@@ -160,13 +171,13 @@ def fixed(x):
 
 
 @njit
-def novelty(v, mean, variance, centre, weight, distances, age):
-    """Distance of v (D,) to the nearest prototype of this series, in units of each dimension's own spread; then learns it.
+def novelty(v, variance, centre, weight, distances):
+    """Distance of v (D,) to the nearest prototype of this series, in units of each dimension's own spread, and which one that is.
 
     `mean` and `variance` (D,) are those of v so far; `centre` (D * PROTOTYPES,) and `weight` (PROTOTYPES,) the memory. Centres lie
-    dimension by dimension, so that all distances are computed side by side. A new prototype counts as normal at once.
+    dimension by dimension, so that all distances are computed side by side. Without prototypes it is 0 and -1.
     """
-    size = len(mean)
+    size = len(variance)
     inverse = F4(1.0 / R.FIXED_POINT)
     for p in range(R.PROTOTYPES):
         distances[p] = _ZERO
@@ -179,19 +190,28 @@ def novelty(v, mean, variance, centre, weight, distances, age):
             distances[p] += e * e * scale
     best = F4(1e30)
     nearest = -1
+    for p in range(R.PROTOTYPES):
+        if weight[p] == 0:
+            break  # prototypes fill from the front: beyond the first free one all are
+        if distances[p] < best:
+            best = distances[p]
+            nearest = p
+    return F4(math.sqrt(best / F4(size))) if nearest >= 0 else _ZERO, nearest
+
+
+@njit
+def remember(v, mean, variance, centre, weight, distance, nearest, age):
+    """Learns v, of which `novelty` said `distance` and `nearest`. A new prototype counts as normal at once."""
+    size = len(mean)
+    inverse = F4(1.0 / R.FIXED_POINT)
     lightest = 0
     free = -1
     for p in range(R.PROTOTYPES):
         if weight[p] == 0:
-            free = p  # prototypes fill from the front: beyond the first free one all are
+            free = p
             break
         if weight[p] < weight[lightest]:
             lightest = p
-        if distances[p] < best:
-            best = distances[p]
-            nearest = p
-    distance = F4(math.sqrt(best / F4(size))) if nearest >= 0 else _ZERO
-
     fresh = -1
     if free >= 0:
         if nearest < 0 or distance > F4(R.PROTOTYPE_NEW):
@@ -220,7 +240,6 @@ def novelty(v, mean, variance, centre, weight, distances, age):
         e = v[j] - mean[j]
         mean[j] += share * e
         variance[j] = (_ONE - share) * (variance[j] + share * e * e)
-    return distance
 
 
 @cache
@@ -375,7 +394,7 @@ def build_step(layout: Layout, parts: Parts = Parts()) -> Kernel:  # noqa: B008 
     EH, EC, DH, DC = (layout[n].first for n in ("encoder_h", "encoder_c", "decoder_h", "decoder_c"))
     A_CENTRE, A_WEIGHT = layout["a_centre"].first, layout["a_weight"].first
     B_CENTRE, B_WEIGHT = layout["b_centre"].first, layout["b_weight"].first
-    HISTOGRAM, RECENT = layout["histogram"].first, layout["recent"].first
+    HISTOGRAM, RECENT, CLUSTER = layout["histogram"].first, layout["recent"].first, layout["cluster"].first
     EPISODE = layout["episode"].offset
     SCALER = R.SCALER_SAMPLES if SINGLE else R.JOINT_SCALER_SAMPLES
     CLIP_SD = R.CLIP_SD if SINGLE else R.JOINT_CLIP_SD
@@ -620,39 +639,69 @@ def build_step(layout: Layout, parts: Parts = Parts()) -> Kernel:  # noqa: B008 
     course = parts.course(network, layout)
 
     @njit
+    def calibrated(channel, error, a2, i2, age, term):
+        """The evidence of a channel's error; then learns it."""
+        first = a2 + HISTOGRAM + channel * R.BINS
+        found, i2[a2 + CLUSTER + channel] = surprise(i2[first : first + R.BINS], error, age, term, i2[a2 + CLUSTER + channel])
+        return found
+
+    @njit
+    def unfamiliar(channel, v, mean, variance, centre, weight, distances, a2, i2, age, term):
+        """The evidence of v's novelty; then learns both. Of a cluster not even the first becomes a prototype: one would hide the next."""
+        distance, nearest = novelty(v, variance, centre, weight, distances)
+        found = calibrated(channel, distance, a2, i2, age, term)
+        if i2[a2 + CLUSTER + channel] % R.CLUSTER_PACE == 0:
+            remember(v, mean, variance, centre, weight, distance, nearest, age)
+        return found
+
+    @njit
     def single_evidence(inputs, newest, z, lane, at, f4, i2, age, budget, v, distances):
         """F = 1: the summed evidence of novelty in [residual, code], |u|, |d| and novelty in [u, d, level of u]."""
         a4, a2 = at // 4, at // 2
         u, d = inputs[lane, 0], inputs[lane, 1]
+        term = counted(budget, LENGTH, length_term(age))
         v[0] = u - newest[lane, 0]
         v[1:A_SIZE] = z[lane]
-        a = novelty(
-            v,
-            f4[a4 + A_MEAN : a4 + A_MEAN + A_SIZE],
-            f4[a4 + A_VARIANCE : a4 + A_VARIANCE + A_SIZE],
-            i2[a2 + A_CENTRE : a2 + A_CENTRE + A_SIZE * R.PROTOTYPES],
-            i2[a2 + A_WEIGHT : a2 + A_WEIGHT + R.PROTOTYPES],
-            distances,
-            age,
+        total = counted(
+            budget,
+            A,
+            unfamiliar(
+                A,
+                v,
+                f4[a4 + A_MEAN : a4 + A_MEAN + A_SIZE],
+                f4[a4 + A_VARIANCE : a4 + A_VARIANCE + A_SIZE],
+                i2[a2 + A_CENTRE : a2 + A_CENTRE + A_SIZE * R.PROTOTYPES],
+                i2[a2 + A_WEIGHT : a2 + A_WEIGHT + R.PROTOTYPES],
+                distances,
+                a2,
+                i2,
+                age,
+                term,
+            ),
         )
+        total += counted(budget, VALUE, calibrated(VALUE, abs(u), a2, i2, age, term))
+        total += counted(budget, JUMP, calibrated(JUMP, abs(d), a2, i2, age, term))
         v[0] = u
         v[1] = d
         v[2] = f4[a4 + SMOOTH]
-        b = novelty(
-            v,
-            f4[a4 + B_MEAN : a4 + B_MEAN + 3],
-            f4[a4 + B_VARIANCE : a4 + B_VARIANCE + 3],
-            i2[a2 + B_CENTRE : a2 + B_CENTRE + 3 * R.PROTOTYPES],
-            i2[a2 + B_WEIGHT : a2 + B_WEIGHT + R.PROTOTYPES],
-            distances,
-            age,
+        total += counted(
+            budget,
+            B,
+            unfamiliar(
+                B,
+                v,
+                f4[a4 + B_MEAN : a4 + B_MEAN + 3],
+                f4[a4 + B_VARIANCE : a4 + B_VARIANCE + 3],
+                i2[a2 + B_CENTRE : a2 + B_CENTRE + 3 * R.PROTOTYPES],
+                i2[a2 + B_WEIGHT : a2 + B_WEIGHT + R.PROTOTYPES],
+                distances,
+                a2,
+                i2,
+                age,
+                term,
+            ),
         )
         f4[a4 + SMOOTH] += (u - f4[a4 + SMOOTH]) * F4(1.0 / R.LEVEL_SAMPLES)
-        term = counted(budget, LENGTH, length_term(age))
-        total = _ZERO
-        for channel, error in enumerate((a, abs(u), abs(d), b)):
-            first = a2 + HISTOGRAM + channel * R.BINS
-            total += counted(budget, channel, surprise(i2[first : first + R.BINS], error, age, term))
         return total
 
     @njit
@@ -691,11 +740,11 @@ def build_step(layout: Layout, parts: Parts = Parts()) -> Kernel:  # noqa: B008 
         for k in range(F):
             smooth += f4[at // 4 + PART + k]
         smooth /= F4(F)
-        first, second = at // 2 + HISTOGRAM, at // 2 + HISTOGRAM + R.BINS
+        a2 = at // 2
         term = length_term(age)
-        calibrated = evidence(i2[first : first + R.BINS], F4(math.sqrt(smooth)), age, term)
-        calibrated += F4(R.JOINT_LARGEST) * evidence(i2[second : second + R.BINS], F4(math.sqrt(largest)), age, term)
-        return calibrated + F4(math.log(_ONE + smooth))
+        total = calibrated(0, F4(math.sqrt(smooth)), a2, i2, age, term)
+        total += F4(R.JOINT_LARGEST) * calibrated(1, F4(math.sqrt(largest)), a2, i2, age, term)
+        return total + F4(math.log(_ONE + smooth))
 
     @njit
     def receive(i, lane, at, fixed, u1, f8, i8, f4, i4, times, values, inputs, backup, observed, expected, low, high):

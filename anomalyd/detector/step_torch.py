@@ -227,8 +227,8 @@ def advance(s: Rows, network: Autoencoder, inputs: Tensor, shape: Shape) -> tupl
     return out.newest.reshape(b, -1), out.code.reshape(b, n, -1)
 
 
-def novelty(s: Rows, memory: str, v: Tensor) -> Tensor:
-    """Distance (B,) of v (B, D) to the series' nearest prototype in units of each dimension's spread; then learns v."""
+def novelty(s: Rows, memory: str, v: Tensor) -> tuple[Tensor, Rows]:
+    """Distance (B,) of v (B, D) to the nearest prototype in units of each dimension's spread; and the memory once it has learned v."""
     b, size = v.shape
     age = s["age"][:, 0]
     centre = s[f"{memory}_centre"].reshape(b, size, R.PROTOTYPES).clone()
@@ -255,18 +255,30 @@ def novelty(s: Rows, memory: str, v: Tensor) -> Tensor:
     centre.scatter_(2, at, moved[:, :, None])
     weight = weight.scatter(1, chosen, torch.where(fresh[:, None], R.PROTOTYPE_UNIT, grown).int())
     halve = (age % R.PROTOTYPE_HALVING == R.PROTOTYPE_HALVING - 1)[:, None] & (weight > 1)
-    s[f"{memory}_centre"] = centre.reshape(b, -1)
-    s[f"{memory}_weight"] = torch.where(halve, weight >> 1, weight).to(torch.int16)
-
     share = torch.clamp(1.0 / (age + 1), min=1.0 / R.PROTOTYPE_SAMPLES)[:, None]
     delta = v - mean
-    s[f"{memory}_mean"] = mean + share * delta
-    s[f"{memory}_variance"] = (1.0 - share) * (variance + share * delta * delta)
-    return distance
+    return distance, {
+        f"{memory}_centre": centre.reshape(b, -1),
+        f"{memory}_weight": torch.where(halve, weight >> 1, weight).to(torch.int16),
+        f"{memory}_mean": mean + share * delta,
+        f"{memory}_variance": (1.0 - share) * (variance + share * delta * delta),
+    }
+
+
+def unfamiliar(s: Rows, channel: int, memory: str, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Novelty (B,) of v (B, D) and the evidence (B,) that it is; then learns both."""
+    distance, learned = novelty(s, memory, v)
+    found = evidence(s, channel, distance)
+    usual = s["cluster"][:, channel, None] % R.CLUSTER_PACE == 0
+    s |= {name: torch.where(usual, new, s[name]) for name, new in learned.items()}
+    return distance, found
 
 
 def evidence(s: Rows, channel: int, error: Tensor) -> Tensor:
-    """How surprising `error` (B,) is after all the errors of this channel so far; then learns it. See step_cpu.evidence."""
+    """How surprising `error` (B,) is after all the errors of this channel so far; then learns it, unless it is one more of a cluster.
+
+    See step_cpu.evidence.
+    """
     age = s["age"][:, 0]
     histogram = s["histogram"].clone()
     own = histogram[:, channel * R.BINS : (channel + 1) * R.BINS]  # (B, BINS), a view
@@ -300,17 +312,26 @@ def evidence(s: Rows, channel: int, error: Tensor) -> Tensor:
 
     halve = (age % R.HISTOGRAM_HALVING == R.HISTOGRAM_HALVING - 1)[:, None]
     own.copy_(torch.where(halve, own >> 1, own))
-    own.scatter_add_(1, mine, torch.full_like(mine, R.HISTOGRAM_UNIT, dtype=torch.int16))
+    known = (age >= R.EVIDENCE_AGE) & (total > 0)
+    before = s["cluster"][:, channel]
+    rare = (before + 1).clamp(max=R.CLUSTER_LONGEST)
+    cluster = torch.where(known, torch.where(-log10p >= R.CLUSTER_RARITY, rare, before >> 1), before)
+    clusters = s["cluster"].clone()
+    clusters[:, channel] = cluster
+    s["cluster"] = clusters
+    learned = (cluster <= 1) | (cluster % R.CLUSTER_PACE == 0)
+    own.scatter_add_(1, mine, torch.where(learned, R.HISTOGRAM_UNIT, 0).to(torch.int16)[:, None])
     s["histogram"] = histogram
-    return torch.where((age >= R.EVIDENCE_AGE) & (total > 0), result, 0.0)
+    return torch.where(known, result, 0.0)
 
 
 def single_evidence(s: Rows, u: Tensor, d: Tensor, newest: Tensor, code: Tensor) -> Tensor:
     """F = 1: the summed evidence (B,) of novelty in [residual, code], |u|, |d| and novelty in [u, d, level of u]."""
-    a = novelty(s, "a", torch.cat([u - newest, code[:, 0]], dim=1))
-    b = novelty(s, "b", torch.cat([u, d, s["smooth"]], dim=1))
+    _, a = unfamiliar(s, 0, "a", torch.cat([u - newest, code[:, 0]], dim=1))
+    value, jump = evidence(s, 1, u[:, 0].abs()), evidence(s, 2, d[:, 0].abs())
+    _, b = unfamiliar(s, 3, "b", torch.cat([u, d, s["smooth"]], dim=1))
     s["smooth"] = s["smooth"] + (u - s["smooth"]) / R.LEVEL_SAMPLES
-    return evidence(s, 0, a) + evidence(s, 1, u[:, 0].abs()) + evidence(s, 2, d[:, 0].abs()) + evidence(s, 3, b)
+    return a + value + jump + b
 
 
 def sustain(s: Rows, y: Tensor, evidence_: Tensor) -> Tensor:

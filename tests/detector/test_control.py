@@ -65,7 +65,7 @@ def test_the_level_stays_where_it_is_whatever_the_budget_and_the_correction(dete
     levels = {float(detector.threshold_at(budget, correction)[4]) for budget in (0.01, 1.0) for correction in (-0.5, 0.0, 1.0)}
 
     assert len(levels) == 1
-    assert detector.threshold_at(0.1)[5] == pytest.approx(1e9 * R.CONTROL_RATE, rel=0.05)
+    assert detector.threshold_at(0.1)[5] == pytest.approx(1e9 * R.CONTROL_RATE, rel=0.1)
 
 
 def test_a_correction_is_worth_as_much_as_a_smaller_budget(detector: Detector) -> None:

@@ -120,10 +120,11 @@ def test_budget_is_for_event_time(detector: Detector) -> None:
 
     a_minute = feed(detector, every(400, MINUTE_MS), value).score[300]
     an_hour = feed(detector, every(400, 60 * MINUTE_MS), value).score[300]
+    half_a_minute = feed(detector, every(400, MINUTE_MS // 2), value).score[300]
     a_second = feed(detector, every(400, 1000), value).score[300]
 
-    assert an_hour > a_minute
-    assert a_second == a_minute, "samples closer than a minute are no independent tries"
+    assert an_hour > a_minute > half_a_minute
+    assert a_second == half_a_minute, "samples closer than half a minute are no independent tries"
 
 
 def test_verdict_has_the_shapes_it_promises(detector: Detector) -> None:

@@ -345,8 +345,8 @@ def test_level_shift_alarms_at_once_and_is_then_learned(detector: Detector) -> N
 
     at = alarms(verdicts)
     assert at[0] in (1500, 1501)
-    assert len(at) <= 5
-    assert at[-1] < 1600
+    assert len(at) <= 8
+    assert at[-1] < 1650
     assert abs(verdicts.expected[-500:].mean() - 65.0) < 1.0
     assert (verdicts.score[-500:] < 1.0).all()
 

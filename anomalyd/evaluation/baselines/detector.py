@@ -144,6 +144,7 @@ class BaselineBackend:
             state("mean"),
             state("variance"),
             state("histogram", BINS),
+            state("cluster", 1),
             score,
             flags,
             found,

@@ -9,7 +9,7 @@ import numpy as np
 
 from anomalyd.detector import recipe as R  # noqa: N812 - constants, named on every other line
 from anomalyd.detector.layout import Layout
-from anomalyd.detector.step_cpu import LANES, LENGTH, Kernel, tanh
+from anomalyd.detector.step_cpu import LANES, LENGTH, Kernel, clustered, tanh
 from anomalyd.jit import njit
 
 F4 = np.float32
@@ -86,8 +86,8 @@ def re_encoded(network: Kernel, layout: Layout) -> Kernel:
 
 
 @njit
-def normal_evidence(histogram, error, age, length_term):
-    """How surprising `error` is if the logarithm of this channel's errors is normal; then learns it.
+def normal_evidence(histogram, error, age, length_term, cluster):
+    """How surprising `error` is if the logarithm of this channel's errors is normal; then learns it, clusters as `step_cpu.evidence` does.
 
     Mean and variance of the logarithm, with the histogram's memory, lie in its place; errors below its lowest bin count as that bin.
     """
@@ -98,9 +98,13 @@ def normal_evidence(histogram, error, age, length_term):
     if age >= R.EVIDENCE_AGE:
         z = (x - mean) / (F4(math.sqrt(variance)) + F4(1e-3))
         share = max(0.5 * math.erfc(z / math.sqrt(2.0)), _LEAST)
-        result = min(max(-F4(math.log(share)) * _LOG10 - length_term, _ZERO), F4(R.EVIDENCE_LIMIT))
+        rarity = -F4(math.log(share)) * _LOG10
+        result = min(max(rarity - length_term, _ZERO), F4(R.EVIDENCE_LIMIT))
+        cluster = clustered(cluster, rarity)
+    if cluster > 1 and cluster % R.CLUSTER_PACE != 0:
+        return result, cluster
     weight = max(_ONE / F4(age + 1), F4(1.0 / R.HISTOGRAM_SAMPLES))
     delta = x - mean
     state[_MEAN] = mean + weight * delta
     state[_VARIANCE] = (_ONE - weight) * (variance + weight * delta * delta)
-    return result
+    return result, cluster

@@ -261,6 +261,7 @@ def judge(
     mean: Floats,
     variance: Floats,
     histogram: NDArray[np.int16],
+    cluster: NDArray[np.int16],
     score: Floats,
     flags: NDArray[np.uint8],
     found: Floats,
@@ -276,7 +277,7 @@ def judge(
         value: the samples, (n, F).
         blind: samples of a series that `raw` says nothing about.
         line: log10 of the budget per ms, intercept, slope and lowest threshold, (4,).
-        time: field of the state row, as all up to `histogram`.
+        time: field of the state row, as all up to `cluster`.
         last: likewise.
         age: likewise.
         late_run: likewise.
@@ -285,6 +286,7 @@ def judge(
         mean: likewise; of the score.
         variance: likewise.
         histogram: likewise.
+        cluster: likewise.
         score: result, (n,).
         flags: result, (n,).
         found: result, the evidence, (n,).
@@ -298,7 +300,9 @@ def judge(
         found[i] = score[i] = 0.0
         if age[0] >= blind:
             channel = histogram.copy() if flag else histogram
-            found[i] = evidence(channel, _F4(max(standard + 1.0, 1e-3)), known, length_term(known))
+            found[i], size = evidence(channel, _F4(max(standard + 1.0, 1e-3)), known, length_term(known), cluster[0])
+            if not flag:
+                cluster[0] = size
         if known < R.WARMUP_SAMPLES:
             flag |= WARMUP
         else:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from anomalyd.detector import Artifact, Detector, Options
 from anomalyd.detector.step_cpu import GUARDS, JUMP, LENGTH, SUSTAIN, VALUE, A, B, CpuBackend, Parts
-from anomalyd.evaluation.ablations.kernels import WEIGHTS, build_gru, normal_evidence, re_encoded, weighted
+from anomalyd.evaluation.ablations.kernels import WEIGHTS, build_gru, by_sample, normal_evidence, re_encoded, weighted
 
 Cell = Literal["lstm", "gru", "rnn", "untrained"]
 
@@ -46,6 +46,7 @@ VARIANTS: Final[dict[str, Variant]] = {
         Variant("no-guards", "without the guards", (GUARDS,)),
         Variant("no-sustain", "without step 6", (SUSTAIN,)),
         Variant("no-length", "without the term for the length of the history", (LENGTH,)),
+        Variant("no-clusters", "each sample of an incident is learned", parts=Parts(evidence=by_sample, counted=weighted)),
         Variant("z-calibrator", "z of the log error in place of the histogram", parts=Parts(evidence=normal_evidence, counted=weighted)),
         Variant("re-encoded", "network from zero state over the last 16 inputs", parts=Parts(course=re_encoded, counted=weighted)),
         Variant("gru", "GRU cells in place of LSTM cells", cell="gru", parts=_GRU),

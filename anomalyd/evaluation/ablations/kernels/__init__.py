@@ -9,7 +9,7 @@ import numpy as np
 
 from anomalyd.detector import recipe as R  # noqa: N812 - constants, named on every other line
 from anomalyd.detector.layout import Layout
-from anomalyd.detector.step_cpu import LANES, LENGTH, Kernel, clustered, tanh
+from anomalyd.detector.step_cpu import LANES, LENGTH, Kernel, clustered, evidence, tanh
 from anomalyd.jit import njit
 
 F4 = np.float32
@@ -83,6 +83,13 @@ def re_encoded(network: Kernel, layout: Layout) -> Kernel:
             network(w, inputs, lanes, count, f4, i4, i2, x, h, c, gates, z, newest, lagged)
 
     return course
+
+
+@njit
+def by_sample(histogram, error, age, length_term, cluster):
+    """How surprising `error` is, by the histogram; each sample of a cluster is learned like any other, and none is one of a cluster."""
+    result, _ = evidence(histogram, error, age, length_term, cluster)
+    return result, cluster
 
 
 @njit

@@ -42,13 +42,16 @@ def say(text: str) -> None:
 
 
 def _lines() -> Progress:
-    began_s = told_s = time.monotonic()
+    began_s = told_s = 0.0
 
     def show(done: int, of: int, loss: float) -> None:
-        nonlocal told_s
+        nonlocal began_s, told_s
         now_s = time.monotonic()
-        if now_s - told_s >= _LINE_EACH_S or done == of:
+        if done == 1:  # torch's first step takes many times as long as the others
+            began_s = told_s = now_s
+        elif now_s - told_s >= _LINE_EACH_S or done == of:
             told_s = now_s
-            say(f"training: {done:,} of {of:,} steps, loss {loss:.3f}, about {(of - done) * (now_s - began_s) / done:.0f} s left")
+            left_s = (of - done) * (now_s - began_s) / (done - 1)
+            say(f"training: {done:,} of {of:,} steps, loss {loss:.3f}, about {left_s:.0f} s left")
 
     return show

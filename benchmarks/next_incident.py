@@ -14,11 +14,10 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalyd.batch import ARMED, SampleBatch
 from anomalyd.detector import Detector
 from anomalyd.evaluation.ablations.models import prepared
 from anomalyd.evaluation.ablations.variants import VARIANTS, VariantDetector
-from anomalyd.training.calibrate import openings
+from anomalyd.training.calibrate import openings, stream
 
 Floats = NDArray[np.float64]
 Kind = Literal["drop", "shift", "spike"]
@@ -50,14 +49,8 @@ def strike(kind: Kind, start: int, size: float, value: Floats, level: Floats, no
 
 def told(detector: Detector, value: Floats, starts: list[int], step_ms: int) -> list[float]:
     """Share of the series in which an episode opens within LASTS samples of each start."""
-    samples, series = value.shape
-    pages, rows = detector.new_pages(series), np.arange(series, dtype=np.int32)
-    score, armed = np.empty(value.shape), np.empty(value.shape, bool)
-    for t in range(samples):
-        batch = SampleBatch(rows, np.full(series, step_ms * t), np.ascontiguousarray(value[t][:, None]), rows)
-        verdicts = detector.step(pages, batch)
-        score[t], armed[t] = verdicts.score, verdicts.flags & ARMED > 0
-    opened = openings(score, armed, 1.0)
+    streamed = stream(detector, value.T[:, :, None], np.full(value.shape[1], 1.0 * step_ms))
+    opened = openings(streamed.score, streamed.armed, 1.0)
     return [round(float(opened[start : start + LASTS].any(axis=0).mean()), 2) for start in starts]
 
 

@@ -250,20 +250,14 @@ def _single(artifact: Artifact, layout: Layout, before: NDArray[np.uint8], new: 
     old = fields(before, layout)
     inputs = recent(new, layout)[-1:]
     course = run(artifact, inputs, carried(old, layout, "h"), carried(old, layout, "c"))
-    u, d = inputs[0, 0]
-    a = np.concatenate([u - course.newest[0], course.code[0, 0]])
-    b = np.array([u, d, old["smooth"][0]])
     s = step_torch.unpack(torch.from_numpy(before.copy())[None, :], layout)
 
     def row(values: Floats) -> torch.Tensor:
-        return torch.from_numpy(np.atleast_2d(values).astype(np.float32))
+        return torch.from_numpy(np.asarray(values, np.float32))
 
     with torch.inference_mode():
-        found = [
-            step_torch.unfamiliar(s, 0, "a", row(a)),
-            *((error, step_torch.evidence(s, channel, error)) for channel, error in ((1, row(abs(u))[0]), (2, row(abs(d))[0]))),
-            step_torch.unfamiliar(s, 3, "b", row(b)),
-        ]
+        u, d = row(inputs[:, :, 0]), row(inputs[:, :, 1])
+        found = step_torch.single_channels(s, u, d, row(course.newest[:1]), row(course.code[:1]))
     return [Channel(name, float(m[0]), float(part[0]), about) for (name, about), (m, part) in zip(_SINGLE, found, strict=True)]
 
 

@@ -107,7 +107,7 @@ CONTROL_AGE: Final = YOUNG_SAMPLES
 """Younger series are not counted."""
 CONTROL_REST: Final = 200
 """What crosses in a cluster counts once: after evidence above the level so many samples below it come before the series is a try again.
-Twice the refractory of alarms, because an incident swells through the level before and after it is one."""
+Longer than the refractory of alarms, because an incident swells through the level before and after it is one."""
 TRIAL_MS: Final = 30_000.0
 """Samples closer together than this are taken as no independent tries: the alert budget is shared out over half minutes at the finest."""
 LEVEL_SAMPLES: Final = 16.0

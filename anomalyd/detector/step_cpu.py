@@ -100,6 +100,12 @@ def clustered(cluster, rarity):
     return min(cluster + 1, R.CLUSTER_LONGEST)
 
 
+@njit(forceinline=True)
+def learnable(cluster):
+    """Whether a histogram learns the newest of a cluster of that size: of one that is none, the first, and then each CLUSTER_PACE-th."""
+    return cluster <= 1 or cluster % R.CLUSTER_PACE == 0
+
+
 @njit
 def evidence(histogram, error, age, length_term, cluster):
     """How surprising `error` is after all the errors of this channel so far; then learns it, unless it is one more of a cluster.
@@ -152,7 +158,7 @@ def evidence(histogram, error, age, length_term, cluster):
     if age % R.HISTOGRAM_HALVING == R.HISTOGRAM_HALVING - 1:
         for k in range(R.BINS):
             histogram[k] = histogram[k] >> 1
-    if cluster <= 1 or cluster % R.CLUSTER_PACE == 0:
+    if learnable(cluster):
         histogram[bin_] += R.HISTOGRAM_UNIT
     return result, cluster
 
@@ -204,20 +210,14 @@ def remember(v, mean, variance, centre, weight, distance, nearest, age):
     """Learns v, of which `novelty` said `distance` and `nearest`. A new prototype counts as normal at once."""
     size = len(mean)
     inverse = F4(1.0 / R.FIXED_POINT)
-    lightest = 0
-    free = -1
-    for p in range(R.PROTOTYPES):
-        if weight[p] == 0:
-            free = p
-            break
-        if weight[p] < weight[lightest]:
-            lightest = p
     fresh = -1
-    if free >= 0:
-        if nearest < 0 or distance > F4(R.PROTOTYPE_NEW):
-            fresh = free
-    elif distance > F4(R.PROTOTYPE_REPLACE):
-        fresh = lightest
+    if nearest < 0 or distance > F4(R.PROTOTYPE_NEW):
+        lightest = 0
+        for p in range(R.PROTOTYPES):
+            if weight[p] < weight[lightest]:
+                lightest = p  # of free ones, which weigh nothing, the first
+        if weight[lightest] == 0 or distance > F4(R.PROTOTYPE_REPLACE):
+            fresh = lightest
     if fresh >= 0:
         for j in range(size):
             centre[j * R.PROTOTYPES + fresh] = fixed(v[j])
@@ -646,12 +646,18 @@ def build_step(layout: Layout, parts: Parts = Parts()) -> Kernel:  # noqa: B008 
         return found
 
     @njit
-    def unfamiliar(channel, v, mean, variance, centre, weight, distances, a2, i2, age, term):
-        """The evidence of v's novelty; then learns both. Of a cluster not even the first becomes a prototype: one would hide the next."""
+    def unfamiliar(channel, v, size, means, variances, centres, weights, a4, a2, f4, i2, age, term, distances):
+        """The evidence of the novelty of v (size,); then learns both, with the memory in the fields that begin at the four offsets.
+
+        Of a cluster not even the first becomes a prototype: one would hide the next.
+        """
+        variance = f4[a4 + variances : a4 + variances + size]
+        centre = i2[a2 + centres : a2 + centres + size * R.PROTOTYPES]
+        weight = i2[a2 + weights : a2 + weights + R.PROTOTYPES]
         distance, nearest = novelty(v, variance, centre, weight, distances)
         found = calibrated(channel, distance, a2, i2, age, term)
         if i2[a2 + CLUSTER + channel] % R.CLUSTER_PACE == 0:
-            remember(v, mean, variance, centre, weight, distance, nearest, age)
+            remember(v, f4[a4 + means : a4 + means + size], variance, centre, weight, distance, nearest, age)
         return found
 
     @njit
@@ -662,47 +668,15 @@ def build_step(layout: Layout, parts: Parts = Parts()) -> Kernel:  # noqa: B008 
         term = counted(budget, LENGTH, length_term(age))
         v[0] = u - newest[lane, 0]
         v[1:A_SIZE] = z[lane]
-        total = counted(
-            budget,
-            A,
-            unfamiliar(
-                A,
-                v,
-                f4[a4 + A_MEAN : a4 + A_MEAN + A_SIZE],
-                f4[a4 + A_VARIANCE : a4 + A_VARIANCE + A_SIZE],
-                i2[a2 + A_CENTRE : a2 + A_CENTRE + A_SIZE * R.PROTOTYPES],
-                i2[a2 + A_WEIGHT : a2 + A_WEIGHT + R.PROTOTYPES],
-                distances,
-                a2,
-                i2,
-                age,
-                term,
-            ),
-        )
-        total += counted(budget, VALUE, calibrated(VALUE, abs(u), a2, i2, age, term))
-        total += counted(budget, JUMP, calibrated(JUMP, abs(d), a2, i2, age, term))
+        a = unfamiliar(A, v, A_SIZE, A_MEAN, A_VARIANCE, A_CENTRE, A_WEIGHT, a4, a2, f4, i2, age, term, distances)
+        value = calibrated(VALUE, abs(u), a2, i2, age, term)
+        jump = calibrated(JUMP, abs(d), a2, i2, age, term)
         v[0] = u
         v[1] = d
         v[2] = f4[a4 + SMOOTH]
-        total += counted(
-            budget,
-            B,
-            unfamiliar(
-                B,
-                v,
-                f4[a4 + B_MEAN : a4 + B_MEAN + 3],
-                f4[a4 + B_VARIANCE : a4 + B_VARIANCE + 3],
-                i2[a2 + B_CENTRE : a2 + B_CENTRE + 3 * R.PROTOTYPES],
-                i2[a2 + B_WEIGHT : a2 + B_WEIGHT + R.PROTOTYPES],
-                distances,
-                a2,
-                i2,
-                age,
-                term,
-            ),
-        )
+        b = unfamiliar(B, v, 3, B_MEAN, B_VARIANCE, B_CENTRE, B_WEIGHT, a4, a2, f4, i2, age, term, distances)
         f4[a4 + SMOOTH] += (u - f4[a4 + SMOOTH]) * F4(1.0 / R.LEVEL_SAMPLES)
-        return total
+        return counted(budget, A, a) + counted(budget, VALUE, value) + counted(budget, JUMP, jump) + counted(budget, B, b)
 
     @njit
     def joint_errors(lane, at, inputs, f4, i4, observed, share, i):

@@ -325,13 +325,17 @@ def evidence(s: Rows, channel: int, error: Tensor) -> Tensor:
     return torch.where(known, result, 0.0)
 
 
-def single_evidence(s: Rows, u: Tensor, d: Tensor, newest: Tensor, code: Tensor) -> Tensor:
-    """F = 1: the summed evidence (B,) of novelty in [residual, code], |u|, |d| and novelty in [u, d, level of u]."""
-    _, a = unfamiliar(s, 0, "a", torch.cat([u - newest, code[:, 0]], dim=1))
-    value, jump = evidence(s, 1, u[:, 0].abs()), evidence(s, 2, d[:, 0].abs())
-    _, b = unfamiliar(s, 3, "b", torch.cat([u, d, s["smooth"]], dim=1))
+def single_channels(s: Rows, u: Tensor, d: Tensor, newest: Tensor, code: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """F = 1: novelty in [residual, code], |u|, |d| and novelty in [u, d, level of u], each (B,) with its evidence; then learns them."""
+    value, jump = u[:, 0].abs(), d[:, 0].abs()
+    found = [
+        unfamiliar(s, 0, "a", torch.cat([u - newest, code[:, 0]], dim=1)),
+        (value, evidence(s, 1, value)),
+        (jump, evidence(s, 2, jump)),
+        unfamiliar(s, 3, "b", torch.cat([u, d, s["smooth"]], dim=1)),
+    ]
     s["smooth"] = s["smooth"] + (u - s["smooth"]) / R.LEVEL_SAMPLES
-    return a + value + jump + b
+    return found
 
 
 def sustain(s: Rows, y: Tensor, evidence_: Tensor) -> Tensor:
@@ -429,7 +433,8 @@ def step_rows(
     newest, code = advance(s, network, inputs, shape)
     if single:
         share = torch.ones_like(u)
-        evidence_ = guard + single_evidence(s, u, d, newest, code)
+        (_, a), (_, value), (_, jump), (_, b) = single_channels(s, u, d, newest, code)
+        evidence_ = guard + (a + value + jump + b)
     else:
         evidence_ = joint_evidence(s, largest)
 

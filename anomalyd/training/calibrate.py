@@ -8,7 +8,7 @@ fall exponentially.
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,8 @@ def calibrate(
     Raises ArtifactError when the detector hardly alarms or alarms all the time, so that no line can be laid.
     """
     neutral = replace(artifact, calibration=Calibration(0.0, 1.0, 1.0))
-    return line(*_run(make(neutral), values, step_ms))
+    streamed = stream(make(neutral), values, step_ms)
+    return line(streamed.evidence, streamed.armed)
 
 
 def realistic(calibration: Calibration, rarer: float = CALM_TO_REAL) -> Calibration:
@@ -85,12 +86,22 @@ def openings(evidence: NDArray[np.float64], armed: NDArray[np.bool_], threshold:
     return opened
 
 
-def _run(detector: Detector, values: NDArray[np.float64], step_ms: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+class Streamed(NamedTuple):
+    """What became of series that were streamed side by side, each (T, N)."""
+
+    evidence: NDArray[np.float64]
+    score: NDArray[np.float64]
+    armed: NDArray[np.bool_]
+    """Where an episode may open."""
+
+
+def stream(detector: Detector, values: NDArray[np.float64], step_ms: NDArray[np.float64]) -> Streamed:
+    """Steps the detector over series from their first sample on: values (N, T, F) sampled every step_ms (N,)."""
     count, samples, _ = values.shape
     pages = detector.new_pages(count)
     rows = np.arange(count, dtype=np.int32)
-    evidence, armed = np.empty((samples, count)), np.empty((samples, count), bool)
+    found = Streamed(np.empty((samples, count)), np.empty((samples, count)), np.empty((samples, count), bool))
     for t in range(samples):
         verdicts = detector.step(pages, SampleBatch(rows, (step_ms * t).astype(np.int64), np.ascontiguousarray(values[:, t]), rows))
-        evidence[t], armed[t] = verdicts.evidence, verdicts.flags & ARMED > 0
-    return evidence, armed
+        found.evidence[t], found.score[t], found.armed[t] = verdicts.evidence, verdicts.score, verdicts.flags & ARMED > 0
+    return found

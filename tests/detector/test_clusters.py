@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from anomalyd.batch import ARMED
 from anomalyd.detector import Detector
 from anomalyd.detector.recipe import CLUSTER_PACE
-from anomalyd.training.calibrate import openings
-from tests.detector.population import Floats, batch_of
+from tests.detector.population import Floats
+from tests.detector.test_behaviour import verdicts_of
 
 SERIES = 40
 FIRST = 2000
@@ -29,17 +28,6 @@ def busy(samples: int, seed: int = 3) -> Floats:
     return value
 
 
-def opened(detector: Detector, value: Floats) -> NDArray[np.bool_]:
-    """Where episodes open, (T, N); samples are a minute apart."""
-    samples, series = value.shape
-    pages, rows = detector.new_pages(series), np.arange(series, dtype=np.int32)
-    score, armed = np.empty(value.shape), np.empty(value.shape, bool)
-    for t in range(samples):
-        verdicts = detector.step(pages, batch_of(rows, np.full(series, 60_000 * t), value[t]))
-        score[t], armed[t] = verdicts.score, verdicts.flags & ARMED > 0
-    return openings(score, armed, 1.0)
-
-
 def told(openings_: NDArray[np.bool_], start: int) -> float:
     """Share of the series that tell of what begins there."""
     return float(openings_[start : start + LASTS].any(axis=0).mean())
@@ -52,7 +40,7 @@ def test_an_outage_is_told_though_there_was_one_like_it_hours_before(detector: D
     for start in starts:
         value[start : start + LASTS] = rng.random((LASTS, SERIES))
 
-    found = opened(detector, value)
+    _, found = verdicts_of(detector, value)
 
     first, second, third = (told(found, start) for start in starts)
     assert first == 1.0
@@ -66,7 +54,7 @@ def test_what_comes_every_hour_is_usual_after_some_times(detector: Detector) -> 
     for start in starts:
         value[start : start + 3] += 60.0
 
-    found = opened(detector, value)
+    _, found = verdicts_of(detector, value)
 
     assert told(found, FIRST) >= 0.9
     assert np.mean([told(found, start) for start in list(starts)[20:]]) < 0.05
@@ -77,7 +65,7 @@ def test_what_lasts_is_learned(detector: Detector) -> None:
     value = busy(FIRST + 1500)
     value[FIRST:] += 80.0
 
-    found = opened(detector, value)
+    _, found = verdicts_of(detector, value)
 
     assert told(found, FIRST) == 1.0
     assert found[FIRST:].sum(axis=0).mean() < 1.5

@@ -311,11 +311,8 @@ async def test_through_a_proxy() -> None:
 
 async def test_with_a_certificate(tmp_path: Path) -> None:
     authority, stranger = Authority(tmp_path, "ours"), Authority(tmp_path, "theirs")
-    served, own = authority.issue("alertmanager"), authority.issue("anomalyd")
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.certificate))
-    context.load_cert_chain(served.certificate, served.key)
-    context.verify_mode = ssl.CERT_REQUIRED
-    async with serving(context) as server:
+    own = authority.issue("anomalyd")
+    async with serving(authority.asking(authority.issue("alertmanager"))) as server:
         for trusted in (authority, stranger):
             async with running(Rig(server, scheme="https", ssl_cafile=trusted.certificate)) as rig:
                 rig.member.put([post("a")])

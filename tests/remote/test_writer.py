@@ -99,10 +99,7 @@ async def test_everything_arrives_in_order_and_nothing_waits_afterwards(tmp_path
 
 async def test_with_a_certificate(tmp_path: Path) -> None:
     authority, stranger = Authority(tmp_path, "ours"), Authority(tmp_path, "theirs")
-    receiver_has, own = authority.issue("receiver"), authority.issue("anomalyd")
-    served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.certificate))
-    served.load_cert_chain(receiver_has.certificate, receiver_has.key)
-    served.verify_mode = ssl.CERT_REQUIRED
+    served, own = authority.asking(authority.issue("receiver")), authority.issue("anomalyd")
     theirs = RemoteWriteSettings(ssl_cafile=stranger.certificate, ssl_certfile=own.certificate, ssl_keyfile=own.key)
     ours = RemoteWriteSettings(ssl_cafile=authority.certificate, ssl_certfile=own.certificate, ssl_keyfile=own.key)
 

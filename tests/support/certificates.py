@@ -1,5 +1,6 @@
 """Certificate authorities and what they issue, made by openssl; good for two days."""
 
+import ssl
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +37,13 @@ class Authority:
             *issued, name, alternatives, "keyUsage=critical,digitalSignature", "basicConstraints=CA:FALSE", more=signed, password=password
         )
         return issued
+
+    def asking(self, served: Issued) -> ssl.SSLContext:
+        """Of a server with that certificate which lets nobody in without one of this authority."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(self.certificate))
+        context.load_cert_chain(served.certificate, served.key)
+        context.verify_mode = ssl.CERT_REQUIRED
+        return context
 
 
 def _openssl(certificate: Path, key: Path, name: str, *extensions: str, more: list[str] | None = None, password: str | None = None) -> None:

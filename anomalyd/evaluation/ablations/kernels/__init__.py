@@ -9,7 +9,7 @@ import numpy as np
 
 from anomalyd.detector import recipe as R  # noqa: N812 - constants, named on every other line
 from anomalyd.detector.layout import Layout
-from anomalyd.detector.step_cpu import LANES, LENGTH, Kernel, clustered, evidence, tanh
+from anomalyd.detector.step_cpu import LANES, LENGTH, Kernel, clustered, evidence, learnable, tanh
 from anomalyd.jit import njit
 
 F4 = np.float32
@@ -108,7 +108,7 @@ def normal_evidence(histogram, error, age, length_term, cluster):
         rarity = -F4(math.log(share)) * _LOG10
         result = min(max(rarity - length_term, _ZERO), F4(R.EVIDENCE_LIMIT))
         cluster = clustered(cluster, rarity)
-    if cluster > 1 and cluster % R.CLUSTER_PACE != 0:
+    if not learnable(cluster):
         return result, cluster
     weight = max(_ONE / F4(age + 1), F4(1.0 / R.HISTOGRAM_SAMPLES))
     delta = x - mean

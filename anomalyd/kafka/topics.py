@@ -366,9 +366,7 @@ async def _survey(admin: AIOKafkaAdminClient, settings: Settings) -> _Survey:
         [
             Line(topic, "input", "ok", f"{there[topic].partitions} partitions")
             if topic in there
-            else Line(
-                topic, "input", "mismatch", "missing, or not to be seen by this user; its producers own it, anomalyd does not create it"
-            )
+            else Line(topic, "input", "missing", "or not to be seen by this user; its producers own it, anomalyd does not create it")
             for topic in inputs
         ]
     )
@@ -459,4 +457,5 @@ def _describe(need: Need) -> str:
 def _print(lines: Sequence[Line]) -> int:
     for line in lines:
         sys.stdout.write(f"{line}\n")
-    return int(any(line.status in {"mismatch", "error", "waits"} for line in lines))
+    beyond_us = (line.status == "missing" and line.role == "input" for line in lines)
+    return int(any(beyond_us) or any(line.status in {"mismatch", "error", "waits"} for line in lines))

@@ -14,6 +14,7 @@ import re
 import ssl
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, get_args
 from urllib.parse import quote
@@ -312,16 +313,32 @@ class KafkaSettings(_Section):
         """The password, out of its file if that is how it is given. Raises ConfigError if the file can no longer be read."""
         return _secret(self.sasl_password, self.sasl_password_file, "kafka.sasl_password_file")
 
+    @cached_property
     def ssl_context(self) -> ssl.SSLContext | None:
-        """A context for TLS whose connections each take the files as they are then, None for connections without.
+        """The context for TLS, whose connections each take the files as they are then; None for connections without.
+
+        One for all clients: a client that is made while only half of a pair has been replaced goes on with the pair before.
 
         Raises:
-            ConfigError: a certificate or key is not usable.
+            ConfigError: a certificate or key is not usable, the first time.
         """
         if not self.uses_tls:
             return None
         files = (self.ssl_cafile, self.ssl_certfile, self.ssl_keyfile, self.ssl_keyfile_password_file)
         return FreshContext(self._ssl_context, [file for file in files if file is not None])
+
+    @cached_property
+    def credentials(self) -> str | None:
+        """Who we are by SASL, once it is known that password or token can be read. Later each connection reads them, and waits for them.
+
+        Raises:
+            ConfigError: a file cannot be used, the first time.
+        """
+        if self.sasl_mechanism != "OAUTHBEARER":
+            self.read_sasl_password()
+        elif self.sasl_oauth_token_file is not None:
+            self.read_oauth_token()
+        return self.sasl_username
 
     def _ssl_context(self) -> ssl.SSLContext:
         where = "kafka.ssl_cafile"
@@ -349,8 +366,9 @@ class KafkaSettings(_Section):
         where = "kafka.sasl_oauth_client_secret_file"
         return _secret(self.sasl_oauth_client_secret, self.sasl_oauth_client_secret_file, where) or ""
 
+    @cached_property
     def oauth_ssl_context(self) -> ssl.SSLContext | None:
-        """A context for the token endpoint, None for one without TLS. Raises ConfigError if a certificate is not usable."""
+        """As `ssl_context`, for the token endpoint; None for one without TLS."""
         if self.sasl_oauth_token_url is None or not self.sasl_oauth_token_url.startswith("https:"):
             return None
         return FreshContext(self._oauth_ssl_context, [] if self.sasl_oauth_cafile is None else [self.sasl_oauth_cafile])

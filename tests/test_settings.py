@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from anomalyd.alerts.episodes import Policy
 from anomalyd.errors import ConfigError
+from anomalyd.kafka.client import options
 from anomalyd.settings import Settings, environment_overrides, load, models_in
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -441,7 +442,9 @@ def test_password_comes_from_a_mounted_file_and_follows_its_rotation(write: Writ
     assert kafka.read_sasl_password() == "hunter2"
     secret.write_text("hunter3")
     assert kafka.read_sasl_password() == "hunter3"
+    options(kafka)
     secret.unlink()
+    assert options(kafka)["sasl_plain_username"] == "me"  # a client that is made now waits for the file
     with pytest.raises(ConfigError, match=r"kafka\.sasl_password_file: .*No such file"):
         kafka.read_sasl_password()
 
@@ -548,17 +551,21 @@ def test_tls_context_follows_the_settings(write: Write, tmp_path: Path) -> None:
     tls = {"bootstrap_servers": "a:1", "security_protocol": "SSL", "ssl_cafile": str(certificate)}
     client = tls | {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
 
-    assert load(write()).kafka.ssl_context() is None
-    context = load(write(kafka=tls)).kafka.ssl_context()
+    assert load(write()).kafka.ssl_context is None
+    context = load(write(kafka=tls)).kafka.ssl_context
     assert context is not None
     assert context.check_hostname
-    context = load(write(kafka=client | {"ssl_keyfile_password_file": str(password), "ssl_check_hostname": False})).kafka.ssl_context()
+    context = load(write(kafka=client | {"ssl_keyfile_password_file": str(password), "ssl_check_hostname": False})).kafka.ssl_context
     assert context is not None
     assert not context.check_hostname
     with pytest.raises(ConfigError, match=r"kafka\.ssl_certfile, kafka\.ssl_keyfile: "):
-        load(write(kafka=client)).kafka.ssl_context()
+        assert load(write(kafka=client)).kafka.ssl_context
     with pytest.raises(ConfigError, match=r"kafka\.ssl_cafile: "):
-        load(write(kafka=tls | {"ssl_cafile": str(password)})).kafka.ssl_context()
+        assert load(write(kafka=tls | {"ssl_cafile": str(password)})).kafka.ssl_context
+    rotated = load(write(kafka=client | {"ssl_keyfile_password_file": str(password)})).kafka
+    before = rotated.ssl_context
+    certificate.write_text("half of a pair")
+    assert options(rotated)["ssl_context"] is before
 
 
 # --- what comes out -----------------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ def options(settings: KafkaSettings) -> dict[str, Any]:
     """Arguments that every client takes. Certificates, keys, passwords and tokens are read with each connection that it makes.
 
     Raises:
-        ConfigError: a certificate, key, password or token file cannot be used.
+        ConfigError: a certificate, key, password or token file cannot be used; only for the first client of these settings.
     """
     shared: dict[str, Any] = {
         "bootstrap_servers": settings.bootstrap_servers,
@@ -88,17 +88,14 @@ def options(settings: KafkaSettings) -> dict[str, Any]:
         "request_timeout_ms": settings.request_timeout_ms,
         "metadata_max_age_ms": METADATA_MAX_AGE_MS,
         "security_protocol": settings.security_protocol,
-        "ssl_context": settings.ssl_context(),
+        "ssl_context": settings.ssl_context,
     }
     if settings.uses_sasl:
-        shared["sasl_mechanism"] = settings.sasl_mechanism
+        shared |= {"sasl_mechanism": settings.sasl_mechanism, "sasl_plain_username": settings.credentials}
         if settings.sasl_mechanism == "OAUTHBEARER":
-            if settings.sasl_oauth_token_file is not None:
-                settings.read_oauth_token()
             shared["sasl_oauth_token_provider"] = oauth.provider(settings)
         else:
-            settings.read_sasl_password()
-            shared |= {"sasl_plain_username": settings.sasl_username, "sasl_plain_password": settings.read_sasl_password}
+            shared["sasl_plain_password"] = settings.read_sasl_password
     return shared
 
 

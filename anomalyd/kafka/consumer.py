@@ -443,7 +443,9 @@ class Consumer:
         asked = self._partitions() or self._some_partition()
         try:
             async with asyncio.timeout(_PROBE_DEADLINE_S):
-                ends = await self._client.end_offsets(asked) if asked else await self._client.topics() and {}
+                ends = await self._client.end_offsets(asked)
+                if not asked:  # nothing to ask about, but is somebody there?
+                    await self._client.topics()
         except (KafkaError, OSError, TimeoutError) as error:
             self._set_reachable(client.reason(error) if str(error) else "no answer")
             return

@@ -58,8 +58,8 @@ class Intake:
         """Goes on from these; before the first `poll`."""
         self.positions = {source: position for source, position in positions.items() if source.topic in self._topics}
 
-    async def poll(self) -> list[Taken]:
-        """The next records, few or none if there is nothing new.
+    async def poll(self, wait_ms: int = _POLL_MS) -> list[Taken]:
+        """The next records, few or none if there is nothing new within `wait_ms`.
 
         Raises:
             KafkaUnavailableError: no answer.
@@ -68,7 +68,7 @@ class Intake:
         """
         try:
             consumer = self._client or await self._connected()
-            got = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_MOST_RECORDS)
+            got = await consumer.getmany(timeout_ms=wait_ms, max_records=_MOST_RECORDS)
             if self._grown(consumer):
                 await self.close()  # those that were added are read from the next call on
         except OffsetOutOfRangeError:
@@ -153,6 +153,8 @@ class Intake:
                 ends = await consumer.end_offsets(partitions)
                 begin = first if self._since_ms is None else await offsets_since(consumer, self._since_ms, first, ends)
                 consumer.assign(partitions)
+                known = {Source(p.topic, p.partition) for p in partitions}  # a topic that was made anew may have fewer than we remember
+                self.positions = {source: position for source, position in self.positions.items() if source in known}
                 for p in partitions:
                     source = Source(p.topic, p.partition)
                     at = self.positions.get(source, begin[p])
@@ -183,5 +185,5 @@ class Intake:
             except (KafkaError, OSError) as failure:
                 raise client.unavailable(failure, self._settings) from failure
             if behind != position:
-                _log.warning("retrain_records_unreadable", **source._asdict(), records=behind - position, reason=repr(error))
+                _log.warning("intake_records_unreadable", **source._asdict(), records=behind - position, reason=repr(error))
                 self.positions[source] = behind

@@ -73,7 +73,7 @@ class EndpointTokens(AbstractTokenProvider):  # type: ignore[misc]  # the client
     def __init__(self, settings: KafkaSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
         self._clock = clock
-        self._context = settings.oauth_ssl_context()
+        self._context = settings.oauth_ssl_context
         self._lock = asyncio.Lock()
         self._token = ""
         self._renew_s = self._ends_s = -math.inf

@@ -123,6 +123,8 @@ def _annotations(alert: Alert) -> dict[str, str]:
 
 def _ms(text: str) -> int:
     moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"{text} names no time zone")
     return round((moment - _EPOCH) / timedelta(milliseconds=1))
 
 

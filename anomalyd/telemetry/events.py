@@ -123,7 +123,7 @@ EVENTS: Final[Mapping[str, Event]] = {
     ),
     "retrain_pinned": Event("info", "These streams are pinned to a model (models.pin); no rounds are held for them."),
     "retrain_offsets_not_committed": Event("info", "The positions of the retrainer's group could not be written; only its lag looks old."),
-    "retrain_records_unreadable": Event(
+    "intake_records_unreadable": Event(
         "warning",
         "Records that cannot be read are passed over by the retrainer or the notifier.",
         "see what wrote them; the daemon tells of the same ones",

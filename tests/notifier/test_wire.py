@@ -85,7 +85,7 @@ def test_what_is_no_alert_is_refused(value: bytes | None) -> None:
         read(value)
 
 
-@pytest.mark.parametrize("changes", [{"starts_at": "yesterday"}, {"ends_at": "", "status": "resolved"}])
+@pytest.mark.parametrize("changes", [{"starts_at": "yesterday"}, {"event_time": "2026-01-01T00:00:00"}, {"ends_at": "", "status": "resolved"}])
 def test_times_that_are_none_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(StateError):
         post(**changes)

@@ -403,8 +403,7 @@ class Champions:
     def _take(self, news: list[LogRecord], *, count: bool = True) -> None:
         before, champions = dict(self._registry.decisions), dict(self._registry.champions)
         with self._lock:
-            for record in news:
-                take(self._registry, record, self._settings.models_topic)
+            take(self._registry, news, self._settings.models_topic)
         for name, post in self._posts.items():
             champion = self._registry.champions.get(name)
             if champion != champions.get(name) and (champion is None or champion.by != "rule"):

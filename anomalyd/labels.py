@@ -18,12 +18,13 @@ def fitted(labels: Mapping[str, str], taken: Collection[str] = ()) -> dict[str, 
         taken: names that others have.
     """
     result: dict[str, str] = {}
+    numbers: dict[str, int] = {}  # from which on a name may be free
     for label in sorted(labels):
         name = free = fit(label)
-        number = 1
+        number = numbers.get(name, 1)
         while free in taken or free in result:
             free, number = f"exported_{name}" if number == 1 else f"exported_{name}_{number}", number + 1
-        result[free] = labels[label]
+        result[free], numbers[name] = labels[label], number
     return result
 
 

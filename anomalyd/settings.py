@@ -877,7 +877,7 @@ class RetrainSettings(_Section):
     """From one round to the next: a challenger is trained for each stream, and published if it proves better than the champion. A stream
     that has too little for a round is looked at again in a tenth of it."""
     drift_check_s: float = Field(default=3_600.0, ge=0)
-    """So often is the champion's forecast held against what it was at the last round; 0: never."""
+    """So often is the champion's forecast held against what it was at first; 0: never."""
     drift: float = Field(default=0.25, gt=0)
     """A champion that has become worse by this, beyond doubt, has its round at once; in nats of likelihood a sample."""
     memory_mb: int = Field(default=64, ge=1, le=65_536)

@@ -45,7 +45,7 @@ class Models:
         self._own = detector
         self._find = find
         self._asked: Detector | None = None
-        self._plan = list(reversed(plan))
+        self._plan = list(reversed(plan))  # what is left of it, newest first
         self._planned = bool(plan)
         self._since = -1  # offset of the last change that was written down, or of what comes behind a restore
         self._known = False  # something was written down
@@ -87,6 +87,7 @@ class Models:
         self._known = True
         self._starts = [start for start, _ in timeline]
         self._since = max(self._starts[-1], position)
+        self._plan = [planned for planned in self._plan if planned[0] > self._starts[-1]]  # the rest has happened
         self._ahead = list(zip(self._starts, found, strict=True))[:0:-1]
         self.detector = found[0]
         return found

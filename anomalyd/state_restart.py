@@ -7,7 +7,7 @@ is damaged. Each partition is done in one transaction, so the command may be int
 import asyncio
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -21,7 +21,7 @@ from anomalyd.batch import Entry
 from anomalyd.detector import artifact
 from anomalyd.detector.detector import shipped
 from anomalyd.detector.layout import COUNTER_KIND
-from anomalyd.errors import StateError
+from anomalyd.errors import StateError, TooLargeError
 from anomalyd.kafka import topics
 from anomalyd.kafka.committed import CommittedLog
 from anomalyd.kafka.message import Message
@@ -127,8 +127,17 @@ async def _partition(settings: Settings, stream: StreamSettings, place: Place, p
             return
         series = sum(1 for _ in contents.rows())
         if yes:
-            messages = list(_resolved(settings, stream, place, contents, last))
-            await writer.commit(messages, list(_anew(contents, last, fence, begin, owner, partitions)))
+            messages: Sequence[Message] = list(_resolved(settings, stream, place, contents, last))
+            entries, singly = list(_anew(contents, last, fence, begin, owner, partitions)), 0
+            while True:
+                try:
+                    await writer.commit(messages, entries, singly=singly)
+                    break
+                except TooLargeError as error:  # nothing was written, and what the topic takes is known now
+                    messages, singly = (messages, error.together) if error.instead is None else (error.instead, 0)
+                    await writer.close()
+                    writer = writer_of(settings, place.source, _Uncounted())
+                    await writer.open()
         forget, resolve, go_on = ("forgot", "resolved", "goes on") if yes else ("would forget", "resolve", "go on")
         write(f"{where}: {forget} {series:,} series, {resolve} {len(firing):,} alerts, {go_on} at input offset {last.position:,}")
         if codec.POSITION_KEY in contents.damaged:
@@ -173,6 +182,7 @@ def _resolved(settings: Settings, stream: StreamSettings, place: Place, contents
         model=Model(shipped_model.name, shipped_model.version, shipped_model.hash),
         labels=policy.labels,
         annotations=policy.annotations,
+        feature_names=() if stream.features is None else stream.features.names,
         rarity=Rarity(policy.budget, shipped_model.calibration.slope, shipped_model.calibration.lowest),
     )
     rows = {row.key: row for row in contents.rows()}
@@ -212,6 +222,7 @@ def _ended(episode: np.void, row: Row | None, stream: StreamSettings, last: Posi
         patience_ms=policy.patience_ms(step),
         value=float(observed[0]),
         rate=counter,
+        several=stream.features is not None,
     )
 
 

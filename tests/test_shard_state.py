@@ -893,6 +893,19 @@ def test_pages_of_a_model_that_is_gone_become_those_of_the_present_one(models: d
     assert after.digest() == golden.digest()
 
 
+def test_what_has_happened_of_a_plan_does_not_happen_again_after_a_restart(models: dict[str, Detector]) -> None:
+    plan = [(10, models["b"]), (30, models["a"]), (70, models["c"])]
+    log, golden = Log(), shard(models["a"], plan=plan)
+    log.commit([golden.process(churn(60, 3), snapshots=9)])
+
+    after = log.into(shard(models["a"], plan=plan, find=models.__getitem__))
+    outcome = after.process(churn(40, 3, first=60))
+
+    assert outcome.models == [(70, "c")]
+    golden.process(churn(40, 3, first=60))
+    assert after.digest() == golden.digest()
+
+
 def test_a_model_for_other_samples_is_refused(plain: Plain) -> None:
     with pytest.raises(ArtifactError, match="3 values, not 1"):
         shard(plain).swap(Detector(plain.artifact.for_features(3), "cpu"))

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from anomalyd.alerts.episodes import Transitions
 from anomalyd.alerts.machine import ABOVE, BELOW, CRITICAL, FIRING, RESOLVED, UPDATED, WARNING
@@ -114,6 +115,15 @@ class Message:
     alert: Alert
 
 
+def leading(share: NDArray[np.floating[Any]], observed: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The feature to tell of each sample, (...): that with the largest share (..., F) among those which the sample has, (..., F).
+
+    Shares are smoothed, so one that the sample lacks may have the largest; but it has no value to tell of.
+    """
+    top: NDArray[np.int64] = np.where(np.isnan(observed), -1.0, share).argmax(axis=-1)
+    return top
+
+
 class MessageBuilder:
     """Makes the messages of one shard.
 
@@ -183,8 +193,7 @@ class MessageBuilder:
         status = _STATUS[int(transitions.status[k])]
         ends_ms = int(transitions.ends_at_ms[k]) if status == "resolved" else None
         features = self._features(transitions, k)
-        # One that the sample lacks has no value to tell of, whatever its share.
-        top = 0 if features is None else int(np.where(np.isnan(transitions.observed[k]), -1.0, transitions.share[k]).argmax())
+        top = 0 if features is None else int(leading(transitions.share[k], transitions.observed[k]))
         peak, evidence = float(transitions.peak_score[k]), float(transitions.peak_evidence[k])
         reading = Reading(
             series=key,

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalyd.alerts.messages import THRESHOLD, Model, Series, Source, iso
+from anomalyd.alerts.messages import THRESHOLD, Model, Series, Source, iso, leading
 from anomalyd.batch import LATE, REPEATED, WARMUP, Verdicts
 from anomalyd.series.key import parse_key
 
@@ -95,8 +95,7 @@ class ScoreWriter:
             model: that gave the scores.
         """
         several = verdicts.share.shape[1] > 1
-        top = verdicts.share[which].argmax(axis=1) if several else np.zeros(len(which), np.int64)
-        one = (which, top)
+        one = (which, leading(verdicts.share[which], verdicts.observed[which]))
         columns = zip(
             series,
             time_ms.tolist(),

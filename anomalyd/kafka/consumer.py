@@ -168,6 +168,7 @@ class Consumer:
         self._careful_until_s = 0.0
         self._replacing = client.Backoff()
         self._last_record_s = self._last_probe_s = clock()
+        self._nothing_since_s: float | None = None  # since then somebody has asked for records, and got none
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -248,7 +249,8 @@ class Consumer:
                 await client.close(consumer)
                 raise
         self._client = self._listening = consumer
-        self._last_record_s = self._last_probe_s = self._clock()
+        self._heard()
+        self._last_probe_s = self._last_record_s
         self._set_reachable(None)
         # After start(): topics given to the constructor would make start() wait for those that do not exist yet.
         consumer.subscribe(list(self._start_from), listener=_Listener(self, consumer))
@@ -307,8 +309,10 @@ class Consumer:
                 self._position[source] = await consumer.position(tp)
                 polled.append(Polled(source, records, self._position[source]))
         if polled:
-            self._last_record_s = self._clock()
+            self._heard()
             self._unreadable = 0
+        elif self._nothing_since_s is None:
+            self._nothing_since_s = self._clock()
             self._replacing.reset()
             self._set_reachable(None)
         return polled
@@ -326,7 +330,7 @@ class Consumer:
     def resume(self) -> None:
         """Ends `hold`."""
         self._held = False
-        self._last_record_s = self._clock()
+        self._heard()
         for tp in self._partitions():
             self._connected.resume(tp)
 
@@ -443,7 +447,7 @@ class Consumer:
         asked = self._partitions() or self._some_partition()
         try:
             async with asyncio.timeout(_PROBE_DEADLINE_S):
-                ends = await self._client.end_offsets(asked)
+                ends = await self._client.end_offsets(asked) if asked else {}
                 if not asked:  # nothing to ask about, but is somebody there?
                     await self._client.topics()
         except (KafkaError, OSError, TimeoutError) as error:
@@ -452,8 +456,12 @@ class Consumer:
         self._set_reachable(None)
         self._end.update((Source(*tp), end) for tp, end in ends.items())
         behind = any(self._end.get(source, 0) > position for source, position in self.positions().items())
-        if behind and not self._held and now - self._last_record_s > STALL_S:
+        if behind and not self._held and self._nothing_since_s is not None and now - self._nothing_since_s > STALL_S:
             self._stalled = True
+
+    def _heard(self) -> None:
+        """Records have come, or cannot have come until now."""
+        self._last_record_s, self._nothing_since_s = self._clock(), None
 
     def _look_for_topics(self) -> None:
         missing = frozenset(topic for topic in self._start_from if self._connected.partitions_for_topic(topic) is None)
@@ -640,7 +648,7 @@ class Consumer:
             self._metrics.lost("expired", located.first - recovered.position)
         if not self._held:
             self._connected.resume(tp)
-        self._last_record_s = self._clock()
+        self._heard()
         self._owned.take({source: located.position}, begun=located.begun)
 
     @contextlib.contextmanager

@@ -58,8 +58,8 @@ class Intake:
         """Goes on from these; before the first `poll`."""
         self.positions = {source: position for source, position in positions.items() if source.topic in self._topics}
 
-    async def poll(self, wait_ms: int = _POLL_MS) -> list[Taken]:
-        """The next records, few or none if there is nothing new within `wait_ms`.
+    async def poll(self, wait_ms: int | None = None) -> list[Taken]:
+        """The next records, few or none if there is nothing new within `wait_ms`, by default a quarter of a second.
 
         Raises:
             KafkaUnavailableError: no answer.
@@ -68,7 +68,7 @@ class Intake:
         """
         try:
             consumer = self._client or await self._connected()
-            got = await consumer.getmany(timeout_ms=wait_ms, max_records=_MOST_RECORDS)
+            got = await consumer.getmany(timeout_ms=_POLL_MS if wait_ms is None else wait_ms, max_records=_MOST_RECORDS)
             if self._grown(consumer):
                 await self.close()  # those that were added are read from the next call on
         except OffsetOutOfRangeError:

@@ -5,6 +5,7 @@ names is acknowledged, and what a crash leaves behind is harmless. There is no t
 publish for one stream at the same time the later one wins.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -78,17 +79,17 @@ async def read(settings: Settings) -> Registry:
         raise TopicError(f"topic {topic} (models) missing, or not to be seen by this user; make with: anomalyd topics create -c CONFIG")
     log, registry = ModelsLog(settings), Registry()
     try:
-        for record in await log.news():
-            take(registry, record, topic)
+        take(registry, await log.news(), topic)
     finally:
         await log.close()
     return registry
 
 
-def take(registry: Registry, record: LogRecord, topic: str) -> None:
-    """Takes a record in, and says what is wrong with it."""
-    if (problem := registry.take(record.key, record.value)) is not None:
-        _log.error("model_record_unusable", topic=topic, offset=record.offset, reason=problem)
+def take(registry: Registry, records: Iterable[LogRecord], topic: str) -> None:
+    """Takes records in, and says of how many something is wrong, and what with the first of them."""
+    wrong = [(record.offset, why) for record in records if (why := registry.take(record.key, record.value)) is not None]
+    if wrong:
+        _log.error("model_records_unusable", topic=topic, records=len(wrong), offset=wrong[0][0], reason=wrong[0][1])
 
 
 async def publish(

@@ -187,7 +187,7 @@ class Registry:
                 self._take_decision(key, value, names[0], names[1])
             else:
                 raise ArtifactError("is not anomalyd's: does something else write to this topic?")
-        except (ArtifactError, ValueError) as error:
+        except (ArtifactError, ValueError, RecursionError) as error:
             return f"record {key.decode(errors='backslashreplace')[:80]} {error}"
         return None
 
@@ -236,10 +236,6 @@ class Registry:
         if sorted(parts) != list(range(count)):
             raise ArtifactError(f"of the model {model[:12]} {len(parts)} of {count} parts are in the topic")
         return b"".join(parts[number][1] for number in range(count))
-
-    def matching(self, prefix: str) -> list[str]:
-        """Hashes of the artifacts that begin with a prefix."""
-        return [model for model in self._parts if model.startswith(prefix)]
 
     def obsolete(self) -> Iterator[Entry]:
         """Tombstones for what nobody needs any more.

@@ -30,6 +30,8 @@ _DRAIN_S: Final = 5.0
 """How long the end of the process waits for what is under way to members."""
 
 _LOOK_UP_S: Final = 10.0
+COMPLAIN_EVERY_S: Final = 60.0
+"""So often at most is said that messages cannot be read."""
 
 _log = structlog.get_logger(__name__)
 
@@ -61,6 +63,7 @@ class Notifier:
         self._members: dict[Address, tuple[Member, asyncio.Task[None]]] = {}
         self._stop = asyncio.Event()
         self._reading = False
+        self._unreadable, self._complained_s = 0, -COMPLAIN_EVERY_S  # messages that were not told of yet, and when some were
         self._known = False  # everything was read that was there at the start: before that, what is over may look open
         self.port: int | None = None
         """Of the HTTP server, once it listens."""
@@ -132,16 +135,19 @@ class Notifier:
             self._tell()
 
     def _take(self, taken: Taken) -> None:
-        unreadable, now_ms = 0, _now_ms()
+        wrong, now_ms = list[tuple[int, str]](), _now_ms()
         for record in taken.records:
             try:
                 alert = read(record.value)
                 self._book.take(alert, posted(alert, self._own), record.timestamp, now_ms)
             except StateError as error:
-                unreadable += 1
-                if unreadable == 1:
-                    _log.warning("alert_unreadable", **taken.source._asdict(), offset=record.offset, reason=str(error))
-        self.metrics.read(len(taken.records), unreadable)
+                wrong.append((record.offset, str(error)))
+        self.metrics.read(len(taken.records), len(wrong))
+        self._unreadable += len(wrong)
+        if wrong and time.monotonic() - self._complained_s >= COMPLAIN_EVERY_S:
+            offset, reason = wrong[0]
+            _log.warning("alerts_unreadable", **taken.source._asdict(), offset=offset, reason=reason, messages=self._unreadable)
+            self._unreadable, self._complained_s = 0, time.monotonic()
 
     # --- telling ----------------------------------------------------------------------------------------------------
 

@@ -67,7 +67,7 @@ def read(value: bytes | None) -> Alert:
     """
     try:
         alert = _DECODER.decode(value or b"")
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:  # the last two of what others have written
         raise StateError(str(error)) from None
     if alert.schema_version > SCHEMA_VERSION:
         raise StateError(f"schema version {alert.schema_version} is newer than {SCHEMA_VERSION}, which this version knows")
@@ -82,7 +82,7 @@ def posted(alert: Alert, settings: AlertmanagerSettings) -> Post:
     """
     try:
         starts_ms, event_ms = _ms(alert.starts_at), _ms(alert.event_time)
-        ends_ms = None if alert.ends_at is None else _ms(alert.ends_at)
+        ends_ms = event_ms if alert.ends_at is None else _ms(alert.ends_at)
     except (ValueError, OverflowError) as error:
         raise StateError(str(error)) from None
     link = settings.link(series=alert.series.key, stream=alert.stream, start_ms=starts_ms, alert_id=alert.alert_id)
@@ -125,6 +125,9 @@ def _ms(text: str) -> int:
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
         raise ValueError(f"{text} names no time zone")
+    # Year 1 is no time for Alertmanager, and the ends of the calendar cannot be written in every zone.
+    if not 1970 <= moment.year < 9999:
+        raise ValueError(f"{text} is no time of an alert")
     return round((moment - _EPOCH) / timedelta(milliseconds=1))
 
 

@@ -88,9 +88,13 @@ class Stream:
         self.tried_s = 0.0
         """When a round was begun last."""
         self.surprise: dict[str, float] = {}
-        """How surprised a champion was by each series at the first look behind the last round."""
+        """How surprised the champion was by each series when it was looked at first."""
         self.surprised = ""
         """Hash of that champion."""
+        self.drift = 0.0
+        """How much more it is surprised now, in nats a sample, at least."""
+        self.tolerated = 0.0
+        """What of that the last round, which found nothing better, could not mend."""
         self.drifted = False
 
     def take(self, taken: Taken) -> int:
@@ -108,6 +112,7 @@ class Stream:
             "rounds": self.rounds,
             "surprise": self.surprise,
             "surprised": self.surprised,
+            "tolerated": self.tolerated,
             "incidents": self.incidents.spans,
         }
 
@@ -117,6 +122,7 @@ class Stream:
         self.round_s, self.tried_s = (min(now_s, float(about[key])) for key in ("round_s", "tried_s"))
         self.rounds, self.surprised = int(about["rounds"]), str(about["surprised"])
         self.surprise = {str(key): float(value) for key, value in about["surprise"].items()}
+        self.tolerated = float(about["tolerated"])
         self.incidents.resume(about["incidents"])
 
 
@@ -207,7 +213,7 @@ class Retrainer:
                 rounds.result()
             try:
                 # Alerts first: what is known to be an incident should not be learned in the meantime.
-                for taken in await self._alerts.poll():
+                for taken in await self._alerts.poll(0 if self._alerts_known else None):
                     for record in taken.records:
                         for stream in self.streams:
                             stream.incidents.take(record.value)
@@ -267,9 +273,9 @@ class Retrainer:
         self._kept_s = time.monotonic()
         for stream in self.streams:
             if (now_ms := stream.reservoir.now_ms) is not None:
-                stream.reservoir.forget(now_ms - _GONE_MS)
-            if (oldest_ms := stream.reservoir.oldest_ms) is not None:
-                stream.incidents.forget(oldest_ms)
+                stream.reservoir.forget(now_ms, _GONE_MS)
+                if (oldest_ms := stream.reservoir.oldest_ms) is not None:
+                    stream.incidents.forget(oldest_ms, now_ms)
             file = self._file(stream)
             if file is None:
                 continue
@@ -343,7 +349,7 @@ class Retrainer:
             return
         stream.rounds += 1
         stream.round_s = time.time()
-        stream.surprise, stream.drifted = {}, False
+        stream.tolerated, stream.drifted = stream.drift, False
         self.metrics.round(stream.name, verdict, found.verdict.figures, time.monotonic() - began, stream.round_s)
         model = None if found.challenger is None else found.challenger.hash
         _log.info(
@@ -384,7 +390,7 @@ class Retrainer:
     # --- drift ------------------------------------------------------------------------------------------------------
 
     async def _drifted(self, stream: Stream) -> bool:
-        """Whether the champion forecasts worse than at the last round, beyond doubt."""
+        """Whether the champion forecasts worse than it did at first, beyond doubt, and than when the last round found nothing better."""
         every_s = self._retrain.drift_check_s
         if not every_s or time.monotonic() - stream.checked_s < every_s:
             return stream.drifted
@@ -395,18 +401,17 @@ class Retrainer:
             return False
         judged = evenly(prepare(stream.reservoir.histories(), stream.incidents).judged, MOST_SERIES_FOR_DRIFT)
         now = await self._aside(partial(_surprises, champion, stream.options, judged))
-        if not stream.surprise or stream.surprised != champion.hash:
-            stream.surprise, stream.surprised = now, champion.hash  # the first look behind a round is what later ones are held against
-            return False
         both = sorted(stream.surprise.keys() & now.keys())
-        if len(both) < LEAST_SERIES:
+        if stream.surprised != champion.hash or len(both) < LEAST_SERIES:
+            stream.surprise, stream.surprised = now, champion.hash  # what later looks are held against
+            stream.drift = stream.tolerated = 0.0
             return False
         found = paired([now[key] for key in both], [stream.surprise[key] for key in both])
-        lowest = found.difference.low if found is not None else 0.0
-        self.metrics.drift(stream.name, lowest)
-        stream.drifted = lowest > self._retrain.drift
+        stream.drift = found.difference.low if found is not None else 0.0
+        self.metrics.drift(stream.name, stream.drift)
+        stream.drifted = stream.drift > stream.tolerated + self._retrain.drift
         if stream.drifted:
-            _log.info("retrain_drift", stream=stream.name, nats=round(lowest, 3), series=len(both))
+            _log.info("retrain_drift", stream=stream.name, nats=round(stream.drift, 3), series=len(both))
         return stream.drifted
 
 

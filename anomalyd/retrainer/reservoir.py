@@ -25,8 +25,14 @@ from anomalyd.series import Entities, SeriesIndex
 from anomalyd.series.aliases import AliasTable
 
 _ALL: Final = 1 << 64
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _ROOM: Final = 1024
+ESTABLISHED_MS: Final = 3_600_000
+"""Event time over which a series has sent when it counts as one that stays. Time and not samples, or the chatty ones would be favoured."""
+_NEW: Final = 1 / 8
+"""Part of the room that other series get where there are enough that stay."""
+_YOUNG_GONE: Final = 1 / 8
+"""So much sooner than others are those let go when they send no more."""
 """Rows beyond those kept, for series that are drawn within a batch and found to be too many behind it; address space until they are used.
 Of a single record with more series than there are rows, nothing is used."""
 LATE_RUN: Final = 100
@@ -65,6 +71,8 @@ class Stored(NamedTuple):
     """(s,)"""
     lengths: list[int]
     """Samples of each, (s,)."""
+    begun_ms: list[int]
+    """Event time of the first sample that was ever kept of each, (s,)."""
     time_ms: NDArray[np.int64]
     """(n,)"""
     value: NDArray[np.float64]
@@ -72,7 +80,7 @@ class Stored(NamedTuple):
 
 
 class _DrawnIndex(SeriesIndex):
-    """Only series with a rank below the limit have rows."""
+    """Only series with a rank below the limit get rows."""
 
     def __init__(self, capacity: int, select: Selection | None, entities: Entities | None, seed: int) -> None:
         super().__init__(capacity, select, entities)
@@ -86,7 +94,7 @@ class _DrawnIndex(SeriesIndex):
 
     def _place(self, name: str, labels: Mapping[str, str]) -> tuple[str, int] | None:
         place = super()._place(name, labels)
-        return place if place is not None and self.rank(place[0]) < self.limit else None
+        return place if place is not None and (self.find(place[0]) is not None or self.rank(place[0]) < self.limit) else None
 
 
 class Reservoir:
@@ -115,6 +123,7 @@ class Reservoir:
         self._times = np.zeros((rows, samples), np.int64)
         self._values = np.zeros((rows, samples, self.features))
         self._count = np.zeros(rows, np.int64)
+        self._begun = np.zeros(rows, np.int64)  # event time of the first sample that was ever kept
         self._late = np.zeros((rows, 2), np.int64)  # late samples in a row, and the time of the last one
 
     def __len__(self) -> int:
@@ -141,7 +150,15 @@ class Reservoir:
     def _narrow(self) -> None:
         """Half of the series from here on. Sooner or later what is drawn of a record fits, if nothing is."""
         self._index.limit //= 2
-        self._release([row for row, key in enumerate(self._index.keys) if key is not None and self._index.rank(key) >= self._index.limit])
+        self._release([row for rank, row in self._ranked(young=True) if rank >= self._index.limit])
+
+    def _ranked(self, *, young: bool) -> list[tuple[int, int]]:
+        """Rank and row of the series that have not proved to stay, or of those that have; the highest rank first."""
+        held = ((row, key) for row, key in enumerate(self._index.keys) if key is not None)
+        return sorted(((self._index.rank(key), row) for row, key in held if self._is_young(row) == young), reverse=True)
+
+    def _is_young(self, row: int) -> bool:
+        return self._newest(row) - int(self._begun[row]) < ESTABLISHED_MS
 
     def _append(self, batch: SampleBatch) -> int:
         if not len(batch):
@@ -149,21 +166,33 @@ class Reservoir:
         time_ms = batch.time_ms - batch.time_ms % self._interval_ms if self._interval_ms else batch.time_ms
         rows, feature = batch.row // self.features, batch.row % self.features
         value = np.ascontiguousarray(batch.value[:, 0])
+        seen, first = np.unique(rows, return_index=True)
+        self._begun[seen] = np.where(self._count[seen] == 0, time_ms[first], self._begun[seen])
         kept: int = _append(self._times, self._values, self._count, self._late, rows, feature, time_ms, value)
+        newest = self._times[seen, (self._count[seen] - 1) % self.samples]
+        self._begun[seen] = np.minimum(self._begun[seen], newest)  # it may have had a wrong clock at first
         return kept
 
     def _prune(self) -> None:
-        """Keeps the lowest ranks where more series were drawn than there is room for."""
+        """Keeps the lowest ranks where more series were drawn than there is room for.
+
+        Those that stay give way to others down to seven eighths of the room: names that come and go by the thousand would else
+        leave nothing that can be learned from, and without such a part nobody new would be learned of.
+        """
         excess = len(self._index) - self.most_series
         if excess <= 0:
             return
-        ranked = sorted(((self._index.rank(key), row) for row, key in enumerate(self._index.keys) if key is not None), reverse=True)
-        self._index.limit = ranked[excess - 1][0]
-        self._release([row for _, row in ranked[:excess]])
+        old, young = self._ranked(young=False), self._ranked(young=True)
+        given = min(excess, max(0, len(old) - self.most_series + int(self.most_series * _NEW)))
+        released = young[: excess - given]
+        if released:
+            self._index.limit = released[-1][0]
+        self._release([row for _, row in [*old[:given], *released]])
 
     def _release(self, rows: Sequence[int]) -> None:
         self._index.release(np.array(rows, np.int32))
         self._count[rows] = 0
+        self._begun[rows] = 0
         self._late[rows] = 0
 
     @property
@@ -179,13 +208,16 @@ class Reservoir:
         first = np.maximum(self._count[rows] - self.samples, 0) % self.samples
         return int(self._times[rows, first].min()) if len(rows) else None
 
-    def forget(self, before_ms: int) -> None:
-        """Lets go of series without a sample since then, so that others can be drawn in their place."""
-        gone = [row for row, key in enumerate(self._index.keys) if key is not None and self._newest(row) < before_ms]
+    def forget(self, now_ms: int, gone_ms: int) -> None:
+        """Lets go of series without a sample for so long, of young ones sooner, so that others can be drawn instead."""
+        held = [row for row, key in enumerate(self._index.keys) if key is not None]
+        gone = [row for row in held if self._newest(row) < now_ms - gone_ms * (_YOUNG_GONE if self._is_young(row) else 1)]
         if gone:
             self._release(gone)
-            room = self.most_series / max(1, len(self._index))
-            self._index.limit = _ALL if room >= 2 else min(_ALL, int(self._index.limit * room))
+            # Ranks below the limit are those of young ones: so many more as there is room for now.
+            young = len(self._ranked(young=True))
+            room = max(self.most_series * _NEW, self.most_series - (len(self._index) - young)) / max(1, young)
+            self._index.limit = _ALL if room >= 2 else min(_ALL, int(self._index.limit * max(1.0, room)))
             self._index.aliases.clear()  # what was not drawn may be now
 
     def _newest(self, row: int) -> int:
@@ -219,6 +251,7 @@ class Reservoir:
             head=np.frombuffer(json.dumps(head).encode(), np.uint8),
             keys=np.frombuffer(json.dumps([history.key for history in histories]).encode(), np.uint8),
             length=np.array([len(history.time_ms) for history in histories], np.int64),
+            begun=np.array([self._begun[self._index.find(history.key)] for history in histories], np.int64),
             time_ms=np.concatenate([np.empty(0, np.int64), *(history.time_ms for history in histories)]),
             value=np.concatenate([np.empty((0, self.features)), *(history.value for history in histories)]),
         )
@@ -236,11 +269,11 @@ class Reservoir:
                 head = json.loads(stored["head"].tobytes())
                 if head["format"] != _FORMAT or head["features"] != self.features:
                     raise StateError(f"it has format {head['format']} and {head['features']} features, not {_FORMAT} and {self.features}")
-                keys, lengths = json.loads(stored["keys"].tobytes()), stored["length"].tolist()
+                keys, lengths, begun = json.loads(stored["keys"].tobytes()), stored["length"].tolist(), stored["begun"].tolist()
                 times, values = stored["time_ms"], stored["value"]
-            if len(keys) != len(lengths) or sum(lengths) != len(times) or values.shape != (len(times), self.features):
+            if not len(keys) == len(lengths) == len(begun) or sum(lengths) != len(times) or values.shape != (len(times), self.features):
                 raise StateError("its columns do not fit each other")
-            return Stored(dict(head["about"]), int(head["limit"]), keys, lengths, times, values)
+            return Stored(dict(head["about"]), int(head["limit"]), keys, lengths, begun, times, values)
         except StateError:
             raise
         except Exception as error:  # zstd, zip, JSON and numpy have an error each for what is damaged
@@ -257,13 +290,14 @@ class Reservoir:
         limit, times, values = stored.limit, stored.time_ms, stored.value
         end = 0
         self._index.limit = limit
-        for key, length in zip(stored.keys, stored.lengths, strict=True):
+        for key, length, begun_ms in zip(stored.keys, stored.lengths, stored.begun_ms, strict=True):
             end += length
-            if self._index.rank(key) >= limit or len(self._index) >= self.most_series:
-                continue  # another seed, or less room than before
+            young = not length or int(times[end - 1]) - begun_ms < ESTABLISHED_MS
+            if len(self._index) >= self.most_series or (young and self._index.rank(key) >= limit):
+                continue  # less room than before, or another seed
             row, n = self._index.allocate(key), min(length, self.samples)
             self._times[row, :n], self._values[row, :n] = times[end - n : end], values[end - n : end]
-            self._count[row] = n
+            self._count[row], self._begun[row] = n, begun_ms
 
 
 @njit

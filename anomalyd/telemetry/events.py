@@ -95,16 +95,18 @@ EVENTS: Final[Mapping[str, Event]] = {
         "An Alertmanager refuses one alert, all others of its batch are sent; it is tried again when it changes.",
         "see `reason` and `labels`; check labels that `alerts.labels` adds",
     ),
-    "alert_unreadable": Event(
+    "alerts_unreadable": Event(
         "warning",
-        "A message of the alerts topic is no alert, or of a newer schema; it is passed over.",
-        "if it is newer, upgrade the notifier; else see who writes to the topic",
+        "Messages of the alerts topic are no alerts, or of a newer schema; they are passed over. Told of at most each minute.",
+        "if they are newer, upgrade the notifier; else see who writes to the topic",
     ),
     # the retrainer
     "retrain_starting": Event("info", "The retrainer begins: its streams, and how many series of each it keeps at most."),
     "retrain_waiting": Event("info", "A round was due and there is too little to learn from yet; `reason` says of what."),
     "retrain_round": Event("info", "A round ended: what came of the challenger, why, and the figures of both models."),
-    "retrain_drift": Event("info", "The champion forecasts worse than at the last round, beyond doubt; a round is held at once."),
+    "retrain_drift": Event(
+        "info", "The champion forecasts worse than it did at first, beyond doubt, and than at the last round; a round is held at once."
+    ),
     "retrain_failed": Event(
         "warning", "A round could not be concluded because of Kafka; the next one is tried soon.", "see whether brokers are well"
     ),
@@ -310,9 +312,9 @@ EVENTS: Final[Mapping[str, Event]] = {
         "see `reason`; look after the brokers' disks",
     ),
     "models_followed": Event("info", "The models topic can be read again."),
-    "model_record_unusable": Event(
+    "model_records_unusable": Event(
         "error",
-        "A record of the models topic is damaged, foreign or of a newer release; it was passed over and what was known before it holds.",
+        "Records of the models topic are damaged, foreign or of a newer release; they were passed over and what was known before holds.",
         "see `reason`; publish or promote the model again, and find out what else writes to the topic",
     ),
     # faults of our own

@@ -37,7 +37,7 @@ class RetrainMetrics(Declaring):
         self._lag = gauge("retrain_lag_records", "Records of the input topics that are not read yet.")
         self._drift = gauge(
             "retrain_drift",
-            "Nats a sample by which the champion forecasts worse than at the last round; lower end of the interval.",
+            "Nats a sample by which the champion forecasts worse than it did at first; lower end of the interval.",
             stream,
         )
         measured = ("stream", "measure", "model")

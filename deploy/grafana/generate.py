@@ -571,7 +571,7 @@ MODEL: Final[Rows] = [
         [
             Graph(
                 "Drift",
-                "Nats a sample by which the champion forecasts worse than at the last round.",
+                "Nats a sample by which the champion forecasts worse than it did at first.",
                 [(of("anomalyd_retrain_drift"), "{{stream}}")],
                 signed=True,
             ),

@@ -667,13 +667,26 @@ async def test_a_client_that_went_to_sleep_is_replaced(rig: Rig) -> None:
     await rig.given(ZERO)
     sleeping = rig.client
 
-    for _ in range(3):
+    for _ in range(4):
+        await rig.consumer.poll()
         rig.now_s += STALL_S / 2
         await rig.consumer.probe()
     await rig.consumer.poll()
 
     assert sleeping.stopped
     assert rig.holder.replacements == 1
+
+
+async def test_a_client_that_nobody_asks_for_records_is_kept(rig: Rig) -> None:
+    """Workers may take longer for a batch than a client that went to sleep is given."""
+    await rig.given(ZERO)
+
+    for _ in range(4):
+        rig.now_s += STALL_S
+        await rig.consumer.probe()
+    await rig.consumer.poll()
+
+    assert rig.holder.replacements == 0
 
 
 async def test_an_idle_partition_is_no_reason_to_replace_the_client(rig: Rig) -> None:

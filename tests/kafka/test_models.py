@@ -130,7 +130,7 @@ def test_damaged_records_are_told_and_passed_over(settings: Settings) -> None:
             await asyncio.to_thread(produce, settings.kafka.bootstrap_servers, settings.models_topic, [value], 0, key)
         with structlog.testing.capture_logs() as logs:
             found = await models.read(settings)
-        assert [line["event"] for line in logs] == ["model_record_unusable"] * 3
+        assert [(line["event"], line["records"]) for line in logs] == [("model_records_unusable", 3)]
         assert found.champions == {"hosts": champion}
         # What is published behind them is found.
         assert (await published(settings, SECOND)).previous == FIRST.hash
@@ -145,8 +145,7 @@ def test_a_reader_goes_on_where_it_was(settings: Settings) -> None:
             assert await log.news() == []
             for artifact in (FIRST, SECOND):
                 champion = await published(settings, artifact)
-                for record in await log.news():
-                    models.take(found, record, settings.models_topic)
+                models.take(found, await log.news(), settings.models_topic)
                 assert found.champions == {"hosts": champion}
             assert await log.news() == []
         finally:

@@ -79,13 +79,24 @@ def test_a_link_is_made_of_the_series() -> None:
     assert "generatorURL" not in post().as_json(NOW_MS, UNTIL_MS)
 
 
-@pytest.mark.parametrize("value", [None, b"", b"rubbish", b"[]", b"{}", message(starts_at=5), message(schema_version=2)])
+FOREIGN = [b'{"stream": "\xff\xfe"}', b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"]
+
+
+@pytest.mark.parametrize("value", [None, b"", b"rubbish", b"[]", b"{}", message(starts_at=5), message(schema_version=2), *FOREIGN])
 def test_what_is_no_alert_is_refused(value: bytes | None) -> None:
     with pytest.raises(StateError):
         read(value)
 
 
-@pytest.mark.parametrize("changes", [{"starts_at": "yesterday"}, {"event_time": "2026-01-01T00:00:00"}, {"ends_at": "", "status": "resolved"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"starts_at": "yesterday"},
+        {"event_time": "2026-01-01T00:00:00"},
+        {"starts_at": "0001-01-01T00:00:00Z"},
+        {"ends_at": "", "status": "resolved"},
+    ],
+)
 def test_times_that_are_none_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(StateError):
         post(**changes)

@@ -26,6 +26,7 @@ def alert(key: str, begin: int, end: int | None = None, stream: str = "s", kind:
             "status": status,
             "kind": kind,
             "series": {"key": key},
+            "event_time": moment(begin if end is None else end),
             "starts_at": moment(begin),
             "ends_at": ends_at,
         }
@@ -110,6 +111,19 @@ def test_what_was_over_long_ago_is_forgotten() -> None:
     incidents.take(alert("m", 0, 10))
     incidents.take(alert("m", 50))
 
-    incidents.forget(START_MS + 20 * MINUTE)
+    incidents.forget(START_MS + 20 * MINUTE, START_MS + 60 * MINUTE)
 
     assert len(incidents) == 1
+
+
+def test_what_nobody_speaks_of_any_more_is_over_and_what_is_older_reopens_nothing() -> None:
+    incidents, week = Incidents("s"), 7 * 24 * 60
+    incidents.take(alert("m", 0, 10))
+    incidents.take(alert("m", 0))  # as it was told of before its end
+    incidents.take(alert("n", 5))
+
+    incidents.forget(START_MS, START_MS + (week + 100) * MINUTE)
+
+    later = np.array([START_MS + 50 * MINUTE])
+    assert not incidents.inside("m", later).any()
+    assert not incidents.inside("n", later).any()

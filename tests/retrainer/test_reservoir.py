@@ -30,9 +30,9 @@ def of(series: int, samples: int = 8, seed: int = 0) -> Reservoir:
 
 def test_a_chatty_series_has_no_better_chance() -> None:
     chatty = [record("chatty", i, float(i)) for i in range(2_000)]
-    quiet = [record("quiet", i, 1.0, host=str(host)) for host in range(2_000) for i in range(2)]
+    first, last = ([record("quiet", i, 1.0, host=str(host)) for host in range(2_000)] for i in (0, 2_000))
 
-    drawn = [len([h for h in fed(of(100, seed=seed), chatty + quiet).histories() if h.key == "chatty"]) for seed in range(40)]
+    drawn = [len([h for h in fed(of(100, seed=seed), first + chatty + last).histories() if h.key == "chatty"]) for seed in range(40)]
 
     assert sum(drawn) <= 8  # expected: 40 * 100 / 2001
 
@@ -113,7 +113,7 @@ def test_a_wrong_clock_does_not_make_everybody_else_look_gone() -> None:
     fed(reservoir, [record("m", 10**6, 1.0, host="wrong")])
 
     assert reservoir.now_ms == START_S * 1000
-    reservoir.forget(reservoir.now_ms - 1)
+    reservoir.forget(reservoir.now_ms, 8)
 
     assert len(reservoir) == 10
 
@@ -122,13 +122,27 @@ def test_series_that_are_gone_make_room() -> None:
     reservoir = fed(of(10), [record("old", 0, 1.0, host=str(host)) for host in range(1000)])
     fed(reservoir, [record("old", 5000, 1.0, host="0")])
 
-    reservoir.forget((START_S + 60 * 4000) * 1000)
+    now_ms = (START_S + 60 * 5000) * 1000
+    reservoir.forget(now_ms, 60 * 1000 * 1000)
     for _ in range(3):  # the draw widens again, at first only so far as there is room
         fed(reservoir, [record("new", 5000, 1.0, host=str(host)) for host in range(1000)])
-        reservoir.forget(0)
+        reservoir.forget(now_ms, now_ms)
 
     assert len(reservoir) == 10
     assert len([h for h in reservoir.histories() if h.key.startswith("new")]) >= 9
+
+
+def test_names_that_come_and_go_by_the_thousand_leave_what_stays() -> None:
+    reservoir = fed(of(16, samples=200), [record("stays", i, float(i), host=str(host)) for i in range(100) for host in range(16)])
+
+    fed(reservoir, [record("job", 100, 1.0, id=str(number)) for number in range(20_000)])
+    fed(reservoir, [record("stays", i, float(i), host=str(host)) for i in range(101, 110) for host in range(16)])
+
+    lengths = [len(history.time_ms) for history in reservoir.histories() if history.key.startswith("stays")]
+    assert lengths == [109] * 14  # an eighth of the room is for who is new
+    assert len(reservoir) == 16
+    reservoir.forget((START_S + 60 * 3000) * 1000, 8 * 86_400_000)
+    assert len(reservoir) == 14  # and that is free again a day later
 
 
 def test_values_of_an_entity_become_one_sample() -> None:
@@ -166,5 +180,5 @@ def test_what_is_damaged_is_refused(damage: Callable[[bytes], bytes]) -> None:
 def test_another_number_of_features_is_refused() -> None:
     data = fed(of(7), [record("m", 0, 1.0)]).dump({})
 
-    with pytest.raises(StateError, match="1 features, not 1 and 2"):
+    with pytest.raises(StateError, match="1 features, not 2 and 2"):
         Reservoir(1 << 20, 8, 0, entities=Entities(["a", "b"], ["host"], "host")).load(data)

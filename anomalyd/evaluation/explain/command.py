@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomalyd.alerts.budget import MILLI
-from anomalyd.alerts.messages import iso
+from anomalyd.alerts.messages import iso, leading
 from anomalyd.alerts.text import number
 from anomalyd.app import stream_plan
 from anomalyd.detector import Artifact, Detector, Options
@@ -278,7 +278,7 @@ def _chart(replay: Replay, own: NDArray[np.int64]) -> Chart:
     trace, verdicts = replay.trace, replay.trace.verdicts
     drawn = own[-DRAWN:]
     drawn = drawn[np.argsort(trace.time_ms[drawn], kind="stable")]
-    feature, key = int(verdicts.share[own[-1]].argmax()), trace.keys[int(trace.series[own[-1]])]
+    feature, key = int(leading(verdicts.share[own[-1]], verdicts.observed[own[-1]])), trace.keys[int(trace.series[own[-1]])]
     last_ms = int(trace.time_ms[drawn[-1]])
     drawn = drawn[~np.isnan(verdicts.observed[drawn, feature])]  # some samples may lack it
     alerts = [a for a in replay.alerts if a.series.key == key and epoch_ms(a.event_time) <= last_ms]

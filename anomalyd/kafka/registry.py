@@ -85,7 +85,7 @@ class Decision(msgspec.Struct, frozen=True):
     """What was decided about a model for a stream."""
 
     verdict: str
-    """promoted, published, rejected, rolled-back; base: it scored the stream before there was a champion."""
+    """promoted, published, better (passed, unpublished), rejected, rolled-back; base: it scored before there was a champion."""
     reason: str = ""
     """For people."""
     figures: dict[str, Any] = {}

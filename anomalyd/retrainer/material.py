@@ -50,8 +50,6 @@ class Material(NamedTuple):
     """To train on."""
     judged: list[Judged]
     """To judge by."""
-    span_ms: tuple[int, int]
-    """First and last event time of what is trained on; (0, 0) where there is nothing."""
     left_out: int
     """Samples inside of incidents."""
     broken: int
@@ -91,8 +89,7 @@ def prepare(histories: Sequence[History], incidents: Incidents) -> Material:
             broken += 1
             continue
         pieces += [Piece(time_ms[part], value[part]) for part in _stretches(kept[:later_from])]
-    span_ms = (min(int(p.time_ms[0]) for p in pieces), max(int(p.time_ms[-1]) for p in pieces)) if pieces else (0, 0)
-    return Material(pieces, judged, span_ms, left_out, broken)
+    return Material(pieces, judged, left_out, broken)
 
 
 def _sound(value: NDArray[np.float64]) -> bool:

@@ -108,7 +108,7 @@ EVENTS: Final[Mapping[str, Event]] = {
         "info", "The champion forecasts worse than it did at first, beyond doubt, and than at the last round; a round is held at once."
     ),
     "retrain_failed": Event(
-        "warning", "A round could not be concluded because of Kafka; the next one is tried soon.", "see whether brokers are well"
+        "warning", "A round could not be concluded; `reason` says why, and the next one is tried soon.", "see `reason`; brokers, or memory"
     ),
     "retrain_champion_unusable": Event(
         "warning",

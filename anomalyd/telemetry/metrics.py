@@ -327,7 +327,7 @@ class Metrics(Declaring):
         self._pending.set(size)
 
     def in_flight(self, batches: int) -> None:
-        """So many batches are decoded and not yet through the detector."""
+        """So many batches are with the workers."""
         self._in_flight.set(batches)
 
     def state(self, *, series: int, open_episodes: int, silent_series: int) -> None:
@@ -474,7 +474,7 @@ class Metrics(Declaring):
         self._remote_waiting.set(samples)
 
     def paused(self, partitions: int) -> None:
-        """So many partitions are paused because the detector is busy."""
+        """So many partitions are paused: too much waits to be committed."""
         self._paused.set(partitions)
 
     def fetch_failed(self) -> None:

@@ -188,7 +188,6 @@ class Simulation:
         self.killed: list[Process] = []
         self._born = 0
         self._golden: Golden | None = None
-        self._quiet = False
 
     # --- running ----------------------------------------------------------------------------------------------------
 
@@ -391,7 +390,6 @@ class Simulation:
             await asyncio.sleep(rng.expovariate(0.9))
         faults.disarm()
         self.lacking = False
-        self._quiet = True
 
     def _inject(self, kind: str) -> None:
         inject: Callable[[], object] | None = getattr(self, "_do_" + kind.replace("-", "_"), None)

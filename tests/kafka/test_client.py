@@ -99,8 +99,8 @@ async def _refused(settings: KafkaSettings, served: ssl.SSLContext | None = None
 
 
 async def test_a_connection_that_fails_names_the_key_that_may_be_wrong(tmp_path: Path) -> None:
-    own, stranger = Authority(tmp_path / "own"), Authority(tmp_path / "stranger")
-    certificate, key = own.issue("broker", hosts=["127.0.0.1"])
+    own, stranger = Authority(tmp_path, "own"), Authority(tmp_path, "stranger")
+    certificate, key = own.issue("broker")
     served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     served.load_cert_chain(certificate, key)
     plain = KafkaSettings(bootstrap_servers="127.0.0.1:1")

@@ -936,7 +936,7 @@ def models_rollback(stream: StreamOption, config: ConfigOption = None, reason: R
 
 def _settings_unless(config: Path | None, folders: Sequence[Path] | None, *models: str) -> "Settings | None":
     """The configuration, or None where it is not needed: models are in folders, or ship."""
-    from anomalyd.settings import environment_overrides, headed, load
+    from anomalyd.settings import environment_overrides, load
 
     if config is not None:
         return load(config)

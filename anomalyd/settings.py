@@ -988,7 +988,9 @@ class AlertmanagerSettings(_ClientTls):
         else:
             # One link that is no URI costs a whole batch: Alertmanager answers 422 and takes none of it.
             if link is not None and not re.fullmatch(r"https?://[^\s/]+(/(?:[!-$&-~]|%[0-9A-Fa-f]{2})*)?", link):
-                problems.append(("generator_url", f"got {_USER.sub('…@', str(self.generator_url))}, must be a URL that begins with http:// or https://"))
+                problems.append(
+                    ("generator_url", f"got {_USER.sub('…@', str(self.generator_url))}, must be a URL that begins with http:// or https://")
+                )
         _refuse(problems)
         return self
 
@@ -1607,7 +1609,10 @@ def _hint(got: str, valid: Sequence[str]) -> str:
 
 
 def _is_secret(loc: Sequence[int | str]) -> bool:
-    return any(any(word in str(part) for word in ("password", "secret", "token_url", "headers")) and not str(part).endswith("_file") for part in loc)
+    return any(
+        any(word in str(part) for word in ("password", "secret", "token_url", "headers")) and not str(part).endswith("_file")
+        for part in loc
+    )
 
 
 def _model_at(loc: Sequence[int | str]) -> type[BaseModel]:

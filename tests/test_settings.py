@@ -199,7 +199,16 @@ def test_empty_variable_counts_as_not_set(write: Write, monkeypatch: pytest.Monk
 
 
 def test_variables_that_kubernetes_sets_beside_a_service_are_not_ours(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PORT", "SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT_9464_TCP_ADDR", "KAFKA_PORT", "HTTP_PORT", "HTTP_SERVICE_HOST", "TEST_KAFKA"):
+    for name in (
+        "PORT",
+        "SERVICE_HOST",
+        "SERVICE_PORT_HTTP",
+        "PORT_9464_TCP_ADDR",
+        "KAFKA_PORT",
+        "HTTP_PORT",
+        "HTTP_SERVICE_HOST",
+        "TEST_KAFKA",
+    ):
         monkeypatch.setenv(f"ANOMALYD_{name}", "tcp://10.0.0.1:9464")
 
     assert load(write()) == load(write())
@@ -255,7 +264,10 @@ def mute(**fields: object) -> dict[str, Any]:
     ("sections", "message"),
     [
         ({"alerts": {"budget": -1}}, "alerts.budget: got -1, must be greater than 0"),
-        ({"kafka": {"bootstrap_servers": ["a:1", "b:1"]}}, "kafka.bootstrap_servers: got a list, must be one text, with commas between the servers"),
+        (
+            {"kafka": {"bootstrap_servers": ["a:1", "b:1"]}},
+            "kafka.bootstrap_servers: got a list, must be one text, with commas between the servers",
+        ),
         ({"streams": [STREAM | {"name": ["a"]}]}, "streams[0].name: got a list, must be one text"),
         ({"alerts": {"budget": float("inf")}}, "alerts.budget: got Infinity, must be a finite number"),
         ({"alerts": {"budget": "much"}}, 'alerts.budget: got "much", must be a number'),

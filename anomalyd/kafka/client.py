@@ -91,7 +91,9 @@ def _handshake(error: Exception, mechanism: str | None) -> _HandshakeError | Non
     """
     if isinstance(error, ssl.SSLCertVerificationError):
         named = error.verify_code in _OTHER_HOST
-        keys = "does not name this host (kafka.ssl_check_hostname)" if named else "is not of an authority that is trusted (kafka.ssl_cafile)"
+        keys = (
+            "does not name this host (kafka.ssl_check_hostname)" if named else "is not of an authority that is trusted (kafka.ssl_cafile)"
+        )
         return _HandshakeError(f"its certificate {keys}: {error.verify_message}", refused=True)
     if isinstance(error, kafka_errors.UnsupportedSaslMechanismError):
         return _HandshakeError(f"kafka.sasl_mechanism {mechanism} is none of those that it takes", refused=True)

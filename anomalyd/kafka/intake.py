@@ -44,7 +44,9 @@ class Intake:
         since_ms: partitions without a position begin at the first record produced then; None: at the beginning of their log.
     """
 
-    def __init__(self, settings: KafkaSettings, topics: Sequence[str], group: str | None, since_ms: int | None = None, *, ours: bool = False) -> None:
+    def __init__(
+        self, settings: KafkaSettings, topics: Sequence[str], group: str | None, since_ms: int | None = None, *, ours: bool = False
+    ) -> None:
         self._settings = settings
         self._topics = tuple(topics)
         self._group = group

@@ -64,8 +64,10 @@ def values_schema() -> dict[str, Any]:
 
 
 def configuration_schema() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configuration's schema and its definitions, without what cannot be meant in a pod: keys and URLs that hold a secret, since values
-    end up in ConfigMaps, and HTTP servers that nobody outside reaches."""
+    """The configuration's schema and its definitions, without what cannot be meant in a pod.
+
+    That are keys and URLs that hold a secret, since values end up in ConfigMaps, and HTTP servers that nobody outside reaches.
+    """
     whole = Settings.model_json_schema(by_alias=True)
     definitions = {f"config-{name}": definition for name, definition in whole.pop("$defs").items()}
     for definition in [whole, *definitions.values()]:

@@ -62,7 +62,7 @@ async def test_a_topic_that_is_gone_is_named() -> None:
             return {"another"}
 
     source = Intake(KafkaSettings(bootstrap_servers="127.0.0.1:1"), ["alerts", "another"], None, ours=True)
-    source._client = Deleted()
+    source._client = Deleted()  # noqa: SLF001  a broker that deletes would take minutes of the client's patience
 
     with pytest.raises(KafkaUnavailableError, match=r"^topic alerts missing, .*make with: anomalyd topics create"):
         await source.poll()

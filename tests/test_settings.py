@@ -198,7 +198,7 @@ def test_empty_variable_counts_as_not_set(write: Write, monkeypatch: pytest.Monk
     assert load(write()).kafka.group_instance_id is None
 
 
-def test_variables_that_kubernetes_sets_beside_a_service_are_not_ours(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_kubernetes_beside_a_service_and_of_tests_are_no_settings(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "PORT",
         "SERVICE_HOST",
@@ -208,6 +208,9 @@ def test_variables_that_kubernetes_sets_beside_a_service_are_not_ours(write: Wri
         "HTTP_PORT",
         "HTTP_SERVICE_HOST",
         "TEST_KAFKA",
+        "CRASH_AT",
+        "SIMULATION_SEEDS",
+        "FUZZ_INPUTS",
     ):
         monkeypatch.setenv(f"ANOMALYD_{name}", "tcp://10.0.0.1:9464")
 

@@ -80,13 +80,15 @@ class _HandshakeError(KafkaConnectionError):  # type: ignore[misc]  # the client
 
 
 _WRONG_PROTOCOL: Final = "(is kafka.security_protocol right?)"
+_WRONG_PROTOCOL_OR_CERTIFICATE: Final = "(are kafka.security_protocol and kafka.ssl_certfile right?)"
 
 
-def _handshake(error: Exception, mechanism: str | None) -> _HandshakeError | None:
+def _handshake(error: Exception, protocol: str, mechanism: str | None) -> _HandshakeError | None:
     """What an error while a connection is made says about the configuration; None where it says nothing.
 
     Args:
         error: of TCP, TLS, SASL or the first request.
+        protocol: as in `kafka.security_protocol`.
         mechanism: of SASL.
     """
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -100,10 +102,11 @@ def _handshake(error: Exception, mechanism: str | None) -> _HandshakeError | Non
     if isinstance(error, kafka_errors.SaslAuthenticationFailed):
         keys = "kafka.sasl_oauth_*" if mechanism == "OAUTHBEARER" else "kafka.sasl_username, kafka.sasl_password_file"
         return _HandshakeError(f"it does not take these credentials ({keys}): {_first_line(error)}", refused=True)
-    # Who speaks something else hangs up, or answers what is no TLS.
+    # Who speaks something else hangs up, or answers what is no TLS. So does who wants a certificate: its alert comes too late to be told.
     hung_up = isinstance(error, KafkaConnectionError) and "Connection at" in str(error)
     if hung_up or isinstance(error, ssl.SSLError | ConnectionResetError | ConnectionAbortedError | kafka_errors.IllegalSaslStateError):
-        return _HandshakeError(f"{_first_line(error)} {_WRONG_PROTOCOL}", refused=False)
+        hint = _WRONG_PROTOCOL_OR_CERTIFICATE if protocol.endswith("SSL") else _WRONG_PROTOCOL
+        return _HandshakeError(f"{_first_line(error)} {hint}", refused=False)
     return None
 
 
@@ -117,7 +120,7 @@ async def _connection(*where: Any, sasl_plain_password: Any = None, **more: Any)
     try:
         return await create_conn(*where, sasl_plain_password=sasl_plain_password, **more)
     except (KafkaError, OSError) as error:
-        if told := _handshake(error, more.get("sasl_mechanism")):
+        if told := _handshake(error, more.get("security_protocol", ""), more.get("sasl_mechanism")):
             raise told from error
         raise
 

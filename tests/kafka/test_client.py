@@ -105,14 +105,16 @@ async def test_a_connection_that_fails_names_the_key_that_may_be_wrong(tmp_path:
     served.load_cert_chain(certificate, key)
     plain = KafkaSettings(bootstrap_servers="127.0.0.1:1")
 
-    for hung_up in (
-        await _refused(plain, served),
-        await _refused(_tls(own)),
-        await _refused(_tls(own), said=b"what is no TLS"),
-        await _refused(plain),
+    either = "(are kafka.security_protocol and kafka.ssl_certfile right?)"
+    for hung_up, hint in (
+        (await _refused(plain, served), "(is kafka.security_protocol right?)"),
+        (await _refused(plain), "(is kafka.security_protocol right?)"),
+        (await _refused(_tls(own)), either),
+        (await _refused(_tls(own), said=b"what is no TLS"), either),
+        (await _refused(_tls(own), own.asking(own.issue("broker"))), either),
     ):
         assert "no answer from" in hung_up
-        assert hung_up.endswith("(is kafka.security_protocol right?)")
+        assert hung_up.endswith(hint)
     untrusted = await _refused(_tls(stranger), served)
     assert "refused by 127.0.0.1" in untrusted
     assert "not of an authority that is trusted (kafka.ssl_cafile)" in untrusted

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, cast
 import typer
 
 from anomalyd import __version__
-from anomalyd.errors import AnomalydError
+from anomalyd.errors import AnomalydError, ConfigError
 
 if TYPE_CHECKING:
     from anomalyd.detector.detector import Device
@@ -614,16 +614,18 @@ def pretrain(
 
 @config_app.command("check")
 def config_check(config: ConfigOption = None) -> None:
-    """Validate the configuration: says what is wrong, field by field, or what was found.
+    """Validate the configuration: says what is wrong, field by field, or what was found. Certificates, keys, passwords and tokens are read.
 
     \b
     Examples:
       anomalyd config check -c config.yaml
       ANOMALYD_ALERTS__BUDGET=0.5 anomalyd config check -c config.yaml
     """
-    from anomalyd.settings import environment_overrides, load
+    from anomalyd.settings import environment_overrides, headed, load
 
     settings = load(config)
+    if problems := settings.unusable():
+        raise ConfigError(headed(config, problems))
     typer.echo(f"{config or 'environment'}: valid")
     for line in settings.summary():
         typer.echo(f"  {line}")
@@ -705,7 +707,10 @@ def topics_create(config: ConfigOption = None) -> None:
 @topics_app.command("rights")
 def topics_rights(
     config: ConfigOption = None,
-    principal: Annotated[str, typer.Option(help="Who gets the rights.", metavar="PRINCIPAL")] = "User:anomalyd",
+    principal: Annotated[
+        str | None,
+        typer.Option(help="Who gets the rights. Default: the user of the configuration, as brokers call it.", metavar="PRINCIPAL"),
+    ] = None,
     part: Annotated[
         Literal["run", "retrain", "notify", "create"],
         typer.Option("--for", help="What this principal runs: run, retrain, notify, or create for topics create."),
@@ -718,12 +723,15 @@ def topics_rights(
       anomalyd topics rights -c config.yaml
       anomalyd topics rights -c config.yaml --for create --principal User:deploy
     """
-    from anomalyd.kafka.access import commands, rights
+    from anomalyd.kafka import access
     from anomalyd.settings import load
 
     settings = load(config)
-    for command in commands(rights(settings, part), settings.kafka.bootstrap_servers, principal):
+    user = principal or access.principal(settings.kafka)
+    for command in access.commands(access.rights(settings, part), settings.kafka.bootstrap_servers, user):
         typer.echo(command)
+    if user == access.UNKNOWN:
+        typer.echo(f"In place of {user} goes what brokers call this client, see their log: give it as --principal.", err=True)
 
 
 @state_app.command("inspect")

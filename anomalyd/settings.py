@@ -14,7 +14,7 @@ import re
 import ssl
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, get_args
 from urllib.parse import quote
@@ -310,8 +310,8 @@ class KafkaSettings(_Section):
         return self.security_protocol.endswith("SSL")
 
     def read_sasl_password(self) -> str | None:
-        """The password, out of its file if that is how it is given. Raises ConfigError if the file can no longer be read."""
-        return _secret(self.sasl_password, self.sasl_password_file, "kafka.sasl_password_file")
+        """The password, out of its file if that is how it is given. Raises ConfigError if the file can no longer be read, or is empty."""
+        return _proof(self.sasl_password, self.sasl_password_file, "kafka.sasl_password_file")
 
     @cached_property
     def ssl_context(self) -> ssl.SSLContext | None:
@@ -341,17 +341,15 @@ class KafkaSettings(_Section):
         return self.sasl_username
 
     def _ssl_context(self) -> ssl.SSLContext:
-        where = "kafka.ssl_cafile"
-        try:
-            context = ssl.create_default_context(cafile=self.ssl_cafile)
-            context.check_hostname = self.ssl_check_hostname
-            if self.ssl_certfile is not None:
-                where = "kafka.ssl_certfile, kafka.ssl_keyfile"
-                password = _secret(self.ssl_keyfile_password, self.ssl_keyfile_password_file, "kafka.ssl_keyfile_password_file")
+        context = _trusting(self.ssl_cafile, "kafka.ssl_cafile")
+        context.check_hostname = self.ssl_check_hostname
+        if self.ssl_certfile is not None:
+            password = _secret(self.ssl_keyfile_password, self.ssl_keyfile_password_file, "kafka.ssl_keyfile_password_file")
+            try:
                 # An empty password keeps OpenSSL from asking for one on the terminal, where a daemon would wait for ever.
                 context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile, password=password or "")
-        except (ssl.SSLError, OSError) as error:
-            raise ConfigError(f"{where}: {error}") from error
+            except (ssl.SSLError, OSError) as error:
+                raise ConfigError(f"kafka.ssl_certfile, kafka.ssl_keyfile: {self.ssl_certfile}, {self.ssl_keyfile}: {error}") from error
         return context
 
     def read_oauth_token(self) -> str:
@@ -362,9 +360,9 @@ class KafkaSettings(_Section):
         return token
 
     def read_oauth_client_secret(self) -> str:
-        """The secret for the token endpoint. Raises ConfigError if its file can no longer be read."""
+        """The secret for the token endpoint. Raises ConfigError if its file can no longer be read, or is empty."""
         where = "kafka.sasl_oauth_client_secret_file"
-        return _secret(self.sasl_oauth_client_secret, self.sasl_oauth_client_secret_file, where) or ""
+        return _proof(self.sasl_oauth_client_secret, self.sasl_oauth_client_secret_file, where) or ""
 
     @cached_property
     def oauth_ssl_context(self) -> ssl.SSLContext | None:
@@ -374,10 +372,7 @@ class KafkaSettings(_Section):
         return FreshContext(self._oauth_ssl_context, [] if self.sasl_oauth_cafile is None else [self.sasl_oauth_cafile])
 
     def _oauth_ssl_context(self) -> ssl.SSLContext:
-        try:
-            return ssl.create_default_context(cafile=self.sasl_oauth_cafile)
-        except (ssl.SSLError, OSError) as error:
-            raise ConfigError(f"kafka.sasl_oauth_cafile: {error}") from error
+        return _trusting(self.sasl_oauth_cafile, "kafka.sasl_oauth_cafile")
 
     def _sasl_problems(self) -> Iterator[tuple[str, str]]:
         """Keys that are missing for the mechanism, or belong to another one."""
@@ -703,13 +698,14 @@ class _ClientTls(_Section):
         return FreshContext(self._ssl_context, [file for file in files if file is not None])
 
     def _ssl_context(self) -> ssl.SSLContext:
-        try:
-            context = ssl.create_default_context(cafile=self.ssl_cafile)
-            context.check_hostname = self.ssl_check_hostname
-            if self.ssl_certfile is not None:
+        context = _trusting(self.ssl_cafile, f"{self.section}.ssl_cafile")
+        context.check_hostname = self.ssl_check_hostname
+        if self.ssl_certfile is not None:
+            try:
                 context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile, password="")
-        except (ssl.SSLError, OSError) as error:
-            raise ConfigError(f"{self.section}.ssl_cafile, ssl_certfile, ssl_keyfile: {error}") from error
+            except (ssl.SSLError, OSError) as error:
+                files = f"{self.ssl_certfile}, {self.ssl_keyfile or self.ssl_certfile}"
+                raise ConfigError(f"{self.section}.ssl_certfile, {self.section}.ssl_keyfile: {files}: {error}") from error
         return context
 
     @model_validator(mode="after")
@@ -785,7 +781,8 @@ class HttpSettings(_Section):
         try:
             context.load_cert_chain(str(self.tls_certfile), self.tls_keyfile, password="")
         except (ssl.SSLError, OSError) as error:
-            raise ConfigError(f"{self.section}.tls_certfile, {self.section}.tls_keyfile: {error}") from error
+            files = f"{self.tls_certfile}, {self.tls_keyfile}"
+            raise ConfigError(f"{self.section}.tls_certfile, {self.section}.tls_keyfile: {files}: {error}") from error
         return context
 
     def read_tokens(self) -> list[str] | None:
@@ -991,7 +988,9 @@ class AlertmanagerSettings(_ClientTls):
         else:
             # One link that is no URI costs a whole batch: Alertmanager answers 422 and takes none of it.
             if link is not None and not re.fullmatch(r"https?://[^\s/]+(/(?:[!-$&-~]|%[0-9A-Fa-f]{2})*)?", link):
-                problems.append(("generator_url", f"got {self.generator_url}, must be a URL that begins with http:// or https://"))
+                problems.append(
+                    ("generator_url", f"got {_USER.sub('…@', str(self.generator_url))}, must be a URL that begins with http:// or https://")
+                )
         _refuse(problems)
         return self
 
@@ -1115,9 +1114,32 @@ class Settings(BaseSettings):
         data["dead_letters"]["topic"] = self.dead_letter_topic
         data["state"]["prefix"] = self.state_prefix
         data["models"]["topic"] = self.models_topic
+        data["remote_write"]["headers"] = {name: str(SecretStr(value)) for name, value in self.remote_write.headers.items()}
         for shown, stream in zip(data["streams"], self.streams, strict=True):
             shown["alerts"] = self.policy(stream).model_dump(mode="json", by_alias=True)
         return data
+
+    def unusable(self) -> list[str]:
+        """What is wrong with the files that are named, as they are now: certificates, keys, passwords and tokens."""
+        kafka, servers = self.kafka, (self.http, self.retrain.http, self.alertmanager.http)
+        tries: list[Callable[[], object]] = [
+            lambda: kafka.ssl_context,
+            lambda: kafka.credentials,
+            lambda: kafka.oauth_ssl_context,
+            kafka.read_oauth_client_secret,
+            *(use for server in servers for use in (server.ssl_context, server.read_tokens)),
+            self.remote_write.ssl_context,
+            lambda: _proof(None, self.remote_write.token_file, "remote_write.token_file"),
+            self.alertmanager.ssl_context,
+            self.alertmanager.authorization,
+        ]
+        found = []
+        for use in tries:
+            try:
+                use()
+            except ConfigError as error:
+                found.append(str(error))
+        return found
 
     def needs_restart(self, fresh: "Settings") -> list[str]:
         """Keys in which fresh settings differ from these and which a running instance does not take over: all but alert policies."""
@@ -1305,7 +1327,7 @@ def load(path: Path | None) -> Settings:
     except ValidationError as error:
         details = [d for d in error.errors(include_url=False) if not (d["type"] == "too_short" and d["input"])]  # bad entries are named
         lines = list(dict.fromkeys(line for detail in details for line in _explain(detail, sources)))
-        raise ConfigError(_headed(path, lines)) from None
+        raise ConfigError(headed(path, lines)) from None
 
 
 def environment_overrides() -> list[str]:
@@ -1318,7 +1340,8 @@ def crash_at() -> str | None:
     return os.environ.get("ANOMALYD_CRASH_AT") or None
 
 
-def _headed(path: Path | None, lines: Sequence[str]) -> str:
+def headed(path: Path | None, lines: Sequence[str]) -> str:
+    """What is wrong with a configuration, under its name."""
     where = str(path) if path is not None else "no file given (-c), environment alone"
     return f"{where}: {lines[0]}" if len(lines) == 1 else "\n".join([f"{where}: {len(lines)} errors", *(f"  {line}" for line in lines)])
 
@@ -1366,8 +1389,12 @@ def _from_environment() -> tuple[dict[str, Any], dict[str, str]]:
         section, delimiter, rest = path.partition(ENV_DELIMITER)
         if section in fields:
             variables[path] = name
+        elif not delimiter and _meant(path) and not re.match("(tcp|udp|sctp)://", value):
+            variables[path] = name
+            unknown[path] = value
         elif delimiter or difflib.get_close_matches(section, fields, cutoff=0.85):
-            # Any other name is not ours: beside a service called anomalyd, Kubernetes puts ANOMALYD_PORT and the like into every pod.
+            # Any other name is not ours: beside a service called anomalyd, Kubernetes puts ANOMALYD_PORT and the like into every pod, and
+            # ANOMALYD_HTTP_PORT beside one called anomalyd-http.
             variables[path] = name
             unknown[section] = {rest: value} if delimiter else value
     try:
@@ -1380,6 +1407,25 @@ def _from_environment() -> tuple[dict[str, Any], dict[str, str]]:
     if isinstance(tree.get("streams"), dict):
         raise ConfigError(f"streams: single entries can't be set by the environment; set the whole list, as JSON in {ENV_PREFIX}STREAMS")
     return tree | unknown, variables
+
+
+def _meant(name: str) -> str | None:
+    """The key, with `ENV_DELIMITER` between its parts, that differs from a name in underscores only."""
+    return _by_letters().get(name.replace("_", ""))
+
+
+@cache
+def _by_letters() -> dict[str, str]:
+    """Every key that the environment may set, without its underscores; those that stand at the top are left to `_hint`."""
+
+    def keys(model: type[BaseModel], prefix: str) -> Iterator[str]:
+        for name, field in model.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                yield from keys(field.annotation, f"{prefix}{name}{ENV_DELIMITER}")
+            elif prefix:
+                yield prefix + name
+
+    return {key.replace("_", ""): key for key in keys(Settings, "")}
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -1414,6 +1460,22 @@ def _secret(value: SecretStr | None, file: Path | None, name: str) -> str | None
         raise ConfigError(f"{name}: {file}: {getattr(error, 'strerror', None) or error}") from None
 
 
+def _proof(value: SecretStr | None, file: Path | None, name: str) -> str | None:
+    """As `_secret`, of what nobody can have empty."""
+    secret = _secret(value, file, name)
+    if file is not None and not secret:
+        raise ConfigError(f"{name}: {file}: is empty")
+    return secret
+
+
+def _trusting(cafile: Path | None, where: str) -> ssl.SSLContext:
+    """A context that trusts the authorities of a file, or those of the system. Raises ConfigError if it holds none."""
+    try:
+        return ssl.create_default_context(cafile=cafile)
+    except OSError as error:  # ssl.SSLError is one, too
+        raise ConfigError(f"{where}: {cafile}: must hold certificates (PEM): {error}") from error
+
+
 # --- saying what is wrong -----------------------------------------------------------------------------------------
 
 
@@ -1440,7 +1502,11 @@ def _explain(error: ErrorDetails, sources: Mapping[str, str]) -> Iterator[str]:
     origin = _origin(loc, sources)
     suffix = f" (from {origin})" if origin else ""
     if error["type"] == "extra_forbidden":
-        yield _unknown_key(loc) + suffix
+        if len(loc) == 1 and (meant := _meant(str(loc[0]).lower())):
+            wanted = ENV_PREFIX + meant.upper() if origin else meant.replace(ENV_DELIMITER, ".")
+            yield f"{_path(loc)}: unknown key (did you mean {wanted}?){suffix}"
+        else:
+            yield _unknown_key(loc) + suffix
     elif error["type"] == "missing":
         yield f"{_path(loc)}: missing; {_needed(loc)}{suffix}"
     else:
@@ -1486,6 +1552,8 @@ def _wrong_value(error: ErrorDetails) -> str:
         return f"got {got}, valid are {', '.join(valid)}{_hint(str(error['input']), valid)}"
     if error["type"] == "value_error":
         return f"got {got}, {context['error']}"
+    if error["type"] == "string_type" and isinstance(error["input"], list | tuple):
+        return f"got {got}, must be one text" + (", with commas between the servers" if error["loc"][-1] == "bootstrap_servers" else "")
     describe = _MUST.get(error["type"])
     return f"got {got}, {describe(context) if describe else error['msg'][:1].lower() + error['msg'][1:]}"
 
@@ -1520,13 +1588,18 @@ _MUST: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
 }
 
 
+_USER: Final = re.compile(r'(?<=://)\S*@|(?<=^")[^\s@/]*:\S*@')
+"""User and password in front of a host. Up to the last @, since a password that nobody has encoded may hold one, or a slash."""
+
+
 def _show(value: object) -> str:
-    """A value as the operator wrote it, short; never the inside of a mapping or list, where a secret may sit."""
+    """A value as the operator wrote it, short; never a URL's password, or the inside of a mapping or list, where a secret may sit."""
     if isinstance(value, Mapping):
         return "a mapping"
     if isinstance(value, list | tuple):
         return "a list" if value else "an empty list"
     text = "nothing" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+    text = _USER.sub("…@", text)
     return text if len(text) <= 80 else text[:77] + '…"'
 
 
@@ -1536,7 +1609,10 @@ def _hint(got: str, valid: Sequence[str]) -> str:
 
 
 def _is_secret(loc: Sequence[int | str]) -> bool:
-    return any(any(word in str(part) for word in ("password", "secret", "token_url")) and not str(part).endswith("_file") for part in loc)
+    return any(
+        any(word in str(part) for word in ("password", "secret", "token_url", "headers")) and not str(part).endswith("_file")
+        for part in loc
+    )
 
 
 def _model_at(loc: Sequence[int | str]) -> type[BaseModel]:

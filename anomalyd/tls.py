@@ -63,6 +63,15 @@ class FreshContext(ssl.SSLContext):
         return tuple(_stamp(file) for file in self._files)
 
 
+def unreached(error: Exception) -> str:
+    """Why an HTTP server could not be asked, in one line: aiohttp's own text shows our context, with its address in memory."""
+    cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None)
+    if cause is None:
+        return str(error) or type(error).__name__
+    why = getattr(cause, "verify_message", None) or getattr(cause, "strerror", None) or cause
+    return f"{getattr(error, 'host', '')}:{getattr(error, 'port', '')}: {why}"
+
+
 def _stamp(file: Path) -> _Stamp:
     """What changes when a file is written anew, or, in Kubernetes, when the link on the way to it goes elsewhere."""
     try:

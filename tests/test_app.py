@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -295,3 +297,22 @@ def test_a_joint_model_does_not_score_single_series(tmp_path: Path) -> None:
 
     with pytest.raises(ArtifactError, match="is for samples of 3 values, not 1"):
         artifact_of(StreamSettings.model_validate(stream))
+
+
+def test_a_process_that_hangs_says_where_and_goes_on() -> None:
+    """In the image nothing else could."""
+    script = """
+import asyncio, os, signal
+from anomalyd.app import stop_at_signals
+async def hanging():
+    stop_at_signals(None)
+    secret = "hunter2"
+    os.kill(os.getpid(), signal.SIGUSR1)
+    print("on")
+asyncio.run(hanging())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert "in hanging" in done.stderr
+    assert "hunter2" not in done.stderr
+    assert done.stdout == "on\n"

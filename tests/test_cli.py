@@ -193,6 +193,16 @@ def test_config_check_says_what_it_found(command: Command, good: Path, monkeypat
     assert "hunter2" not in result.out
 
 
+def test_config_check_reads_the_files(command: Command, tmp_path: Path) -> None:
+    """What stands there is found by whoever writes the configuration, not by the first start."""
+    secret, path = tmp_path / "secret", tmp_path / "config.yaml"
+    secret.touch()
+    path.write_text(GOOD.replace("sasl_password: hunter2", f"sasl_password_file: {secret}") + f"http: {{token_file: {secret}}}\n")
+    told = [f"kafka.sasl_password_file: {secret}: is empty", f"http.token_file: {secret}: holds no token"]
+
+    assert command("config", "check", "-c", path) == Result(2, "", "\n  ".join([f"anomalyd: {path}: 2 errors", *told]) + "\n")
+
+
 @pytest.mark.parametrize(
     "name", [name for name in COMMANDS if name not in (["demo"], ["train"], ["pretrain"], ["config", "schema"])], ids=" ".join
 )

@@ -198,8 +198,20 @@ def test_empty_variable_counts_as_not_set(write: Write, monkeypatch: pytest.Monk
     assert load(write()).kafka.group_instance_id is None
 
 
-def test_variables_that_kubernetes_sets_beside_a_service_are_not_ours(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PORT", "SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT_9464_TCP_ADDR", "KAFKA_PORT", "HTTP_SERVICE_HOST", "TEST_KAFKA"):
+def test_variables_of_kubernetes_beside_a_service_and_of_tests_are_no_settings(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "PORT",
+        "SERVICE_HOST",
+        "SERVICE_PORT_HTTP",
+        "PORT_9464_TCP_ADDR",
+        "KAFKA_PORT",
+        "HTTP_PORT",
+        "HTTP_SERVICE_HOST",
+        "TEST_KAFKA",
+        "CRASH_AT",
+        "SIMULATION_SEEDS",
+        "FUZZ_INPUTS",
+    ):
         monkeypatch.setenv(f"ANOMALYD_{name}", "tcp://10.0.0.1:9464")
 
     assert load(write()) == load(write())
@@ -217,6 +229,13 @@ def test_variables_that_kubernetes_sets_beside_a_service_are_not_ours(write: Wri
         ),
         ("ANOMALYD_KAFK__GROUP_ID", "a", "kafk: unknown key (did you mean kafka?), valid are kafka, streams"),
         ("ANOMALYD_MAX_SERIE", "5", "max_serie: unknown key (did you mean max_series?), valid are"),
+        (
+            "ANOMALYD_KAFKA_BOOTSTRAP_SERVERS",
+            "a:1",
+            "kafka_bootstrap_servers: unknown key (did you mean ANOMALYD_KAFKA__BOOTSTRAP_SERVERS?)",
+        ),
+        ("ANOMALYD_LOGLEVEL", "debug", "loglevel: unknown key (did you mean ANOMALYD_LOG__LEVEL?) (from ANOMALYD_LOGLEVEL)"),
+        ("ANOMALYD_RETRAIN_HTTP_PORT", "1", "retrain_http_port: unknown key (did you mean ANOMALYD_RETRAIN__HTTP__PORT?)"),
         ("ANOMALYD_SCORES__TOPIC", "a b", 'scores.topic: got "a b", must be a Kafka topic name'),
         ("ANOMALYD_STREAMS__0__NAME", "x", "streams: single entries can't be set by the environment"),
         ("ANOMALYD_STREAMS", "hosts", "streams: ANOMALYD_STREAMS: must be JSON, such as [{"),
@@ -248,6 +267,11 @@ def mute(**fields: object) -> dict[str, Any]:
     ("sections", "message"),
     [
         ({"alerts": {"budget": -1}}, "alerts.budget: got -1, must be greater than 0"),
+        (
+            {"kafka": {"bootstrap_servers": ["a:1", "b:1"]}},
+            "kafka.bootstrap_servers: got a list, must be one text, with commas between the servers",
+        ),
+        ({"streams": [STREAM | {"name": ["a"]}]}, "streams[0].name: got a list, must be one text"),
         ({"alerts": {"budget": float("inf")}}, "alerts.budget: got Infinity, must be a finite number"),
         ({"alerts": {"budget": "much"}}, 'alerts.budget: got "much", must be a number'),
         ({"alerts": {"min_deviation": -1}}, "alerts.min_deviation: got -1, must be at least 0"),
@@ -560,8 +584,11 @@ def test_tls_context_follows_the_settings(write: Write, tmp_path: Path) -> None:
     assert not context.check_hostname
     with pytest.raises(ConfigError, match=r"kafka\.ssl_certfile, kafka\.ssl_keyfile: "):
         assert load(write(kafka=client)).kafka.ssl_context
-    with pytest.raises(ConfigError, match=r"kafka\.ssl_cafile: "):
+    with pytest.raises(ConfigError, match=rf"kafka\.ssl_cafile: {password}: must hold certificates"):
         assert load(write(kafka=tls | {"ssl_cafile": str(password)})).kafka.ssl_context
+    wrong = {"ssl_cafile": str(password)}
+    told = load(write(kafka=tls | wrong, alertmanager=wrong, remote_write=wrong)).unusable()
+    assert [line.split(":")[0] for line in told] == ["kafka.ssl_cafile", "remote_write.ssl_cafile", "alertmanager.ssl_cafile"]
     rotated = load(write(kafka=client | {"ssl_keyfile_password_file": str(password)})).kafka
     before = rotated.ssl_context
     certificate.write_text("half of a pair")

@@ -3,6 +3,7 @@
 `rights` is the one list: `anomalyd topics rights` prints it as commands, and the tests run everything with exactly these.
 """
 
+import shlex
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
@@ -20,7 +21,7 @@ from aiokafka.protocol.admin import DescribeGroupsResponse_v3
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Array, Boolean, Int16, Int32, Schema, String
 
-from anomalyd.settings import Settings
+from anomalyd.settings import KafkaSettings, Settings
 
 Operation = Literal["Read", "Write", "Create", "Describe", "DescribeConfigs"]
 Part = Literal["run", "retrain", "notify", "create"]
@@ -28,6 +29,9 @@ Part = Literal["run", "retrain", "notify", "create"]
 
 _BITS: Final[dict[Operation, int]] = {"Read": 3, "Write": 4, "Create": 5, "Describe": 8, "DescribeConfigs": 10}
 """Numbers of the operations in the brokers' answers (KIP-430)."""
+
+UNKNOWN: Final = "User:NAME"
+"""Stands for a principal that only brokers know."""
 
 _UNTOLD: Final = -(1 << 31)
 """The answer of brokers that do not say which operations are allowed."""
@@ -104,7 +108,7 @@ def commands(wanted: Iterable[Right], servers: str, principal: str) -> list[str]
     return [
         " ".join(
             [
-                f"kafka-acls.sh --bootstrap-server {servers} --add --allow-principal {principal}",
+                f"kafka-acls.sh --bootstrap-server {servers} --add --allow-principal {shlex.quote(principal)}",
                 *(f"--operation {operation}" for operation in allowed),
                 f"--{kind} {name}",
                 *(["--resource-pattern-type prefixed"] if prefixed else []),
@@ -114,10 +118,16 @@ def commands(wanted: Iterable[Right], servers: str, principal: str) -> list[str]
     ]
 
 
+def principal(kafka: KafkaSettings) -> str:
+    """Who we are to brokers; `UNKNOWN` where they make a name of a token, or of a certificate by rules of their own."""
+    if kafka.uses_sasl:
+        return f"User:{kafka.sasl_username}" if kafka.sasl_username else UNKNOWN
+    return UNKNOWN if kafka.ssl_certfile is not None else "User:ANONYMOUS"
+
+
 def refused(lacking: Sequence[Right], settings: Settings) -> str:
     """What to tell the operator about rights that are lacking, with the commands that grant them."""
-    user = settings.kafka.sasl_username
-    grants = commands(lacking, settings.kafka.bootstrap_servers, f"User:{user or 'NAME'}")
+    grants = commands(lacking, settings.kafka.bootstrap_servers, principal(settings.kafka))
     return "\n  ".join([f"Kafka: not allowed: {', '.join(map(str, lacking))}; an administrator of the cluster grants it with", *grants])
 
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import ssl
 from typing import Any, ClassVar, Final, Protocol
 
 import aiokafka.client
@@ -21,6 +22,9 @@ METADATA_MAX_AGE_MS: Final = 15_000
 """So soon does a topic that was missing get noticed; the client's own five minutes would look like a hang."""
 
 CLOSE_DEADLINE_S: Final = 3.0
+
+_OTHER_HOST: Final = frozenset({62, 64})
+"""X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
 
 _TASKS: Final = ("_fetch_task", "_coordination_task", "_heartbeat_task", "_commit_refresh_task", "_reset_committed_task")
 """Of a consumer's parts, that go on for ever."""
@@ -63,6 +67,49 @@ _REFUSED: Final[dict[str, str]] = {
 }
 
 
+class _HandshakeError(KafkaConnectionError):  # type: ignore[misc]  # the client ships no types
+    """A connection that came to nothing, in the operator's words; the client tries again."""
+
+    def __init__(self, told: str, *, refused: bool) -> None:
+        super().__init__(told)
+        self.refused = refused
+        """Whether somebody answered, and did not want us; not: whether it was a broker is not known."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+_WRONG_PROTOCOL: Final = "(is kafka.security_protocol right?)"
+_WRONG_PROTOCOL_OR_CERTIFICATE: Final = "(are kafka.security_protocol and kafka.ssl_certfile right?)"
+
+
+def _handshake(error: Exception, protocol: str, mechanism: str | None) -> _HandshakeError | None:
+    """What an error while a connection is made says about the configuration; None where it says nothing.
+
+    Args:
+        error: of TCP, TLS, SASL or the first request.
+        protocol: as in `kafka.security_protocol`.
+        mechanism: of SASL.
+    """
+    if isinstance(error, ssl.SSLCertVerificationError):
+        named = error.verify_code in _OTHER_HOST
+        keys = (
+            "does not name this host (kafka.ssl_check_hostname)" if named else "is not of an authority that is trusted (kafka.ssl_cafile)"
+        )
+        return _HandshakeError(f"its certificate {keys}: {error.verify_message}", refused=True)
+    if isinstance(error, kafka_errors.UnsupportedSaslMechanismError):
+        return _HandshakeError(f"kafka.sasl_mechanism {mechanism} is none of those that it takes", refused=True)
+    if isinstance(error, kafka_errors.SaslAuthenticationFailed):
+        keys = "kafka.sasl_oauth_*" if mechanism == "OAUTHBEARER" else "kafka.sasl_username, kafka.sasl_password_file"
+        return _HandshakeError(f"it does not take these credentials ({keys}): {_first_line(error)}", refused=True)
+    # Who speaks something else hangs up, or answers what is no TLS. So does who wants a certificate: its alert comes too late to be told.
+    hung_up = isinstance(error, KafkaConnectionError) and "Connection at" in str(error)
+    if hung_up or isinstance(error, ssl.SSLError | ConnectionResetError | ConnectionAbortedError | kafka_errors.IllegalSaslStateError):
+        hint = _WRONG_PROTOCOL_OR_CERTIFICATE if protocol.endswith("SSL") else _WRONG_PROTOCOL
+        return _HandshakeError(f"{_first_line(error)} {hint}", refused=False)
+    return None
+
+
 async def _connection(*where: Any, sasl_plain_password: Any = None, **more: Any) -> AIOKafkaConnection:  # noqa: ANN401  the client's own
     """A connection of a client, with the password as it is now: the client itself would go on with the one that it was made with."""
     if callable(sasl_plain_password):
@@ -70,7 +117,12 @@ async def _connection(*where: Any, sasl_plain_password: Any = None, **more: Any)
             sasl_plain_password = sasl_plain_password()
         except ConfigError as error:  # the client tries again after an error of its own kind, and dies of any other
             raise KafkaConnectionError(str(error)) from error
-    return await create_conn(*where, sasl_plain_password=sasl_plain_password, **more)
+    try:
+        return await create_conn(*where, sasl_plain_password=sasl_plain_password, **more)
+    except (KafkaError, OSError) as error:
+        if told := _handshake(error, more.get("security_protocol", ""), more.get("sasl_mechanism")):
+            raise told from error
+        raise
 
 
 aiokafka.client.create_conn = _connection
@@ -144,13 +196,20 @@ def _named(error: BaseException, name: str, settings: KafkaSettings) -> str:
 
 def unavailable(error: Exception, settings: KafkaSettings) -> AnomalydError:
     """The error for commands that do not wait for brokers."""
-    return refusal(error, settings) or KafkaUnavailableError(f"Kafka: no answer from {settings.bootstrap_servers}: {reason(error)}")
+    refused = _is_of_bootstrap(error) and ClientLog.installed.refused
+    return refusal(error, settings) or KafkaUnavailableError(
+        f"Kafka: {'refused by' if refused else 'no answer from'} {settings.bootstrap_servers}: {reason(error)}"
+    )
 
 
 def reason(error: Exception) -> str:
     """Why an attempt failed, in one line. The client logs causes such as a refused password and raises only "unable to bootstrap"."""
     cause = ClientLog.installed.last
-    return cause if "bootstrap" in str(error) and cause else _first_line(error)
+    return cause if _is_of_bootstrap(error) and cause else _first_line(error)
+
+
+def _is_of_bootstrap(error: Exception) -> bool:
+    return "bootstrap" in str(error)
 
 
 def _first_line(error: BaseException) -> str:
@@ -169,12 +228,17 @@ class ClientLog(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.last = ""
+        self.refused = False
+        """Whether that was a broker's word."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keeps the first line; never writes a traceback."""
         text = record.getMessage().splitlines()[0] if record.getMessage() else ""
         if "connect" in text or "Unable" in text:
-            self.last = text
+            arguments = record.args if isinstance(record.args, tuple) else ()
+            self.refused = any(isinstance(argument, _HandshakeError) and argument.refused for argument in arguments)
+            # The first request after the handshake: a listener with SASL hangs up on those who come without.
+            self.last = f"{text} {_WRONG_PROTOCOL}" if "request metadata from" in text and text.endswith("closed") else text
         _log.debug("kafka_client", message=text, level_of_client=record.levelname.lower())
 
 

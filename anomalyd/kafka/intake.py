@@ -11,9 +11,9 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import OffsetAndMetadata
 
 from anomalyd.batch import Record, Source
-from anomalyd.errors import TopicError
+from anomalyd.errors import KafkaUnavailableError, TopicError
 from anomalyd.kafka import client
-from anomalyd.kafka.past import offsets_since, partitions_of
+from anomalyd.kafka.past import absent, offsets_since, partitions_of
 from anomalyd.kafka.salvage import UNREADABLE, first_readable
 from anomalyd.settings import KafkaSettings
 
@@ -39,15 +39,19 @@ class Intake:
     Args:
         settings: how to reach Kafka.
         topics: they have to exist.
+        ours: whether anomalyd makes them.
         group: whose offsets are committed, so that its lag can be seen; it assigns nothing. None: no group.
         since_ms: partitions without a position begin at the first record produced then; None: at the beginning of their log.
     """
 
-    def __init__(self, settings: KafkaSettings, topics: Sequence[str], group: str | None, since_ms: int | None = None) -> None:
+    def __init__(
+        self, settings: KafkaSettings, topics: Sequence[str], group: str | None, since_ms: int | None = None, *, ours: bool = False
+    ) -> None:
         self._settings = settings
         self._topics = tuple(topics)
         self._group = group
         self._since_ms = since_ms
+        self._remedy = "; make with: anomalyd topics create -c CONFIG" if ours else ""
         self._client: AIOKafkaConsumer | None = None
         self._ends: dict[TopicPartition, int] = {}  # when the connection was opened
         self._answered_s = 0.0  # when brokers were last known to answer
@@ -103,7 +107,7 @@ class Intake:
         """Now and then, while nothing arrives: brokers that are away raise nothing, the client just finds no records.
 
         Raises:
-            KafkaUnavailableError: no answer. The connection is kept, since some partitions may still be read.
+            KafkaUnavailableError: no answer, or a topic is gone. The connection is kept, since some partitions may still be read.
         """
         if time.monotonic() - self._answered_s < _LOOK_EVERY_S:
             return
@@ -111,8 +115,13 @@ class Intake:
             async with asyncio.timeout(_LOOK_DEADLINE_S):
                 await consumer.end_offsets(list(self._ends))
         except (KafkaError, OSError) as error:
+            if gone := await absent(consumer, self._topics, _LOOK_DEADLINE_S):
+                raise KafkaUnavailableError(self._missing(", ".join(gone))) from error
             raise client.unavailable(error, self._settings) from error
         self._answered_s = time.monotonic()
+
+    def _missing(self, topics: str) -> str:
+        return f"topic {topics} missing, or not to be seen by this user{self._remedy}"
 
     async def caught_up(self) -> bool:
         """Whether everything was read that was there when the connection was opened."""
@@ -172,7 +181,7 @@ class Intake:
         for topic in self._topics:
             own = await partitions_of(consumer, topic)
             if not own:
-                raise TopicError(f"topic {topic} missing, or not to be seen by this user")
+                raise TopicError(self._missing(topic))
             found += own
         return found
 

@@ -20,6 +20,7 @@ from aiokafka.errors import KafkaConnectionError
 
 from anomalyd.errors import ConfigError
 from anomalyd.settings import KafkaSettings
+from anomalyd.tls import unreached
 
 _DEADLINE_S: Final = 10.0
 _RENEW_AT: Final = 0.8
@@ -130,7 +131,7 @@ class EndpointTokens(AbstractTokenProvider):  # type: ignore[misc]  # the client
         except ConfigError as error:
             raise _TokenError(str(error)) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:  # a deadline is an OSError, too
-            raise self._error(str(error) or type(error).__name__) from error
+            raise self._error(unreached(error)) from error
 
     def _read(self, status: int, body: bytes) -> dict[str, Any]:
         """The fields of an answer. Of its text only the error code is told: what else is in it may be secret."""

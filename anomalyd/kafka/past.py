@@ -1,7 +1,7 @@
 """A stretch of a topic that has an end: what was committed when somebody looked, from a time or a number of records on. For no group."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -84,6 +84,16 @@ async def partitions_of(consumer: AIOKafkaConsumer, topic: str) -> list[TopicPar
         return []
     await consumer._client.add_topic(topic)  # noqa: SLF001  subscribing would be the public way; it wants a group, and assigns
     return [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
+
+
+async def absent(consumer: AIOKafkaConsumer, topics: Iterable[str], within_s: float) -> list[str]:
+    """Those that are not there, by brokers that answer in time: the client says of a topic that was deleted only that nobody answered."""
+    try:
+        async with asyncio.timeout(within_s):
+            there = await consumer.topics()
+    except (KafkaError, OSError):
+        return []
+    return [topic for topic in topics if topic not in there]
 
 
 async def offsets_since(

@@ -9,7 +9,14 @@ from typing import Any, Final, Literal
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import IncompatibleBrokerVersion, KafkaError, TopicAlreadyExistsError, TopicAuthorizationFailedError, for_code
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    IncompatibleBrokerVersion,
+    KafkaError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+    for_code,
+)
 
 from anomalyd.errors import KafkaRefusedError, TopicError
 from anomalyd.kafka import access, client
@@ -40,6 +47,8 @@ MODELS_CONFIG: Final[dict[str, str]] = {"cleanup.policy": "compact", "segment.by
 
 LEAST_MODELS_MESSAGE_BYTES: Final = 1_000_000
 """Brokers take a little more unless they are told otherwise; models are cut into parts for it."""
+
+_NOT_ALLOWED: Final = frozenset({TopicAuthorizationFailedError.errno, ClusterAuthorizationFailedError.errno})
 
 _DEADLINE_S: Final = 60.0
 _VISIBLE_S: Final = 15.0
@@ -213,6 +222,12 @@ async def verify(settings: Settings) -> None:
     wrong = [f"topic {line.topic} ({line.role}) {line.text}" for line in lines if line.status == "mismatch"]
     if missing := [line.topic for line in lines if line.status == "missing" or (line.status == "waits" and line.role != "state")]:
         wrong.insert(0, f"topic{'s' if len(missing) > 1 else ''} {', '.join(missing)} missing; make with: anomalyd topics create -c CONFIG")
+        # With nothing to read it would make none of them: it takes the number of partitions from there.
+        wrong[1:1] = [
+            f"topic {line.topic} (input) missing, {line.text}; the others need it first"
+            for line in survey.lines
+            if line.role == "input" and line.status == "missing"
+        ]
     if wrong:
         raise TopicError("\n".join(wrong))
 
@@ -326,7 +341,10 @@ async def make(admin: AIOKafkaAdminClient, settings: Settings) -> list[Line]:
         if code in (0, TopicAlreadyExistsError.errno):  # a colleague may have been faster
             done[need.name] = Line(need.name, need.role, "created" if code == 0 else "ok", _describe(need))
         else:
-            done[need.name] = Line(need.name, need.role, "error", f"not created: {text or for_code(code).description}")
+            why = f"not created: {text or for_code(code).description}"
+            if code in _NOT_ALLOWED:
+                why += "; `anomalyd topics rights --for create -c CONFIG` prints what grants it"
+            done[need.name] = Line(need.name, need.role, "error", why)
     await _wait_until_visible(admin, [name for name, line in done.items() if line.status != "error"])
     return [done.get(line.topic, line) for line in lines]
 

@@ -59,7 +59,7 @@ class Notifier:
         self.metrics.begin(self._own.queue)
         # What ends while nobody tells of it has ended everywhere by itself as soon as its end is not told any more.
         self._book = Book(max(RESOLVED_MS, round(OPEN_FOR * self._own.resend_s * 1000)))
-        self._alerts = Intake(settings.kafka, [settings.alerts.topic], None)
+        self._alerts = Intake(settings.kafka, [settings.alerts.topic], None, ours=True)
         self._members: dict[Address, tuple[Member, asyncio.Task[None]]] = {}
         self._stop = asyncio.Event()
         self._reading = False

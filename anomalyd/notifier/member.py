@@ -18,6 +18,7 @@ from anomalyd.kafka.client import Backoff
 from anomalyd.notifier.wire import Labels, Post
 from anomalyd.settings import AlertmanagerSettings
 from anomalyd.telemetry.notifying import NotifyMetrics
+from anomalyd.tls import unreached
 
 OPEN_FOR: Final = 4.0
 """An open alert ends after so many rounds that nobody has sent it again."""
@@ -232,7 +233,7 @@ class Member:
         except TimeoutError as error:
             raise _Failed("timeout", f"no answer after {settings.timeout_s:g} s") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:  # a ValueError: no request can be made of this name or header
-            raise _Failed("unreachable", str(error) or type(error).__name__) from error
+            raise _Failed("unreachable", unreached(error)) from error
         self._metrics.answered(time.monotonic() - began_s)
         if 200 <= answer.status < 300:
             return

@@ -20,6 +20,7 @@ import structlog
 from anomalyd.batch import Points
 from anomalyd.remote.protobuf import HEADERS
 from anomalyd.remote.series import Names, Request, Requests
+from anomalyd.tls import unreached
 
 _FIRST_PAUSE_S: Final = 0.1
 _MOST_PAUSE_S: Final = 30.0
@@ -169,7 +170,7 @@ class RemoteWriter:
                         self._tell(reason, request.samples)
                         return
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-                reason = str(error) or type(error).__name__
+                reason = unreached(error)
             self._metrics.remote_failed()
             self._tell(reason, 0)
             with contextlib.suppress(TimeoutError):

@@ -149,7 +149,7 @@ class Retrainer:
             settings.retrain_group,
             round((time.time() - settings.retrain.reread_s) * 1000),
         )
-        self._alerts = Intake(settings.kafka, [settings.alerts.topic], None)
+        self._alerts = Intake(settings.kafka, [settings.alerts.topic], None, ours=True)
         self._stop = asyncio.Event()
         # Of its own: the end of the event loop waits for the usual ones, and a round takes minutes.
         self._worker = ThreadPoolExecutor(1, f"{WORKER}-rounds")

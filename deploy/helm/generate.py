@@ -64,7 +64,10 @@ def values_schema() -> dict[str, Any]:
 
 
 def configuration_schema() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configuration's schema and its definitions, without the keys that hold a secret: values end up in ConfigMaps."""
+    """The configuration's schema and its definitions, without what cannot be meant in a pod.
+
+    That are keys and URLs that hold a secret, since values end up in ConfigMaps, and HTTP servers that nobody outside reaches.
+    """
     whole = Settings.model_json_schema(by_alias=True)
     definitions = {f"config-{name}": definition for name, definition in whole.pop("$defs").items()}
     for definition in [whole, *definitions.values()]:
@@ -74,6 +77,13 @@ def configuration_schema() -> tuple[dict[str, Any], dict[str, Any]]:
         for value in properties.values():
             value.pop("title", None)
             value.pop("description", None)  # docs/configuration.md has them
+    for name, definition in definitions.items():
+        if name.endswith("HttpSettings"):  # probes come from the node, to a port that stands in the pod
+            definition["properties"]["port"]["minimum"] = 1
+            definition["properties"]["host"]["not"] = {"pattern": r"^(127\.|localhost$|\[?::1\]?$)"}
+        for key, value in definition.get("properties", {}).items():
+            if re.search("(^|_)urls?$", key):
+                value.get("items", value)["not"] = {"type": "string", "pattern": "^[^/]*//[^/?#]*@"}
     renamed = json.loads(json.dumps([whole, definitions]).replace("#/$defs/", "#/$defs/config-"))
     return renamed[0], renamed[1]
 

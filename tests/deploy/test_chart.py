@@ -170,6 +170,12 @@ def test_the_oldest_helm_renders_the_same(chart: Chart, chart_of_old: Chart, sce
         (["config.streams=[]"], "/config/streams"),
         (['config.streams=[{"name": "a", "topics": ["t"], "format": "csv"}]'], "/config/streams/0/format"),
         (["config.http.port=70000"], "/config/http/port"),
+        (["config.http.port=0"], "/config/http/port"),
+        (["config.retrain.http.port=0"], "/config/retrain/http/port"),
+        (['config.alertmanager.http.host="127.0.0.1"'], "/config/alertmanager/http/host"),
+        (['config.http.host="localhost"'], "/config/http/host"),
+        (['config.alertmanager.urls=["http://u:hunter2@am:9093"]'], "/config/alertmanager/urls/0"),
+        (['config.remote_write.url="https://u:hunter2@prometheus/api/v1/write"'], "/config/remote_write/url"),
         (["config.alert={}"], "'alert' not allowed"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -532,6 +538,28 @@ def test_https_is_probed_and_scraped_where_the_process_serves_it(chart: Chart) -
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             assert container[probe]["httpGet"]["scheme"] == scheme.upper()
         assert one(objects, "PodMonitor", name)["spec"]["podMetricsEndpoints"][0]["scheme"] == scheme
+
+
+def test_a_token_goes_to_who_asks_for_it_and_never_in_clear_to_the_others(chart: Chart) -> None:
+    endpoint = 'metrics.endpoint={"authorization": {"type": "Bearer"}, "tlsConfig": {"serverName": "a"}}'
+
+    def proofs(*settings: str) -> list[set[str]]:
+        given = ('metrics.monitor="ServiceMonitor"', "retrainer.enabled=true", endpoint, *settings)
+        objects = list(yaml.safe_load_all(chart.template("minimal", given, "--skip-schema-validation").stdout))
+        names = ("test-anomalyd", "test-anomalyd-retrainer")
+        monitors = [one(objects, "ServiceMonitor", name)["spec"]["endpoints"][0] for name in names]
+        return [monitor.keys() & {"authorization", "tlsConfig"} for monitor in monitors]
+
+    secured = 'config.http={"tls_certfile": "/a", "tls_keyfile": "/b", "token_file": "/c"}'
+    assert proofs(secured) == [{"authorization", "tlsConfig"}, set()]
+    assert proofs() == [{"authorization"}, {"authorization"}]  # of a proxy in front
+
+
+def test_runbooks_are_found_with_and_without_a_slash(chart: Chart) -> None:
+    objects = chart.render("full", 'metrics.rules.runbooks="https://wiki.example.com/anomalyd"')
+    rules = [rule for group in one(objects, "PrometheusRule")["spec"]["groups"] for rule in group["rules"]]
+
+    assert "https://wiki.example.com/anomalyd/AnomalydDown.md" in [rule.get("annotations", {}).get("runbook_url") for rule in rules]
 
 
 def test_notes_say_what_is_next(chart: Chart) -> None:

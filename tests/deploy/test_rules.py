@@ -35,7 +35,7 @@ def metric_names() -> set[str]:
     names = set[str]()
     for metrics in declaring:
         for metric in metrics().declared:
-            names |= {metric.name + suffix for suffix in (("_bucket", "_sum", "_count", "") if metric.kind == "histogram" else ("",))}
+            names |= {metric.name + suffix for suffix in (("_bucket", "_sum", "_count") if metric.kind == "histogram" else ("",))}
     return names
 
 
@@ -84,11 +84,22 @@ def test_runbooks_speak_of_what_there_is(path: Path) -> None:
 
     named = {name for piece in code for name in re.findall(r"[a-z_]*:?anomalyd_[a-z0-9_:]+", piece)}
     assert named - recorded - metric_names() == set()
-    commands = {match for piece in code if (match := re.match(r"anomalyd ((?:[a-z]+ ?)+)", " ".join(piece.split())))}
+    commands = [match for piece in code if (match := re.match(r"anomalyd ((?:[a-z]+ ?)+)", " ".join(piece.split())))]
     assert [match[0] for match in commands if not _is_command(match[1].split())] == []
+    assert [match.string for match in commands if _lacks(match.string, match[1].split())] == []
     assert {event for event in re.findall(r"`(\w+)` in (?:the|its|the retrainer's) log", text) if event not in EVENTS} == set()
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
     assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+def _lacks(text: str, words: list[str]) -> bool:
+    """Whether a command is written without an option that it needs, or without the configuration that it takes."""
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        command = command.commands[word] if word in getattr(command, "commands", {}) else command
+    given = set(text.split())
+    wanted = [option for option in command.params if option.opts[0].startswith("-") and (option.required or "-c" in option.opts)]
+    return "--help" not in given and any(given.isdisjoint(option.opts) for option in wanted)
 
 
 def _is_command(words: list[str]) -> bool:

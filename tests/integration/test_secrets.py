@@ -89,6 +89,32 @@ def test_a_configuration_is_shown_and_refused_without_them(
     assert "kafka" in clean(said.out + said.err)
 
 
+@pytest.mark.parametrize(
+    ("sections", "code"),
+    [
+        ({"remote_write": {"headers": {"Authorization": f"Bearer {PLANTED['client-secret']}"}}}, 0),
+        ({"remote_write": {"headers": {"Authorization": [PLANTED["client-secret"]]}}}, 2),
+        ({"remote_write": {"url": f"https://me:{PLANTED['password']}/@x@a/"}}, 2),
+        ({"alertmanager": {"urls": [f"http://me:{PLANTED['password']}@a:9093"]}}, 2),
+        ({"alertmanager": {"proxy_url": f"me:{PLANTED['password']}@a:3128"}}, 2),
+        ({"alertmanager": {"generator_url": f"http://{PLANTED['password']}@a/{{x"}}, 2),
+        ({"kafka": {"bootstrap_servers": f"SASL://me:{PLANTED['password']}@a:1"}}, 2),
+    ],
+)
+def test_urls_and_headers_are_shown_and_refused_without_them(
+    sections: dict[str, Any], code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"kafka": {"bootstrap_servers": "a:1"}, "streams": [STREAM]} | sections))
+
+    with pytest.raises(SystemExit) as ended:
+        main(["config", "show", "-c", str(config)])
+
+    assert int(ended.value.code or 0) == code
+    said = capsys.readouterr()
+    assert str(config) in clean(said.out + said.err) or "Authorization: '**" in said.out
+
+
 def test_what_nobody_can_connect_with_is_told_without_them(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     kafka = OAUTH | {"sasl_oauth_client_secret": PLANTED["client-secret"]}

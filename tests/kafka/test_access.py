@@ -5,7 +5,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from anomalyd.kafka import access
 from anomalyd.kafka.access import Right, commands, rights
-from anomalyd.settings import Settings
+from anomalyd.settings import KafkaSettings, Settings
 
 
 def configured(**more: object) -> Settings:
@@ -57,6 +57,20 @@ def test_commands_are_one_a_resource() -> None:
         f"{start} --operation Read --operation Write --topic a",
         f"{start} --operation Write --transactional-id s. --resource-pattern-type prefixed",
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "User:ANONYMOUS"),
+        ({"security_protocol": "SSL"}, "User:ANONYMOUS"),
+        ({"security_protocol": "SSL", "ssl_certfile": __file__, "ssl_keyfile": __file__}, access.UNKNOWN),
+        ({"security_protocol": "SASL_SSL", "sasl_mechanism": "PLAIN", "sasl_username": "me", "sasl_password": "x"}, "User:me"),
+        ({"security_protocol": "SASL_SSL", "sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_file": __file__}, access.UNKNOWN),
+    ],
+)
+def test_rights_go_to_the_user_that_the_configuration_names(given: dict[str, str], expected: str) -> None:
+    assert access.principal(KafkaSettings.model_validate({"bootstrap_servers": "b:1"} | given)) == expected
 
 
 @pytest.mark.parametrize("broker", ["kafka", "mock_kafka"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import ssl
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from structlog.testing import capture_logs
 from anomalyd.errors import KafkaUnavailableError
 from anomalyd.kafka import client
 from anomalyd.settings import KafkaSettings
+from tests.support.certificates import Authority
 
 SETTINGS = KafkaSettings(bootstrap_servers="127.0.0.1:9092", group_id="mine")
 
@@ -68,6 +70,79 @@ async def test_a_password_that_cannot_be_read_is_a_connection_that_failed(tmp_pa
     await admin.close()
 
     assert "kafka.sasl_password_file: " in client.reason(refused.value)
+
+
+def _tls(authority: Authority, **more: object) -> KafkaSettings:
+    return KafkaSettings.model_validate(
+        {"bootstrap_servers": "127.0.0.1:1", "security_protocol": "SSL", "ssl_cafile": authority.certificate, **more}
+    )
+
+
+async def _refused(settings: KafkaSettings, served: ssl.SSLContext | None = None, said: bytes = b"") -> str:
+    """What is told of a server that says something to whoever comes, and hangs up."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(said)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=served) as server:
+        port = server.sockets[0].getsockname()[1]
+        here = settings.model_copy(update={"bootstrap_servers": f"127.0.0.1:{port}"})
+        admin = AIOKafkaAdminClient(**client.options(here))
+        with pytest.raises(KafkaConnectionError) as failed:
+            await admin.start()
+        await admin.close()
+    told = client.unavailable(failed.value, here)
+    assert isinstance(told, KafkaUnavailableError)  # it is waited for
+    return str(told)
+
+
+async def test_a_connection_that_fails_names_the_key_that_may_be_wrong(tmp_path: Path) -> None:
+    own, stranger = Authority(tmp_path, "own"), Authority(tmp_path, "stranger")
+    certificate, key = own.issue("broker")
+    served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    served.load_cert_chain(certificate, key)
+    plain = KafkaSettings(bootstrap_servers="127.0.0.1:1")
+
+    either = "(are kafka.security_protocol and kafka.ssl_certfile right?)"
+    for hung_up, hint in (
+        (await _refused(plain, served), "(is kafka.security_protocol right?)"),
+        (await _refused(plain), "(is kafka.security_protocol right?)"),
+        (await _refused(_tls(own)), either),
+        (await _refused(_tls(own), said=b"what is no TLS"), either),
+        (await _refused(_tls(own), own.asking(own.issue("broker"))), either),
+    ):
+        assert "no answer from" in hung_up
+        assert hung_up.endswith(hint)
+    untrusted = await _refused(_tls(stranger), served)
+    assert "refused by 127.0.0.1" in untrusted
+    assert "not of an authority that is trusted (kafka.ssl_cafile)" in untrusted
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (for_code(58)("wrong"), "(kafka.sasl_username, kafka.sasl_password_file): [Error 58] SaslAuthenticationFailed: wrong"),
+        (for_code(33)(object()), "kafka.sasl_mechanism PLAIN is none of those that it takes"),
+    ],
+)
+async def test_what_a_broker_refuses_is_no_silence(error: Exception, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(client, "create_conn", refuse)
+    sasl = {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN", "sasl_username": "me", "sasl_password": "x"}
+    settings = KafkaSettings.model_validate({"bootstrap_servers": "127.0.0.1:1", **sasl})
+    admin = AIOKafkaAdminClient(**client.options(settings))
+    with pytest.raises(KafkaConnectionError) as failed:
+        await admin.start()
+    await admin.close()
+
+    said = str(client.unavailable(failed.value, settings))
+    assert said.startswith("Kafka: refused by 127.0.0.1:1: ")
+    assert said.endswith(told)
+    assert "object at 0x" not in said
 
 
 def test_a_stolen_instance_id_is_recognised_although_the_client_wraps_it_and_does_not_know_it() -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+from aiokafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions
 
@@ -42,6 +43,29 @@ async def test_partitions_that_are_added_are_read_from_their_beginning(kafka: st
         assert sorted(map(bytes, filter(None, await read(source, lambda found: len(found) >= 2)))) == [b"added", b"as ever"]
     finally:
         await source.close()
+
+
+async def test_a_topic_that_is_gone_is_named() -> None:
+    """The client says that nobody answers, and goes on."""
+
+    class Deleted:
+        async def getmany(self, **_: int) -> dict[TopicPartition, list[bytes]]:
+            return {}
+
+        def partitions_for_topic(self, _: str) -> None:
+            return None
+
+        async def end_offsets(self, _: list[TopicPartition]) -> dict[TopicPartition, int]:
+            raise TimeoutError
+
+        async def topics(self) -> set[str]:
+            return {"another"}
+
+    source = Intake(KafkaSettings(bootstrap_servers="127.0.0.1:1"), ["alerts", "another"], None, ours=True)
+    source._client = Deleted()  # noqa: SLF001  a broker that deletes would take minutes of the client's patience
+
+    with pytest.raises(KafkaUnavailableError, match=r"^topic alerts missing, .*make with: anomalyd topics create"):
+        await source.poll()
 
 
 async def test_brokers_that_are_away_are_told_and_nothing_is_lost(breakable_kafka: Cluster) -> None:

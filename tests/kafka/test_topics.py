@@ -267,8 +267,9 @@ class TestOnABroker:
         told = capsys.readouterr().out
         assert "its producers own it" in told
         assert "run this again" in told
-        with pytest.raises(TopicError, match="anomalyd topics create"):
+        with pytest.raises(TopicError, match="anomalyd topics create") as refused:
             asyncio.run(topics.verify(settings))
+        assert f"topic {settings.streams[0].topics[0]} (input) missing" in str(refused.value)
 
     def test_an_error_of_a_single_topic_is_not_lost(self, kafka: str, capsys: pytest.CaptureFixture[str]) -> None:
         """The brokers put it into the answer, and the client raises nothing."""

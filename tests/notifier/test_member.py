@@ -317,6 +317,7 @@ async def test_with_a_certificate(tmp_path: Path) -> None:
             async with running(Rig(server, scheme="https", ssl_cafile=trusted.certificate)) as rig:
                 rig.member.put([post("a")])
                 await until(lambda rig=rig: rig.value("errors_total", reason="unreachable"), "the refusal")  # type: ignore[misc]  # bound at once
+                assert "object at 0x" not in str(rig.member.trouble)
         proven = Rig(server, scheme="https", ssl_cafile=authority.certificate, ssl_certfile=own.certificate, ssl_keyfile=own.key)
         async with running(proven) as rig:
             rig.member.put([post("a")])

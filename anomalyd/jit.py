@@ -91,6 +91,12 @@ class _KernelCache(caching.FunctionCache):  # type: ignore[misc]  # numba is unt
         # Code is in the source stamp; what is left to tell apart is the constants that a factory gave the kernel.
         return (sig, codegen.magic_tuple(), _constants(self._py_func))
 
+    def load_overload(self, sig: object, target_context: object) -> object:
+        found: object = super().load_overload(sig, target_context)
+        if found is None:
+            _announce()
+        return found
+
     def save_overload(self, sig: object, data: object) -> None:
         # A folder that cannot be written costs time at the next start, nothing else.
         with contextlib.suppress(OSError):
@@ -132,6 +138,19 @@ def keeps_code() -> bool:
     except OSError:
         return False
     return True
+
+
+_listeners: Final[list[Callable[[], None]]] = []
+
+
+def on_compiling(tell: Callable[[], None]) -> None:
+    """Calls `tell`, once, before the first kernel from now on that is not in the cache: whoever waits may want to know why."""
+    _listeners[:] = [tell]
+
+
+def _announce() -> None:
+    while _listeners:
+        _listeners.pop()()
 
 
 @cache

@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,6 +42,8 @@ class Found:
     content: Callable[[], bytes]
     """Its bytes."""
     problem: str = ""
+    folder: Path | None = None
+    """Of --dir."""
 
 
 @dataclass(slots=True)
@@ -52,7 +54,7 @@ class Shelf:
     registry: Registry = field(default_factory=Registry)
 
     def chosen(self, name: str) -> Found:
-        """The one that is meant: the beginning of a hash, a folder, or `shipped`.
+        """The one that is meant: a folder, the name of one that was looked through, the beginning of a hash, or `shipped`.
 
         Raises:
             ConfigError: there is none, or several.
@@ -69,7 +71,12 @@ class Shelf:
         return found
 
     def _named(self, name: str) -> Found:
-        there = ", ".join(f"{one.hash[:_SHORT]} ({one.where})" for one in self.models) or "none"
+        in_folders = {one.where: one for one in self.models if one.folder is not None and one.folder.resolve().name == name}
+        if len(in_folders) > 1:
+            raise ConfigError(f"MODEL: several folders are called {name}: {', '.join(in_folders)}")
+        if in_folders:
+            return next(iter(in_folders.values()))
+        there = ", ".join(f"{one.hash[:_SHORT] or 'damaged'} ({one.where})" for one in self.models) or "none"
         valid = f"valid are a folder with an artifact, {SHIPPED}, or the first {SHORTEST_PREFIX} characters of a hash: {there}"
         if not re.fullmatch(f"[0-9a-f]{{{SHORTEST_PREFIX},64}}", name):
             raise ConfigError(f"MODEL: got {name!r}, {valid}")
@@ -159,7 +166,7 @@ def _in_folder(folder: Path, where: str) -> Found:
 
 def _below(folder: Path) -> list[Found]:
     candidates = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())] if folder.is_dir() else []
-    found = [_in_folder(path, str(path)) for path in candidates if (path / artifacts.MANIFEST_FILE).is_file()]
+    found = [replace(_in_folder(path, str(path)), folder=path) for path in candidates if (path / artifacts.MANIFEST_FILE).is_file()]
     if not found:
         raise ConfigError(f"--dir {folder}: holds no artifact ({artifacts.MANIFEST_FILE}), nor does a folder in it")
     return found

@@ -113,6 +113,7 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> Handed:
         fake = ModuleType(module)
         setattr(fake, function, stand_in)
         monkeypatch.setitem(sys.modules, module, fake)
+        monkeypatch.setattr("anomalyd.evaluation.readers.glance", lambda *_, **__: None)
         return seen
 
     return replace
@@ -425,6 +426,56 @@ def test_interrupt_is_quiet(command: Command, handed: Handed) -> None:
 
     assert result.code == 130
     assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(("name", "where"), [("train", "at step 29 of 4,000"), ("tune", "")])
+def test_an_interrupted_training_says_where_and_what_is_lost(command: Command, handed: Handed, name: str, where: str) -> None:
+    handed(f"anomalyd.training.{name}", "run", KeyboardInterrupt(*([where] if where else [])))
+    result = command(name, "a.csv", "--out", "o")
+
+    assert result.code == 130
+    assert re.fullmatch(rf"anomalyd: interrupted{f' {where}' * bool(where)}; (nothing|no model) was saved.*\n", result.err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["backtest", "none.csv"], 2, "none.csv: no such file or directory"),
+        (["explain", "none.csv"], 2, "none.csv: no such file or directory"),
+        (["train", "none.csv", "--out", "o"], 2, "none.csv: no such file or directory"),
+        (["backtest", "bad.csv"], 1, "bad.csv, line 1: the header must have a column timestamp"),
+        (["explain", "short.csv", "--at", "yesterday"], 2, "--at: got 'yesterday', must be ISO 8601"),
+        (["train", "short.csv", "--out", "o"], 1, "short.csv: has 2 rows, a model needs 256"),
+        (["train", "short.csv", "--out", "bad.csv"], 2, "--out bad.csv: is a file, must be a folder"),
+        (["train", "short.csv", "--out", "."], 2, "--out .: holds other files: bad.csv, short.csv; give a new or an empty folder"),
+    ],
+)
+def test_what_cannot_be_used_is_said_before_anything_heavy_is_imported(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], code: int, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.csv").write_text("time,value\n1,2\n")
+    Path("short.csv").write_text("timestamp,value\n1,2\n2,3\n")
+    for module in (
+        "anomalyd.evaluation.backtest",
+        "anomalyd.evaluation.explain.command",
+        "anomalyd.training.train",
+        "anomalyd.training.sources",
+    ):
+        monkeypatch.setitem(sys.modules, module, None)
+    result = command(*arguments)
+
+    assert (result.code, result.out) == (code, "")
+    assert said in result.err
+    assert not Path("o").exists()
+
+
+@pytest.mark.parametrize("verb", ["promote", "rollback"])
+def test_who_forgets_where_to_publish_is_told_what_for(command: Command, verb: str) -> None:
+    result = command("models", verb, *NEEDED[f"models {verb}"])
+
+    assert result.code == 2
+    assert f"models {verb} publishes to Kafka, so it needs -c CONFIG" in result.err
 
 
 def test_fault_of_our_own_shows_a_traceback(handed: Handed) -> None:

@@ -122,6 +122,13 @@ def test_a_damaged_folder_is_shown_with_what_is_wrong(shell: Shell, tuned: Path)
     assert "is damaged" in shell("list", "--dir", tuned, code=1)
     assert shell("show", tuned, code=1) == ""
     assert "is damaged" in shell.err
+    shell("show", "12345678", "--dir", tuned.parent, code=2)
+    assert f"damaged ({tuned})" in shell.err
+
+
+def test_a_folder_is_found_by_its_name_among_those_looked_through(shell: Shell, tuned: Path, joint: Path) -> None:
+    assert shell.json("show", "tuned", "--dir", tuned.parent)["where"] == str(tuned)
+    assert "tuned" in shell("compare", "joint", "tuned", "--dir", joint.parent)
 
 
 def test_show_tells_all_that_is_written_down(shell: Shell, tuned: Path) -> None:

@@ -212,6 +212,7 @@ class MessageBuilder:
             recurrence=None if self._rarity is None else self._rarity.recurrence(peak, evidence),
             starts_at=iso(starts_ms),
             ends_at=None if ends_ms is None else iso(ends_ms),
+            told_at=iso(event_ms),
             lasted_ms=(event_ms if ends_ms is None else ends_ms) - starts_ms,
             features=() if features is None else tuple((f.name, f.share) for f in features),
         )

@@ -40,6 +40,8 @@ class Reading:
     """Name and share (0 to 1), largest share first; empty for a series with one feature."""
     forgotten: bool = False
     """Lapsed because the series is no longer kept; the value is the last one that was seen, and nothing is known of what was expected."""
+    told_at: str = ""
+    """ISO 8601: event time of the sample that this is told at, of an end the last of the calm ones that it wants; empty: not known."""
     recurrence: Recurrence | None = None
     """How often normal data is as strange as this episode at its peak; None: not known."""
 
@@ -61,7 +63,8 @@ def annotate(reading: Reading) -> tuple[str, str]:
             why = "because the series is no longer kept" if reading.forgotten else "when the series came back after a long gap"
             course = f"Anomalous from {start}, last seen so at {end}{rarity}; the alert was closed {why}"
         else:
-            summary = f"{series} is back to normal after {lasted}"
+            sure = "" if reading.told_at in {"", reading.ends_at} else f", as the samples up to {moment(reading.told_at)} confirm"
+            summary = f"{series} is back to normal after {lasted}{sure}"
             course = f"Anomalous from {start} to {end} ({lasted}){rarity}"
         whose = f"the last value of {reading.features[0][0]}" if reading.features else "its last value"
         now = f"{whose} was {_value(reading)}" if reading.forgotten else f"now {finding}"

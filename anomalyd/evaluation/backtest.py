@@ -1,10 +1,11 @@
 """`anomalyd backtest`: the production engine over files, each from a fresh start."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
@@ -15,14 +16,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from anomalyd.app import stream_plan
-from anomalyd.detector import Artifact, Detector, Options
+from anomalyd.detector import Artifact, Detector, Options, Shape
 from anomalyd.detector.detector import Device
+from anomalyd.detector.recipe import WARMUP_SAMPLES
 from anomalyd.errors import ConfigError, InputFileError
 from anomalyd.evaluation.gallery import Gallery
 from anomalyd.evaluation.models import Models
 from anomalyd.evaluation.readers import InputFile, Table, find, read_table
 from anomalyd.evaluation.replay import Replay, Trace, encode, replay_lines, replay_table
 from anomalyd.formats import FORMATS, FormatOptions, make_decoder
+from anomalyd.jit import on_compiling
 from anomalyd.settings import KafkaSettings, Settings, StreamSettings
 from anomalyd.shard import StreamPlan
 from anomalyd.stream_model import artifact_of
@@ -79,7 +82,8 @@ def run(
     stream = stream_for(settings, format)
     files = find(paths, lines=format is not None or settings is not None)
     engine = Engine(settings or settings_for(stream), stream, Models(files, fit=not no_fit, shared=shared, folder=model))
-    results = []
+    results, unused = [], []
+    tell_of_compiling()
     with ExitStack() as stack:
         writer = stack.enter_context(Writer(out)) if out is not None else None
         gallery = Gallery() if report is not None else None
@@ -87,10 +91,14 @@ def run(
         for file in files:
             bar.start(file)
             table = read_table(file) if file.kind != "lines" else None
-            replay = engine.replay(file, table, bar)
+            detector = engine.detector(file, table)
+            engine.warm_up(file, table, detector)
+            replay = engine.replay(file, table, bar, detector)
             results.append(FileResult(str(file.path), len(replay.trace.keys), len(replay.trace), replay.episodes))
             bar.finish(replay)
-            bar.complain(file, replay)
+            bar.complain(file, replay, table)
+            if not len(replay.trace):
+                unused.append(_unused(file, replay, table))
             if writer is not None:
                 writer.write(file, replay)
             if gallery is not None:
@@ -99,12 +107,19 @@ def run(
     if report is not None and gallery is not None:
         write_text(report, gallery.page([asdict(result) for result in results], took_s))
     if not any(result.samples for result in results):
-        raise InputFileError("no sample could be used: nothing was scored")
+        others = f", and {len(unused) - 1:,} other files" if len(unused) > 1 else ""
+        raise InputFileError(f"no sample could be used, nothing was scored: {unused[0]}{others}")
     _print(results, took_s, json_output=json_output)
     if not json_output:
         written = [f"{option} {path}" for option, path in (("report:", report), ("scores and alerts:", out)) if path is not None]
         print(*(written or ["--report FILE.html shows the episodes, --out DIR writes scores and alerts"]), sep="\n")  # noqa: T201  likewise
     return 0
+
+
+def tell_of_compiling() -> None:
+    """Has it said on stderr, once, when this machine has to compile: that takes long, and nothing else is to be seen meanwhile."""
+    text = "compiling, once on this machine for a network of this shape: about a minute on a quiet core"
+    on_compiling(lambda: print(text, file=sys.stderr, flush=True))  # noqa: T201  of a command
 
 
 # --- what to run --------------------------------------------------------------------------------------------------
@@ -156,10 +171,22 @@ class Engine:
         self._device = settings.device
         self.options = Options(budget_per_day=policy.budget, kind=stream.kind)
         self._detectors: dict[str, Detector] = {}
+        self._warm: Shape | None = None
         self.busy_s = 0.0
         """Time spent on streaming, without reading tables and fitting models."""
         self.streamed = 0
         """Samples scored in it."""
+
+    def warm_up(self, file: InputFile, table: Table | None, detector: Detector) -> None:
+        """Has everything compiled or loaded that the file needs under this detector, so that this counts as no time of streaming."""
+        if self._warm == detector.layout.shape:
+            return
+        if table is None:
+            replay_lines(file, self._plan, detector, self._decoder, self._capacity, _nobody, most=1)
+        elif len(table):
+            first = replace(table, row=table.row[:1], time_ms=table.time_ms[:1], value=table.value[:1], label=None, train=None)
+            replay_table(file, first, self._plan, detector, _nobody)
+        self._warm = detector.layout.shape
 
     def replay(self, file: InputFile, table: Table | None, bar: "Bar", detector: Detector | None = None) -> Replay:
         """A file from a fresh start, under this detector or the one that is its own."""
@@ -182,6 +209,10 @@ class Engine:
         if name not in self._detectors:
             self._detectors = {name: self._make(artifact, self._device, self.options)}
         return self._detectors[name]
+
+
+def _nobody(_: int) -> None:
+    pass
 
 
 # --- what comes out -----------------------------------------------------------------------------------------------
@@ -311,11 +342,59 @@ class Bar:
         self._episodes += 0 if replay is None else replay.episodes
         self._progress.update(self._task, completed=self._done, episodes=self._episodes)
 
-    def complain(self, file: InputFile, replay: Replay) -> None:
-        """Says what could not be read."""
-        if count := sum(replay.rejected.values()):
-            reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(replay.rejected.items()))
-            noun = "record" if count == 1 else "records"
-            self._progress.console.print(
-                f"{file.path}: {count:,} {noun} not used, wholly or in part: {reasons}", highlight=False, soft_wrap=True
-            )
+    def complain(self, file: InputFile, replay: Replay, table: Table | None) -> None:
+        """Says what could not be read or is not as it should be."""
+        for line in complaints(replay, table):
+            self._progress.console.print(f"{file.path}: {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def complaints(replay: Replay, table: Table | None) -> Iterator[str]:
+    """What of a file was not used, or not as its owner may think; a line each.
+
+    Args:
+        replay: what became of it.
+        table: its rows; None: it holds records.
+    """
+    if replay.rejected:
+        count = sum(replay.rejected.values())
+        yield f"{_counted(count, 'record')} not used, wholly or in part: {_reasons(replay)}"
+    if table is not None and table.skipped:
+        yield f"{_counted(table.skipped, 'row')} without a value"
+    trace = replay.trace
+    if not len(trace):
+        return
+    if late := int(out_of_order(trace).sum()):
+        what = _counted(len(trace), "sample" if table is None else "row")
+        verb, scored = ("is", "it is scored as a late sample") if late == 1 else ("are", "they are scored as late samples")
+        yield f"{late:,} of {what} {verb} not in time order; {scored} (docs/input-rules.md)"
+    most = int(np.bincount(trace.series).max()) + (0 if table is None or table.train is None else len(table.train))
+    if most <= WARMUP_SAMPLES:
+        have = f"has {_counted(most, 'sample')}" if len(trace.keys) == 1 else f"no series has more than {_counted(most, 'sample')}"
+        yield f"{have}: nothing could alert, since the first {WARMUP_SAMPLES} of a series never do"
+
+
+def out_of_order(trace: Trace) -> NDArray[np.bool_]:
+    """Which samples are older than one before them of their series, shape (n,)."""
+    order = np.argsort(trace.series, kind="stable")
+    series, time_ms = trace.series[order].astype(np.int64), trace.time_ms[order]
+    # Series follow each other: each is lifted over those before, so that one running maximum serves all of them.
+    lifted = time_ms - time_ms.min(initial=0) + series * (int(np.ptp(time_ms)) + 1)
+    late = np.zeros(len(order), np.bool_)
+    late[order[1:]] = lifted[1:] < np.maximum.accumulate(lifted)[:-1]
+    return late
+
+
+def _unused(file: InputFile, replay: Replay, table: Table | None) -> str:
+    """Why a file has no sample at all."""
+    if table is None:
+        return f"{file.path}: {_reasons(replay) or 'no record is of a series that is wanted'}"
+    what = f"column {table.names[0]} holds" if len(table.names) == 1 else f"the {len(table.names)} value columns hold"
+    return f"{file.path}: {what} no number in any of the {_counted(table.skipped, 'row')}"
+
+
+def _reasons(replay: Replay) -> str:
+    return ", ".join(f"{reason} {n:,}" for reason, n in sorted(replay.rejected.items()))
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from anomalyd.detector import Artifact, Detector
 from anomalyd.errors import ConfigError, InputFileError
 from anomalyd.evaluation.ablations import VARIANTS, VariantDetector, prepared
-from anomalyd.evaluation.backtest import Bar, Engine, Writer, settings_for, stream_for, write_text
+from anomalyd.evaluation.backtest import Bar, Engine, Writer, settings_for, stream_for, tell_of_compiling, write_text
 from anomalyd.evaluation.baselines import BASELINES, BaselineDetector
 from anomalyd.evaluation.coldstart import ColdStart, cold_starts, ratio
 from anomalyd.evaluation.models import Models
@@ -69,10 +69,11 @@ def run(
 
     Raises:
         ArtifactError: the model cannot be used, or a variant not be calibrated.
-        ConfigError: no such detector, or something cannot be written.
+        ConfigError: no such set, folder or detector, or something cannot be written.
         InputFileError: the set cannot be used.
     """
     labelled_set = LabelledSet(name, data)
+    tell_of_compiling()
     if half is not None:
         labelled_set.keep(half)
     if not labelled_set.files:
@@ -157,6 +158,8 @@ class Trial:
     def stream(self, labelled: Labelled, bar: Bar) -> Replay:
         """The whole stream from a fresh start."""
         self.detector = self._made(labelled)
+        if self._name == OURS:
+            self.engine.warm_up(labelled.file, labelled.table, self.detector)
         replay = self.engine.replay(labelled.file, labelled.table, bar, self.detector)
         self.cards.append(card(labelled, replay))
         return replay

@@ -20,13 +20,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import BufferedReader
+from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalyd.errors import InputFileError
+from anomalyd.errors import ConfigError, InputFileError
+
+if TYPE_CHECKING:
+    from _csv import Reader
 
 STEP_MS: Final = 60_000
 """Step of files that hold no times."""
@@ -36,6 +40,9 @@ TIMESTAMP: Final = "timestamp"
 LABEL: Final = "label"
 _TABLES: Final = (".csv", ".csv.gz", ".npz")
 _LINES: Final = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
+_SEPARATORS: Final = {";": ";", "\t": "tabs", "|": "|"}
+"""Those of other dialects, with their names."""
+_EMPTY: Final = "holds a header and no rows"
 _MISSING: Final = frozenset({"", "nan", "na", "n/a", "null", "none"})
 
 Kind = Literal["csv", "npz", "lines"]
@@ -82,11 +89,12 @@ def find(paths: Sequence[Path], *, lines: bool) -> list[InputFile]:
         lines: a stream format is known, so files that are neither CSV nor npz hold one record a line.
 
     Raises:
-        InputFileError: something is missing, is of no known kind, or two files would have the same output.
+        ConfigError: there is no such path.
+        InputFileError: a file is of no known kind, a directory holds none that is, or two files would have the same output.
     """
     missing = [path for path in paths if not path.exists()]
     if missing:
-        raise InputFileError(f"{missing[0]}: no such file or directory")
+        raise ConfigError(f"{missing[0]}: no such file or directory")
     parent = Path(os.path.commonpath([_folder(path) for path in paths])) if paths else Path()
     found: dict[Path, InputFile] = {}
     for path in paths:
@@ -100,6 +108,30 @@ def find(paths: Sequence[Path], *, lines: bool) -> list[InputFile]:
         if other is not input_file.path:
             raise InputFileError(f"{input_file.path}: its output would be {input_file.name}.npz, and so would that of {other}")
     return list(found.values())
+
+
+def glance(paths: Sequence[Path], *, lines: bool, least: int = 1) -> None:
+    """Looks at the beginning of each file, so that what cannot be used is told at once; the rest is found out by reading.
+
+    Args:
+        paths: as for `find`.
+        lines: likewise.
+        least: rows that a CSV must have.
+
+    Raises:
+        ConfigError, InputFileError: as `find`; a CSV has no usable header or fewer rows.
+    """
+    for file in find(paths, lines=lines):
+        if file.kind == "csv":
+            with _translated(file.path), _rows_of(file.path) as (_, rows):
+                count = sum(1 for row in islice(rows, least) if row)
+                if count < least and next(rows, None) is None:
+                    raise InputFileError(too_short(file.path, count, least) if count else f"{file.path}: {_EMPTY}")
+
+
+def too_short(path: Path, rows: int, least: int, kind: str = "") -> str:
+    """What is said of a file with too few rows, of some kind, to train on a model."""
+    return f"{path}: has {rows} rows{kind}, a model needs {least}"
 
 
 def read_table(file: InputFile) -> Table:
@@ -121,6 +153,25 @@ def read_lines(file: InputFile) -> Iterator[bytes]:
     with _translated(file.path), _open(file.path) as opened:
         for line in opened:
             yield line.rstrip(b"\r\n")
+
+
+def parse_time(text: str) -> int:
+    """A moment in milliseconds since the epoch: ISO 8601, without a zone UTC, or an epoch in seconds or milliseconds by magnitude.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    try:
+        epoch = float(text)
+    except ValueError:
+        try:
+            moment = datetime.fromisoformat(text.strip().removesuffix(" UTC"))
+        except ValueError:
+            raise ConfigError(f"--at: got {text!r}, must be ISO 8601 such as 2026-01-01T12:00:00Z, or an epoch") from None
+        return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+    if not abs(epoch) < 1e15:
+        raise ConfigError(f"--at: got {text!r}, must be ISO 8601 such as 2026-01-01T12:00:00Z, or an epoch in seconds or milliseconds")
+    return round(epoch if abs(epoch) >= 1e11 else epoch * 1000)
 
 
 # --- finding ------------------------------------------------------------------------------------------------------
@@ -173,26 +224,34 @@ def _open(path: Path) -> gzip.GzipFile | BufferedReader:
     return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")
 
 
-def _read_csv(path: Path) -> Table:
+@contextmanager
+def _rows_of(path: Path) -> "Iterator[tuple[list[str], Reader]]":
+    """The header of a CSV, which has been looked at, and a reader of what follows. Raises InputFileError, in the block too."""
     with _open(path) as opened, io.TextIOWrapper(opened, "utf-8-sig", newline="") as text:
         reader = csv.reader(text)
         try:
             header = [name.strip() for name in next(reader, [])]
-            values = _value_columns(path, header)
-            rows, lines = [], []
-            for row in reader:
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    raise InputFileError(f"{path}, line {reader.line_num}: {len(row)} fields, the header has {len(header)}")
-                rows.append(row)
-                lines.append(reader.line_num)
+            _value_columns(path, header)
+            yield header, reader
         except UnicodeDecodeError as error:
             raise InputFileError(f"{path}: not UTF-8 text: {error.reason}") from None
         except csv.Error as error:
             raise InputFileError(f"{path}, line {reader.line_num}: not CSV: {error}") from None
+
+
+def _read_csv(path: Path) -> Table:
+    rows, lines = [], []
+    with _rows_of(path) as (header, reader):
+        for row in reader:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise InputFileError(f"{path}, line {reader.line_num}: {len(row)} fields, the header has {len(header)}")
+            rows.append(row)
+            lines.append(reader.line_num)
     if not rows:
-        raise InputFileError(f"{path}: holds a header and no rows")
+        raise InputFileError(f"{path}: {_EMPTY}")
+    values = _value_columns(path, header)
     columns = list(zip(*rows, strict=True))
     value = np.column_stack([_numbers(path, header[c], columns[c], lines) for c in values])  # (n, F)
     label = None
@@ -203,6 +262,8 @@ def _read_csv(path: Path) -> Table:
 
 def _value_columns(path: Path, header: list[str]) -> list[int]:
     if TIMESTAMP not in header:
+        if len(header) == 1 and (other := next((mark for mark in _SEPARATORS if mark in header[0]), None)):
+            raise InputFileError(f"{path}, line 1: fields must be separated by commas, not by {_SEPARATORS[other]}")
         raise InputFileError(f"{path}, line 1: the header must have a column {TIMESTAMP}, got {', '.join(header) or 'nothing'}")
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
@@ -261,14 +322,17 @@ def _epochs(path: Path, numbers: NDArray[np.number[Any]], lines: Sequence[int] |
 
 
 def _read_npz(path: Path) -> Table:
-    try:
-        with path.open("rb") as opened:  # numpy leaves a damaged file open
+    with path.open("rb") as opened:  # numpy leaves a damaged file open
+        try:
             archive = np.load(opened, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InputFileError(f"{path}: not a plain npz file: holds a single array")
+        except ValueError:  # numpy takes what it does not know for pickled objects, and says so
+            raise InputFileError(f"{path}: not an npz file") from None
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise InputFileError(f"{path}: not an npz file: holds a single array")
+        try:
             arrays = {name: archive[name] for name in archive.files}
-    except ValueError as error:  # numpy's word for "no npz at all" and for pickled objects
-        raise InputFileError(f"{path}: not a plain npz file: {error}") from None
+        except ValueError:
+            raise InputFileError(f"{path}: an array in it is damaged or holds no plain numbers or text") from None
     label = _label(path, arrays)
     if {"train", "test"} <= arrays.keys():
         train, test = _matrix(path, arrays, "train"), _matrix(path, arrays, "test")

@@ -104,7 +104,9 @@ def replay_table(file: InputFile, table: Table, stream: StreamPlan, detector: De
     return Replay(tape.trace(detector.features), tuple(map(_at_event_time, alerts)), {})
 
 
-def replay_lines(file: InputFile, stream: StreamPlan, detector: Detector, decoder: Decoder, capacity: int, progress: Progress) -> Replay:
+def replay_lines(
+    file: InputFile, stream: StreamPlan, detector: Detector, decoder: Decoder, capacity: int, progress: Progress, most: int | None = None
+) -> Replay:
     """Streams the lines of a file as records of one partition, offsets being line numbers from 0. Blank lines are passed over.
 
     Args:
@@ -114,13 +116,14 @@ def replay_lines(file: InputFile, stream: StreamPlan, detector: Detector, decode
         decoder: of the records' format.
         capacity: most series that are kept.
         progress: told about lines.
+        most: not more than so many lines; None: all.
     """
     tape = _Tape()
     positioned = _PositionedDecoder(decoder, tape)
     shard = Shard(stream, Source(str(file.path), 0), detector, positioned, capacity, observer=tape.take)
     alerts: list[Alert] = []
     rejected: Counter[str] = Counter()
-    lines = enumerate(read_lines(file))
+    lines = enumerate(islice(read_lines(file), most))
     while chunk := list(islice(lines, CHUNK)):
         records = [_Line(number, line) for number, line in chunk if line.strip()]
         if records:

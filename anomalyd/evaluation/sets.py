@@ -23,7 +23,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalyd.errors import InputFileError
+from anomalyd.errors import ConfigError, InputFileError
 from anomalyd.evaluation.measures import Entry, segments
 from anomalyd.evaluation.readers import STEP_MS, InputFile, Table, find, read_table
 
@@ -68,14 +68,15 @@ class LabelledSet:
         folder: where the set lies; or its parent.
 
     Raises:
-        InputFileError: no such folder, or what must be in it is missing.
+        ConfigError: no such set or folder.
+        InputFileError: what must be in it is missing.
     """
 
     def __init__(self, name: str, folder: Path) -> None:
         if name not in SETS:
-            raise InputFileError(f"SET: got {name!r}, valid are {', '.join(SETS)}")
+            raise ConfigError(f"SET: got {name!r}, valid are {', '.join(SETS)}")
         if not folder.is_dir():
-            raise InputFileError(f"{folder}: no such directory")
+            raise ConfigError(f"{folder}: no such directory")
         self.name = name
         self.folder = folder / name if (folder / name).is_dir() else folder
         files = find([self.folder], lines=False)

@@ -38,7 +38,7 @@ from anomalyd.settings import Settings, StreamSettings
 from anomalyd.stream_model import artifact_of, suited
 from anomalyd.telemetry.retraining import RetrainMetrics
 from anomalyd.telemetry.server import HttpServer
-from anomalyd.training.outcome import writable
+from anomalyd.training.folder import writable
 from anomalyd.training.trainer import device_for
 
 KEEP_EVERY_S: Final = 60.0

@@ -4,12 +4,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from anomalyd.training.calibrate import Progress as CalibrationProgress
 from anomalyd.training.trainer import Progress
 
 _LINE_EACH_S: Final = 15.0
@@ -19,21 +20,33 @@ _LINE_EACH_S: Final = 15.0
 def training_bar(steps: int) -> Iterator[Progress]:
     """Steps done, loss and time left on stderr while the block runs; where that is no terminal, as a line each quarter of a minute.
 
+    An interrupt of the block says at which step it came.
+
     Args:
         steps: of the training.
     """
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _lines()
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("loss {task.fields[loss]:.3f}"), TimeRemainingColumn())
-    with Bars(*columns, console=console) as bars:
-        task = bars.add_task("training", total=steps, loss=0.0)
+    at = 0
+    with _bar("training", steps) as advance:
 
-        def show(done: int, _: int, loss: float) -> None:
-            bars.update(task, completed=done, loss=loss)
+        def show(done: int, of: int, loss: float) -> None:
+            nonlocal at
+            at = done
+            advance(done, of, f"loss {loss:.3f}")
 
-        yield show
+        try:
+            yield show
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"at step {at:,} of {steps:,}") from None
+
+
+@contextmanager
+def calibration_bar() -> Iterator[CalibrationProgress]:
+    """The same for a calibration."""
+    with _bar("calibrating", None) as advance:
+        try:
+            yield lambda done, of: advance(done, of, "on generated series")
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("while calibrating") from None
 
 
 def say(text: str) -> None:
@@ -41,17 +54,37 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)  # noqa: T201  of a command
 
 
-def _lines() -> Progress:
+class _Advance(Protocol):
+    def __call__(self, done: int, of: int, about: str) -> None: ...
+
+
+@contextmanager
+def _bar(what: str, steps: int | None) -> Iterator[_Advance]:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(what)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[about]}"), TimeRemainingColumn())
+    with Bars(*columns, console=console) as bars:
+        task = bars.add_task(what, total=steps, about="")
+
+        def show(done: int, of: int, about: str) -> None:
+            bars.update(task, completed=done, total=of, about=about)
+
+        yield show
+
+
+def _lines(what: str) -> _Advance:
     began_s = told_s = 0.0
 
-    def show(done: int, of: int, loss: float) -> None:
+    def show(done: int, of: int, about: str) -> None:
         nonlocal began_s, told_s
         now_s = time.monotonic()
-        if done == 1:  # torch's first step takes many times as long as the others
+        if done == 1:  # the first step takes many times as long as the others: torch is made ready, or code compiled
             began_s = told_s = now_s
         elif now_s - told_s >= _LINE_EACH_S or done == of:
             told_s = now_s
             left_s = (of - done) * (now_s - began_s) / (done - 1)
-            say(f"training: {done:,} of {of:,} steps, loss {loss:.3f}, about {left_s:.0f} s left")
+            say(f"{what}: {done:,} of {of:,} steps, {about}, about {left_s:.0f} s left")
 
     return show

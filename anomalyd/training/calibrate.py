@@ -32,6 +32,10 @@ START: Final = 250
 """Samples of each series that are left out: full confidence comes with age."""
 
 
+Progress = Callable[[int, int], None]
+"""Told after each step of all series how many are done, of how many."""
+
+
 def on_cpu(artifact: Artifact) -> Detector:
     """The detector of an artifact, by the compiled step."""
     return Detector(artifact, "cpu")
@@ -42,13 +46,16 @@ def calibrate(
     values: NDArray[np.float64],
     step_ms: NDArray[np.float64],
     make: Callable[[Artifact], Detector] = on_cpu,
+    progress: Progress | None = None,
 ) -> Calibration:
     """Lays the line for an artifact, of which `make` makes the detector, from calm series (N, T, F) sampled every step_ms (N,).
+
+    `progress` is told of each of the T steps.
 
     Raises ArtifactError when the detector hardly alarms or alarms all the time, so that no line can be laid.
     """
     neutral = replace(artifact, calibration=Calibration(0.0, 1.0, 1.0))
-    streamed = stream(make(neutral), values, step_ms)
+    streamed = stream(make(neutral), values, step_ms, progress)
     return line(streamed.evidence, streamed.armed)
 
 
@@ -95,7 +102,7 @@ class Streamed(NamedTuple):
     """Where an episode may open."""
 
 
-def stream(detector: Detector, values: NDArray[np.float64], step_ms: NDArray[np.float64]) -> Streamed:
+def stream(detector: Detector, values: NDArray[np.float64], step_ms: NDArray[np.float64], progress: Progress | None = None) -> Streamed:
     """Steps the detector over series from their first sample on: values (N, T, F) sampled every step_ms (N,)."""
     count, samples, _ = values.shape
     pages = detector.new_pages(count)
@@ -104,4 +111,6 @@ def stream(detector: Detector, values: NDArray[np.float64], step_ms: NDArray[np.
     for t in range(samples):
         verdicts = detector.step(pages, SampleBatch(rows, (step_ms * t).astype(np.int64), np.ascontiguousarray(values[:, t]), rows))
         found.evidence[t], found.score[t], found.armed[t] = verdicts.evidence, verdicts.score, verdicts.flags & ARMED > 0
+        if progress:
+            progress(t + 1, samples)
     return found

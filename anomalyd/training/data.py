@@ -22,7 +22,7 @@ from anomalyd.detector import Detector
 from anomalyd.detector import artifact as artifacts
 from anomalyd.detector.detector import shipped
 from anomalyd.errors import InputFileError
-from anomalyd.evaluation.readers import FIRST_MS, STEP_MS, InputFile, read_lines, read_table
+from anomalyd.evaluation.readers import FIRST_MS, STEP_MS, InputFile, read_lines, read_table, too_short
 from anomalyd.formats import FormatOptions, make_decoder
 from anomalyd.settings import Settings, StreamSettings
 from anomalyd.shard import Shard
@@ -128,8 +128,7 @@ def of_tables(files: Sequence[InputFile]) -> Data:
             timed = False
             time_ms, value = FIRST_MS + STEP_MS * np.arange(len(table.train), dtype=np.int64), table.train
         if len(value) < LEAST_TRAIN:
-            kind = " of train" if table.train is not None else ""
-            raise InputFileError(f"{file.path}: has {len(value)} rows{kind}, a model needs {LEAST_TRAIN}")
+            raise InputFileError(too_short(file.path, len(value), LEAST_TRAIN, " of train" if table.train is not None else ""))
         if histories and value.shape[1] != histories[0].value.shape[1]:
             raise InputFileError(
                 f"{file.path}: has {_values(value.shape[1])}, {files[0].path} has {_values(histories[0].value.shape[1])}; one model is for "

@@ -16,29 +16,26 @@ from anomalyd.detector.detector import MS_PER_DAY, shipped
 from anomalyd.detector.network import Autoencoder
 from anomalyd.errors import ArtifactError, ConfigError
 from anomalyd.training import pretrain
-from anomalyd.training.calibrate import openings
+from anomalyd.training.calibrate import Progress, openings
 from anomalyd.training.course import Learned, Prepared
 from anomalyd.training.data import Data
 from anomalyd.training.design import Design
 from anomalyd.training.later import cut_at, errors
 
 
-def writable(out: Path, key: str = "--out") -> None:
-    """Makes a folder, before hours are spent for what goes there. Raises ConfigError that names the `key` it was given by."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(f"{key} {out}: {error.strerror or error}") from None
-
-
-def finished(data: Data, design: Design, on: Prepared, learned: Learned, seed: int) -> Artifact:
+def finished(data: Data, design: Design, on: Prepared, learned: Learned, seed: int, progress: Progress | None = None) -> Artifact:
     """The artifact of what was learned, calibrated.
 
     One feature: the line is laid on the generated calm series that the shipped model's is laid on, so that a budget means the same; for
     several single metrics of one entity, and for a joint network, the shipped line holds, because evidence is calibrated per series.
+
+    Args:
+        data: histories.
+        design: of the network.
+        on: what it was trained on.
+        learned: the network.
+        seed: of the training.
+        progress: told how far the calibration is, where there is one.
 
     Raises:
         ArtifactError: no line can be laid.
@@ -59,7 +56,7 @@ def finished(data: Data, design: Design, on: Prepared, learned: Learned, seed: i
         hash="",
     )
     if single:
-        artifact = replace(artifact, calibration=pretrain.single_line(artifact, seed))
+        artifact = replace(artifact, calibration=pretrain.single_line(artifact, seed, progress=progress))
     return artifacts.sealed(replace(artifact, training=described(data, design, on, learned, seed, artifact)))
 
 

@@ -17,6 +17,7 @@ from anomalyd.detector.network import Autoencoder
 from anomalyd.detector.weights import tensor_shapes
 from anomalyd.training import generate, trainer
 from anomalyd.training.bar import training_bar
+from anomalyd.training.calibrate import Progress as CalibrationProgress
 from anomalyd.training.calibrate import calibrate, on_cpu, realistic, realistic_several
 from anomalyd.training.features import network_inputs
 from anomalyd.training.trainer import Plan
@@ -81,7 +82,9 @@ def calibrated(artifact: Artifact, seed: int) -> Artifact:
     return replace(artifact, calibration=single, several=realistic_several(several))
 
 
-def single_line(artifact: Artifact, seed: int, make: Callable[[Artifact], Detector] = on_cpu) -> Calibration:
+def single_line(
+    artifact: Artifact, seed: int, make: Callable[[Artifact], Detector] = on_cpu, progress: CalibrationProgress | None = None
+) -> Calibration:
     """The line of a detector for a single feature, which `make` makes of the artifact."""
     calm, step_s = generate.series(*CALM_SERIES, seed=seed + 2, calm=True)
-    return realistic(calibrate(artifact, calm[:, :, None], step_s * 1000.0, make))
+    return realistic(calibrate(artifact, calm[:, :, None], step_s * 1000.0, make, progress))

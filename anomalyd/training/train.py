@@ -8,12 +8,14 @@ from typing import Any, Final
 from anomalyd.detector import Artifact
 from anomalyd.detector.detector import Device
 from anomalyd.errors import ConfigError
-from anomalyd.training.bar import say, training_bar
+from anomalyd.evaluation.backtest import tell_of_compiling
+from anomalyd.training.bar import calibration_bar, training_bar
 from anomalyd.training.course import learn, prepared
 from anomalyd.training.data import Data
 from anomalyd.training.design import Wanted, designed
+from anomalyd.training.folder import made
 from anomalyd.training.history import LEAST_TRAIN
-from anomalyd.training.outcome import finished, replaced, writable, written
+from anomalyd.training.outcome import finished, replaced, written
 from anomalyd.training.page import page
 from anomalyd.training.sources import FromFiles, FromTopic, read
 from anomalyd.training.trainer import device_for
@@ -46,23 +48,25 @@ def run(
 
     Raises:
         ArtifactError: the model to begin with cannot be used, or no threshold can be laid.
-        ConfigError: `out` or the report cannot be written, or settings do not fit each other or the data.
+        ConfigError: `out` or the report cannot be written, `out` holds other files, there is no such history, or settings do not fit each
+            other or the data.
         InputFileError: a file cannot be read, has too few rows, or two have different columns.
         AnomalydError: the topic cannot be read.
     """
     wanted = wanted or Wanted()
     began = time.monotonic()
     torch_device = device_for(device)
-    writable(out)
-    data = read(source)
-    design = designed(data, wanted)
-    on = prepared(data, design.shape, design.regime, seed)
-    with training_bar(design.regime.plan.steps) as progress:
-        learned = learn(on, design.shape, design.regime, seed, progress, design.begin, device=torch_device)
-    say("calibrating; the scoring step is compiled first if this machine has not had a network of this shape yet, for a minute or two")
-    artifact = finished(data, design, on, learned, seed)
-    before = replaced(out)
-    saved = written(artifact, out)
+    tell_of_compiling()
+    with made(out):
+        data = read(source)
+        design = designed(data, wanted)
+        on = prepared(data, design.shape, design.regime, seed)
+        with training_bar(design.regime.plan.steps) as progress:
+            learned = learn(on, design.shape, design.regime, seed, progress, design.begin, device=torch_device)
+        with calibration_bar() as calibrating:
+            artifact = finished(data, design, on, learned, seed, calibrating)
+        before = replaced(out)
+        saved = written(artifact, out)
     took_s = time.monotonic() - began
     report = report or out / REPORT
     try:

@@ -19,12 +19,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from anomalyd.detector.network import Autoencoder
 from anomalyd.errors import ArtifactError, ConfigError
-from anomalyd.training.bar import say, training_bar
+from anomalyd.evaluation.backtest import tell_of_compiling
+from anomalyd.training.bar import calibration_bar, training_bar
 from anomalyd.training.course import Prepared, learn, prepared
 from anomalyd.training.data import Data
 from anomalyd.training.design import Design, Wanted, designed
+from anomalyd.training.folder import made
 from anomalyd.training.later import errors
-from anomalyd.training.outcome import finished, writable, written
+from anomalyd.training.outcome import finished, written
 from anomalyd.training.page import page
 from anomalyd.training.sources import FromFiles, FromTopic, read
 from anomalyd.training.train import REPORT
@@ -63,6 +65,7 @@ JOINT_SPACE: Final[Space] = SINGLE_SPACE | {
     "window": ("choice", (1, 2, 4)),
     "input_noise": ("range", (0.0, 0.5)),
 }
+_ENDED: Final = ("COMPLETE", "PRUNED")
 _SHAPE: Final = ("units", "layers", "latent")
 
 
@@ -100,44 +103,45 @@ def run(
     began = time.monotonic()
     optuna = _library()
     wanted = wanted or Wanted()
-    writable(out)
-    data = read(source)
-    if wanted.held_back == 0.0:
-        raise ConfigError("--holdout: got 0, trials are judged on what is held back")
-    usual = designed(data, replace(wanted, held_back=wanted.held_back or HELD_BACK))
-    # What networks are fed does not depend on their shape.
-    on = prepared(data, usual.shape, usual.regime, seed)
-    space = SINGLE_SPACE if data.features == 1 else JOINT_SPACE
-    study = _study(out, data, usual, steps, seed, space)
+    tell_of_compiling()
+    with made(out):
+        data = read(source)
+        if wanted.held_back == 0.0:
+            raise ConfigError("--holdout: got 0, trials are judged on what is held back")
+        usual = designed(data, replace(wanted, held_back=wanted.held_back or HELD_BACK))
+        # What networks are fed does not depend on their shape.
+        on = prepared(data, usual.shape, usual.regime, seed)
+        space = SINGLE_SPACE if data.features == 1 else JOINT_SPACE
+        study = _study(out, data, usual, steps, seed, space)
 
-    def objective(trial: "Trial") -> float:
-        design = _with(usual, {name: _drawn(trial, name, *how) for name, how in space.items()}, steps)
+        def objective(trial: "Trial") -> float:
+            design = _with(usual, {name: _drawn(trial, name, *how) for name, how in space.items()}, steps)
 
-        def look(network: Autoencoder, done: int) -> None:
-            if on.later is not None:
-                trial.report(errors(network, on.later).surprise, done)
-            if trial.should_prune():
+            def look(network: Autoencoder, done: int) -> None:
+                if on.later is not None:
+                    trial.report(errors(network, on.later).surprise, done)
+                if trial.should_prune():
+                    raise optuna.TrialPruned
+
+            try:
+                learned = learn(on, design.shape, design.regime, seed, look=look)
+            except ArtifactError:  # went astray: no settings to take
+                raise optuna.TrialPruned from None
+            if learned.errors is None or not math.isfinite(learned.errors.surprise):
                 raise optuna.TrialPruned
+            for name, value in (("forecast", learned.errors.forecast), ("steps", learned.best_step)):
+                trial.set_user_attr(name, value)
+            return learned.errors.surprise
 
-        try:
-            learned = learn(on, design.shape, design.regime, seed, look=look)
-        except ArtifactError:  # went astray: no settings to take
-            raise optuna.TrialPruned from None
-        if learned.errors is None or not math.isfinite(learned.errors.surprise):
-            raise optuna.TrialPruned
-        for name, value in (("forecast", learned.errors.forecast), ("steps", learned.best_step)):
-            trial.set_user_attr(name, value)
-        return learned.errors.surprise
-
-    left = trials - sum(trial.state.is_finished() for trial in study.trials)
-    with _bar(study, trials) as told:
-        if left > 0:
-            study.optimize(objective, n_trials=left, timeout=None if minutes is None else 60.0 * minutes, callbacks=[told])
-    if not any(trial.value is not None and trial.state.name == "COMPLETE" for trial in study.trials):
-        raise ConfigError("no trial was finished: give it more --minutes")
-    best = _with(usual, study.best_params, usual.regime.plan.steps)
-    artifact, html = _trained(data, best, on, seed, study, began, refit=refit)
-    saved = written(artifact, out)
+        left = trials - _done(study)
+        with _bar(study, trials) as told:
+            if left > 0:
+                study.optimize(objective, n_trials=left, timeout=None if minutes is None else 60.0 * minutes, callbacks=[told])
+        if not any(trial.value is not None and trial.state.name == "COMPLETE" for trial in study.trials):
+            raise ConfigError("no trial was finished: give it more --minutes")
+        best = _with(usual, study.best_params, usual.regime.plan.steps)
+        artifact, html = _trained(data, best, on, seed, study, began, refit=refit)
+        saved = written(artifact, out)
     summary = _summary(study, data, seed) | {"artifact": saved.hash}
     report = report or out / REPORT
     try:
@@ -177,11 +181,16 @@ def _study(out: Path, data: Data, usual: Design, steps: int, seed: int, space: S
         if known is not None and known != value:
             raise ConfigError(f"--out {out}: holds a study with {name} {known}, not {value}; go on with that, or take another folder")
         study.set_user_attr(name, value)
-    if not study.trials:
+    if not any(trial.state.name in (*_ENDED, "WAITING") for trial in study.trials):
         first = {name: getattr(usual.shape if name in _SHAPE else usual.regime.plan, name) for name in space}
         # What is outside of the search is brought to its nearest edge or choice.
         study.enqueue_trial({name: _nearest(value, *space[name]) for name, value in first.items()})
     return study
+
+
+def _done(study: "Study") -> int:
+    """How many trials have come to their end; one that was interrupted has not, and is tried again."""
+    return sum(trial.state.name in _ENDED for trial in study.trials)
 
 
 def _nearest(value: float, how: str, among: Sequence[Value]) -> Value:
@@ -212,8 +221,8 @@ def _trained(data: Data, best: Design, on: Prepared, seed: int, study: "Study", 
         on = prepared(data, best.shape, best.regime, seed)
         with training_bar(plan.steps) as progress:
             learned = learn(on, best.shape, best.regime, seed, progress)
-    say("calibrating the best one")
-    artifact = finished(data, best, on, learned, seed)
+    with calibration_bar() as calibrating:
+        artifact = finished(data, best, on, learned, seed, calibrating)
     tuning = {"trials": len(study.trials), "measure": MEASURE, "value": round(study.best_value, 4), "refit": refit}
     artifact = replace(artifact, training={**artifact.training, "tuning": tuning})
     return artifact, page(artifact, on, learned, time.monotonic() - began)
@@ -271,10 +280,13 @@ def _bar(study: "Study", trials: int) -> Iterator[Any]:
     console = Console(stderr=True)
     columns = (TextColumn("trials"), BarColumn(), TextColumn("{task.completed}/{task.total}  {task.fields[best]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task("", total=trials, completed=sum(trial.state.is_finished() for trial in study.trials), best="")
+        task = bars.add_task("", total=trials, completed=_done(study), best="")
 
         def told(study: "Study", _: "FrozenTrial") -> None:
             finished_ones = [trial.value for trial in study.trials if trial.state.name == "COMPLETE" and trial.value is not None]
             bars.update(task, advance=1, best=f"best {min(finished_ones):.4f}" if finished_ones else "")
 
-        yield told
+        try:
+            yield told
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"after {_done(study):,} of {trials:,} trials") from None

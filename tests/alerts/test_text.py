@@ -68,10 +68,11 @@ def test_an_update_says_how_long_and_how_bad_it_was() -> None:
     assert "(25.2 to 37.9), at its peak as strange as normal data is about once in 40 days. Score 3.2, peak 4.75" in description
 
 
-def test_the_end_says_from_when_to_when() -> None:
-    summary, description = annotate(reading(status="resolved", ends_at="2026-01-01T12:00:45.000Z", lasted_ms=45_000, value=31, score=0.1))
+def test_the_end_says_from_when_to_when_and_since_when_that_is_known() -> None:
+    calm = {"status": "resolved", "ends_at": "2026-01-01T12:00:45.000Z", "lasted_ms": 45_000, "told_at": "2026-01-01T12:10:45.000Z"}
+    summary, description = annotate(reading(**calm, value=31, score=0.1))
 
-    assert summary == f"{SERIES} is back to normal after 45 s"
+    assert summary == f"{SERIES} is back to normal after 45 s, as the samples up to 2026-01-01 12:10:45 UTC confirm"
     assert description.startswith(
         "Anomalous from 2026-01-01 12:00:00 UTC to 2026-01-01 12:00:45 UTC (45 s), at its peak as strange as normal data is "
         "about once in 40 days; now 31 lies in the expected range (25.2 to 37.9). Peak score 3.2, where 1 is the threshold."

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from anomalyd.detector import Artifact
 from anomalyd.detector import artifact as artifacts
 from anomalyd.detector.detector import shipped
-from anomalyd.errors import ConfigError, InputFileError
+from anomalyd.errors import AnomalydError, ConfigError
 from anomalyd.evaluation import evaluate
 from anomalyd.evaluation.sets import LabelledSet, halves
 
@@ -239,5 +239,5 @@ def test_what_cannot_be_used_is_said(tmp_path: Path, name: str, make: Callable[[
     folder.mkdir()
     make(folder)
 
-    with pytest.raises(InputFileError, match=said):
+    with pytest.raises(AnomalydError, match=said):
         evaluate.run(name, folder, None)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anomalyd.errors import InputFileError
+from anomalyd.errors import ConfigError, InputFileError
 from anomalyd.evaluation.readers import FIRST_MS, STEP_MS, InputFile, Table, find, read_lines, read_table
 
 DATA = Path(os.environ.get("ANOMALYD_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -83,6 +83,8 @@ def test_gzip_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
     [
         ("", "line 1: the header must have a column timestamp, got nothing"),
         ("time,value\n1,2\n", "line 1: the header must have a column timestamp, got time, value"),
+        ("timestamp;value\n1;2\n", "line 1: fields must be separated by commas, not by ;"),
+        ("timestamp\tvalue\n1\t2\n", "line 1: fields must be separated by commas, not by tabs"),
         ("timestamp,label\n1,2\n", "line 1: the header must have a value column"),
         ("timestamp,a,a\n1,2,3\n", "line 1: two columns are called 'a'"),
         ("timestamp,value\n", "holds a header and no rows"),
@@ -145,7 +147,7 @@ def test_train_comes_directly_before_test_in_steps_of_a_minute(tmp_path: Path) -
         ({"timestamp": np.ones((2, 1)), "value": np.ones(2)}, "timestamp has 2 dimensions"),
         ({"timestamp": np.array(["2026-01-01", "NaT"], dtype="datetime64[s]"), "value": np.ones(2)}, "row 1: timestamp: got NaT"),
         ({"train": np.ones((3, 2)), "test": np.ones((3, 4))}, "train has 2 columns, test has 4"),
-        ({"timestamp": np.arange(1), "value": np.array([{}])}, "not a plain npz file"),
+        ({"timestamp": np.arange(1), "value": np.array([{}])}, "damaged or holds no plain numbers"),
     ],
 )
 def test_a_wrong_npz_says_what_was_expected(tmp_path: Path, arrays: dict[str, object], message: str) -> None:
@@ -155,12 +157,22 @@ def test_a_wrong_npz_says_what_was_expected(tmp_path: Path, arrays: dict[str, ob
     assert message in str(caught.value)
 
 
+def test_what_is_no_npz_is_called_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    path.write_text("timestamp,value\n1,2\n")
+
+    with pytest.raises(InputFileError) as caught:
+        read_table(InputFile(path, "a", "npz"))
+
+    assert str(caught.value) == f"{path}: not an npz file"
+
+
 @pytest.mark.parametrize(("name", "kind"), [("a.npz", "npz"), ("a.csv.gz", "csv"), ("b.csv", "csv")])
 def test_a_damaged_file_is_no_traceback(tmp_path: Path, name: str, kind: str) -> None:
     path = tmp_path / name
     path.write_bytes(gzip.compress(b"timestamp,value\n" * 9999)[:40] if name.endswith("gz") else b"PK\x03\x04\xff\xfe broken")
 
-    with pytest.raises(InputFileError, match=r"damaged|not UTF-8|not a plain npz"):
+    with pytest.raises(InputFileError, match=r"damaged|not UTF-8"):
         read_table(InputFile(path, "a", kind))  # type: ignore[arg-type]
 
 
@@ -183,7 +195,7 @@ def test_what_cannot_be_read_is_refused_before_anything_runs(tmp_path: Path) -> 
     (tmp_path / "b.npz").touch()
     (tmp_path / "empty").mkdir()
 
-    with pytest.raises(InputFileError, match="no such file"):
+    with pytest.raises(ConfigError, match="no such file"):
         find([tmp_path / "absent.csv"], lines=False)
     with pytest.raises(InputFileError, match="name its format with --format"):
         find([tmp_path / "a.txt"], lines=False)

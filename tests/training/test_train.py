@@ -147,7 +147,7 @@ def nothing(folder: Path) -> list[Path]:
     ],
 )
 def test_what_cannot_be_trained_on_is_said(tmp_path: Path, make: Callable[[Path], list[Path]], said: str) -> None:
-    with pytest.raises(InputFileError, match=said):
+    with pytest.raises(AnomalydError, match=said):
         run(make(tmp_path), tmp_path / "model")
 
 

@@ -61,7 +61,7 @@ def test_a_model_is_trained_calibrated_and_scores(tmp_path: Path, capsys: pytest
     assert run(FromFiles([tmp_path / "past"]), tmp_path / "one", 3, WANTED) == 0
     said, progress = capsys.readouterr()
     assert "training: 30 of 30 steps, loss " in progress
-    assert "calibrating" in progress
+    assert "calibrating: 1,000 of 1,000 steps, on generated series, about 0 s left" in progress
     for folder, seed in (("two", 3), ("three", 4)):
         run(FromFiles([tmp_path / "past"]), tmp_path / folder, seed, WANTED)
 
@@ -87,6 +87,26 @@ def test_a_model_is_trained_calibrated_and_scores(tmp_path: Path, capsys: pytest
     page = (tmp_path / "one" / "report.html").read_text()
     assert "held back" in page
     assert page.count("<svg") >= 3
+
+
+def test_what_is_refused_or_interrupted_leaves_no_folder_and_says_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_csv(tmp_path / "a.csv", waves(400, 1))
+
+    def at_step_7(done: int, *_: object) -> None:
+        if done == 7:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("anomalyd.training.later.Stopper.__call__", lambda _, __, done: at_step_7(done))
+    with pytest.raises(KeyboardInterrupt, match="at step 7 of 30"):
+        run(FromFiles([path]), tmp_path / "new" / "model", 0, WANTED)
+    with pytest.raises(InputFileError):
+        run(FromFiles([write_csv(tmp_path / "b.csv", waves(40, 1))]), tmp_path / "new" / "model", 0, WANTED)
+    assert not (tmp_path / "new").exists()
+
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        run(FromFiles([path]), tmp_path / "mine", 0, WANTED)
+    assert (tmp_path / "mine").is_dir()
 
 
 def test_training_forecasts_its_series_better_than_the_model_that_ships(tmp_path: Path) -> None:

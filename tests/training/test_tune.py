@@ -54,6 +54,20 @@ def test_the_best_is_trained_and_the_search_goes_on_where_it_was(tmp_path: Path,
         tune.run(FromFiles([tmp_path / "a.csv"]), tmp_path / "out", trials=3, steps=9, seed=3)
 
 
+def test_a_trial_that_was_interrupted_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tune, "learn", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="after 0 of 1 trials"):
+            search(tmp_path, 1)
+    told = search(tmp_path, 1)
+
+    assert [trial["state"] for trial in told["trials"]] == ["fail", "complete"]
+    assert told["best"]["settings"]["learning_rate"] == 3e-3, "the first trial is what train does by itself"
+
+
 def test_refitted_on_all_data_nothing_is_held_back(tmp_path: Path) -> None:
     search(tmp_path, 1, refit=True)
 

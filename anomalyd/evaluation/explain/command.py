@@ -5,7 +5,6 @@ import contextlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from anomalyd.detector import artifact as artifacts
 from anomalyd.detector.migrate import migrated
 from anomalyd.detector.recipe import WARMUP_SAMPLES
 from anomalyd.errors import AnomalydError, ConfigError, InputFileError, StateError
-from anomalyd.evaluation.backtest import Bar, Engine, settings_for, stream_for
+from anomalyd.evaluation.backtest import Bar, Engine, settings_for, stream_for, tell_of_compiling
 from anomalyd.evaluation.chart import Chart
 from anomalyd.evaluation.explain.facts import Facts, sample_facts, state_facts
 from anomalyd.evaluation.explain.picture import page
@@ -31,7 +30,7 @@ from anomalyd.evaluation.explain.told import told
 from anomalyd.evaluation.explain.witness import Witness
 from anomalyd.evaluation.gallery import episodes, epoch_ms
 from anomalyd.evaluation.models import Models
-from anomalyd.evaluation.readers import find, read_table
+from anomalyd.evaluation.readers import find, parse_time, read_table
 from anomalyd.evaluation.replay import Replay, Trace
 from anomalyd.kafka.committed import CommittedLog
 from anomalyd.kafka.models import read as read_models
@@ -166,11 +165,12 @@ def from_file(path: Path, settings: Settings | None, series: str | None, moment:
     table = read_table(file) if file.kind != "lines" else None
     models = Models(files, fit=fit, shared=True)  # shared: what is fitted is kept for the second run
     policy = settings or settings_for(stream)
+    tell_of_compiling()
     with Bar(2) as bar:
         bar.start(file)
         replay = Engine(policy, stream, models).replay(file, table, bar)
         bar.finish(replay)
-        bar.complain(file, replay)
+        bar.complain(file, replay, table)
         trace = replay.trace
         if not len(trace):
             raise InputFileError(f"{path}: no sample could be used: nothing was scored")
@@ -236,25 +236,6 @@ def _chosen(path: Path, trace: Trace, own: NDArray[np.int64], moment: Moment) ->
     if not first <= at_ms <= last:
         raise ConfigError(f"--at: got {iso(at_ms)}, the series has samples from {iso(first)} to {iso(last)} in {path}")
     return int(np.where(times <= at_ms, times, first - 1).argmax())  # the first of the newest: what follows it is late or repeated
-
-
-def parse_time(text: str) -> int:
-    """A moment in milliseconds since the epoch: ISO 8601, without a zone UTC, or an epoch in seconds or milliseconds by magnitude.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    try:
-        epoch = float(text)
-    except ValueError:
-        try:
-            moment = datetime.fromisoformat(text.strip().removesuffix(" UTC"))
-        except ValueError:
-            raise ConfigError(f"--at: got {text!r}, must be ISO 8601 such as 2026-01-01T12:00:00Z, or an epoch") from None
-        return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
-    if not abs(epoch) < 1e15:
-        raise ConfigError(f"--at: got {text!r}, must be ISO 8601 such as 2026-01-01T12:00:00Z, or an epoch in seconds or milliseconds")
-    return round(epoch if abs(epoch) >= 1e11 else epoch * 1000)
 
 
 def _alert(replay: Replay, key: str, time_ms: int) -> Facts | None:

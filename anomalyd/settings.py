@@ -1246,6 +1246,7 @@ class Settings(BaseSettings):
         taken = {topic: f"which {stream} reads: scores would come back as input" for topic, stream in reader.items()}
         taken |= {self.alerts.topic: "which is alerts.topic; give each its own"}
         taken |= {self.dead_letter_topic: "which is dead_letters.topic; give each its own"}
+        taken |= {self.changelog_topic(topic): f"which is the changelog of {topic}; give each its own" for topic in reader}
         if name in taken:
             yield ("scores.topic", f'got "{name}", {taken[name]}')
 

@@ -334,6 +334,10 @@ def mute(**fields: object) -> dict[str, Any]:
         ({"streams": [STREAM | {"silence": {"after_s": 5}}]}, "streams[0].silence.after_s: got 5, must be at least 60"),
         ({"scores": {"topic": "metrics"}}, 'scores.topic: got "metrics", which streams[0] reads: scores would come back as input'),
         ({"scores": {"topic": "anomalyd.alerts"}}, 'scores.topic: got "anomalyd.alerts", which is alerts.topic; give each its own'),
+        (
+            {"scores": {"topic": "anomalyd-state-metrics"}},
+            'scores.topic: got "anomalyd-state-metrics", which is the changelog of metrics; give each its own',
+        ),
         ({"remote_write": {"url": "prometheus:9090"}}, 'remote_write.url: got "prometheus:9090", must be a URL such as'),
         ({"remote_write": {"url": "http://a/write"}}, "remote_write.include: missing; name the series whose scores are wanted"),
         ({"remote_write": {"names": {"score": "yhat"}}}, "remote_write.names: must be four different names"),

@@ -166,6 +166,7 @@ class Engine:
         self._stream = stream
         self._decoder = make_decoder(stream.format, FormatOptions(stream.timestamp_unit))
         self._capacity = settings.max_series
+        self._ttl_ms = round(settings.state.series_ttl_s * 1000)
         self._models = models
         self._make = make
         self._device = settings.device
@@ -182,7 +183,7 @@ class Engine:
         if self._warm == detector.layout.shape:
             return
         if table is None:
-            replay_lines(file, self._plan, detector, self._decoder, self._capacity, _nobody, most=1)
+            replay_lines(file, self._plan, detector, self._decoder, self._capacity, self._ttl_ms, _nobody, most=1)
         elif len(table):
             first = replace(table, row=table.row[:1], time_ms=table.time_ms[:1], value=table.value[:1], label=None, train=None)
             replay_table(file, first, self._plan, detector, _nobody)
@@ -193,7 +194,7 @@ class Engine:
         detector = detector or self.detector(file, table)
         began = time.perf_counter()
         if table is None:
-            replay = replay_lines(file, self._plan, detector, self._decoder, self._capacity, bar.advance)
+            replay = replay_lines(file, self._plan, detector, self._decoder, self._capacity, self._ttl_ms, bar.advance)
         else:
             bar.expect(len(table) + (0 if table.train is None else len(table.train)))
             replay = replay_table(file, table, self._plan, detector, bar.advance)

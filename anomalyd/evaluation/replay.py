@@ -105,7 +105,14 @@ def replay_table(file: InputFile, table: Table, stream: StreamPlan, detector: De
 
 
 def replay_lines(
-    file: InputFile, stream: StreamPlan, detector: Detector, decoder: Decoder, capacity: int, progress: Progress, most: int | None = None
+    file: InputFile,
+    stream: StreamPlan,
+    detector: Detector,
+    decoder: Decoder,
+    capacity: int,
+    series_ttl_ms: int,
+    progress: Progress,
+    most: int | None = None,
 ) -> Replay:
     """Streams the lines of a file as records of one partition, offsets being line numbers from 0. Blank lines are passed over.
 
@@ -115,12 +122,13 @@ def replay_lines(
         detector: for as many features as the stream's entities have, or one.
         decoder: of the records' format.
         capacity: most series that are kept.
+        series_ttl_ms: event time without a sample after which a series begins anew.
         progress: told about lines.
         most: not more than so many lines; None: all.
     """
     tape = _Tape()
     positioned = _PositionedDecoder(decoder, tape)
-    shard = Shard(stream, Source(str(file.path), 0), detector, positioned, capacity, observer=tape.take)
+    shard = Shard(stream, Source(str(file.path), 0), detector, positioned, capacity, observer=tape.take, series_ttl_ms=series_ttl_ms)
     alerts: list[Alert] = []
     rejected: Counter[str] = Counter()
     lines = enumerate(islice(read_lines(file), most))

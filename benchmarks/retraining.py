@@ -48,7 +48,8 @@ def halves(name: str, data: Path, folder: Path) -> tuple[list[History], Incident
         np.savez(at, train=value[:half, 0], test=value[half:, 0], label=stream.label[half:])
         order = np.argsort(time_ms[:half], kind="stable")
         histories.append(History(file.name, time_ms[:half][order], value[:half][order]))
-        incidents.resume([(file.name, a, time_ms[a], time_ms[min(b, half - 1)]) for a, b in stream.windows if a < half])
+        ends = [(a, time_ms[min(b, half - 1)]) for a, b in stream.windows if a < half]
+        incidents.resume([(file.name, a, time_ms[a], end, end) for a, end in ends])
     return histories, incidents
 
 

@@ -223,7 +223,7 @@ async def verify(settings: Settings) -> None:
     if missing := [line.topic for line in lines if line.status == "missing" or (line.status == "waits" and line.role != "state")]:
         wrong.insert(0, f"topic{'s' if len(missing) > 1 else ''} {', '.join(missing)} missing; make with: anomalyd topics create -c CONFIG")
         # With nothing to read it would make none of them: it takes the number of partitions from there.
-        wrong[1:1] = [
+        wrong[:0] = [
             f"topic {line.topic} (input) missing, {line.text}; the others need it first"
             for line in survey.lines
             if line.role == "input" and line.status == "missing"

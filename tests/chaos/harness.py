@@ -3,6 +3,7 @@
 import json
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from confluent_kafka.admin import AdminClient
 from anomalyd import crashpoints
 from anomalyd.detector import Shape, artifact
 from anomalyd.detector.detector import shipped
+from anomalyd.warmup import filler
 from tests.chaos.chain import Chain
 from tests.chaos.compare import Comparison, compare
 from tests.chaos.instance import Instance
@@ -154,6 +156,9 @@ class Chaos:
             with ExitStack() as ends:
                 for instance in (*self._instances, self._golden):
                     ends.callback(instance.kill)
+                if self._plan.swaps or self._plan.rollbacks:
+                    # Before anything moves: a short run would be over before the other model could score.
+                    subprocess.run(filler(OTHER, "plain-json", several=False), check=True, capture_output=True)
                 ends.enter_context(self._chain)
                 ends.enter_context(self._feeder)
                 self._instances[0].start()

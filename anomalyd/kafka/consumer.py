@@ -311,10 +311,10 @@ class Consumer:
         if polled:
             self._heard()
             self._unreadable = 0
-        elif self._nothing_since_s is None:
-            self._nothing_since_s = self._clock()
             self._replacing.reset()
             self._set_reachable(None)
+        elif self._nothing_since_s is None:
+            self._nothing_since_s = self._clock()
         return polled
 
     def _most_records(self) -> int:

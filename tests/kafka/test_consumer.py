@@ -701,9 +701,7 @@ async def test_an_idle_partition_is_no_reason_to_replace_the_client(rig: Rig) ->
     assert rig.holder.replacements == 0
 
 
-async def test_brokers_that_go_away_and_come_back_show_in_readiness(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    await rig.given(ZERO)
-
+async def probed_without_answer(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     async def away(_: object) -> dict[TopicPartition, int]:
         raise KafkaError("no answer")
 
@@ -712,8 +710,26 @@ async def test_brokers_that_go_away_and_come_back_show_in_readiness(rig: Rig, mo
         patched.setattr(rig.client, "end_offsets", away)
         await rig.consumer.probe()
     assert not rig.consumer.ready
+
+
+async def test_brokers_that_go_away_and_come_back_show_in_readiness(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    await rig.given(ZERO)
+    await probed_without_answer(rig, monkeypatch)
+
     rig.now_s += 10
     await rig.consumer.probe()
+
+    assert rig.consumer.ready
+
+
+async def test_records_show_that_brokers_are_back_and_their_absence_does_not(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    await rig.given(ZERO)
+    await probed_without_answer(rig, monkeypatch)
+
+    await rig.consumer.poll()
+    assert not rig.consumer.ready
+    rig.client.answers.append({TP[ZERO]: [Record(10)]})
+    await rig.consumer.poll()
 
     assert rig.consumer.ready
 

@@ -82,3 +82,7 @@ class TooLargeError(DeliveryError):
         """What to send instead of the messages; None where it is not known which of a batch is too large."""
         self.together = together
         """So many bytes may go together where it has to be found out; more were refused."""
+
+    def smaller(self, messages: Sequence[Any]) -> tuple[Sequence[Any], int]:
+        """What to send next in place of these messages, and in pieces of how many bytes; 0: as usual."""
+        return (messages, self.together) if self.instead is None else (self.instead, 0)

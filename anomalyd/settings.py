@@ -14,7 +14,7 @@ import re
 import ssl
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, get_args
 from urllib.parse import quote
@@ -345,11 +345,7 @@ class KafkaSettings(_Section):
         context.check_hostname = self.ssl_check_hostname
         if self.ssl_certfile is not None:
             password = _secret(self.ssl_keyfile_password, self.ssl_keyfile_password_file, "kafka.ssl_keyfile_password_file")
-            try:
-                # An empty password keeps OpenSSL from asking for one on the terminal, where a daemon would wait for ever.
-                context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile, password=password or "")
-            except (ssl.SSLError, OSError) as error:
-                raise ConfigError(f"kafka.ssl_certfile, kafka.ssl_keyfile: {self.ssl_certfile}, {self.ssl_keyfile}: {error}") from error
+            _identify(context, self.ssl_certfile, self.ssl_keyfile, "kafka.ssl", password)
         return context
 
     def read_oauth_token(self) -> str:
@@ -701,11 +697,7 @@ class _ClientTls(_Section):
         context = _trusting(self.ssl_cafile, f"{self.section}.ssl_cafile")
         context.check_hostname = self.ssl_check_hostname
         if self.ssl_certfile is not None:
-            try:
-                context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile, password="")
-            except (ssl.SSLError, OSError) as error:
-                files = f"{self.ssl_certfile}, {self.ssl_keyfile or self.ssl_certfile}"
-                raise ConfigError(f"{self.section}.ssl_certfile, {self.section}.ssl_keyfile: {files}: {error}") from error
+            _identify(context, self.ssl_certfile, self.ssl_keyfile, f"{self.section}.ssl")
         return context
 
     @model_validator(mode="after")
@@ -774,15 +766,11 @@ class HttpSettings(_Section):
         """A context for HTTPS, None for HTTP. Raises ConfigError if certificate or key are not usable."""
         if self.tls_certfile is None or self.tls_keyfile is None:
             return None
-        return FreshContext(self._ssl_context, [self.tls_certfile, self.tls_keyfile])
+        return FreshContext(partial(self._ssl_context, self.tls_certfile, self.tls_keyfile), [self.tls_certfile, self.tls_keyfile])
 
-    def _ssl_context(self) -> ssl.SSLContext:
+    def _ssl_context(self, certfile: Path, keyfile: Path) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        try:
-            context.load_cert_chain(str(self.tls_certfile), self.tls_keyfile, password="")
-        except (ssl.SSLError, OSError) as error:
-            files = f"{self.tls_certfile}, {self.tls_keyfile}"
-            raise ConfigError(f"{self.section}.tls_certfile, {self.section}.tls_keyfile: {files}: {error}") from error
+        _identify(context, certfile, keyfile, f"{self.section}.tls")
         return context
 
     def read_tokens(self) -> list[str] | None:
@@ -1475,6 +1463,15 @@ def _trusting(cafile: Path | None, where: str) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=cafile)
     except OSError as error:  # ssl.SSLError is one, too
         raise ConfigError(f"{where}: {cafile}: must hold certificates (PEM): {error}") from error
+
+
+def _identify(context: ssl.SSLContext, certfile: Path, keyfile: Path | None, where: str, password: str | None = None) -> None:
+    """Has the context say who we are. Raises ConfigError, which names the keys `where`_certfile and `where`_keyfile."""
+    try:
+        # An empty password keeps OpenSSL from asking for one on the terminal, where a daemon would wait for ever.
+        context.load_cert_chain(certfile, keyfile, password=password or "")
+    except OSError as error:  # ssl.SSLError is one, too
+        raise ConfigError(f"{where}_certfile, {where}_keyfile: {certfile}, {keyfile or certfile}: {error}") from error
 
 
 # --- saying what is wrong -----------------------------------------------------------------------------------------

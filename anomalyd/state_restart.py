@@ -134,7 +134,7 @@ async def _partition(settings: Settings, stream: StreamSettings, place: Place, p
                     await writer.commit(messages, entries, singly=singly)
                     break
                 except TooLargeError as error:  # nothing was written, and what the topic takes is known now
-                    messages, singly = (messages, error.together) if error.instead is None else (error.instead, 0)
+                    messages, singly = error.smaller(messages)
                     await writer.close()
                     writer = writer_of(settings, place.source, _Uncounted())
                     await writer.open()

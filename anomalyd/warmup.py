@@ -22,6 +22,7 @@ from anomalyd.detector.assembler import Assembler
 from anomalyd.detector.migrate import described, migrated
 from anomalyd.detector.weights import tensor_shapes
 from anomalyd.formats import make_decoder
+from anomalyd.jit import on_compiling
 from anomalyd.series import Entities
 from anomalyd.shard import Shard, StreamPlan
 
@@ -68,6 +69,12 @@ def warm_up(detector: Detector, formats: Iterable[str] = SAMPLE, *, several: boo
         shard.process([_Record(template.format(ms=first_ms + i, series=k).encode(), i, first_ms + i) for i, k in enumerate(series)])
     # A restore of what another model has learned must not wait for a compiler either: a rebalance would find it late.
     migrated(detector, detector.new_pages(1).buffer, described(detector.layout), same_model=False)
+
+
+def tell_of_compiling() -> None:
+    """Has it said on stderr, once, when this machine has to compile: that takes long, and nothing else is to be seen meanwhile."""
+    text = "compiling, once on this machine for a network of this shape: about a minute on a quiet core"
+    on_compiling(lambda: print(text, file=sys.stderr, flush=True))  # noqa: T201  of a command
 
 
 def filler(shape: Shape, format_: str, *, several: bool) -> list[str]:

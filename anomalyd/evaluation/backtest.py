@@ -1,7 +1,6 @@
 """`anomalyd backtest`: the production engine over files, each from a fresh start."""
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -25,10 +24,10 @@ from anomalyd.evaluation.models import Models
 from anomalyd.evaluation.readers import InputFile, Table, find, read_table
 from anomalyd.evaluation.replay import Replay, Trace, encode, replay_lines, replay_table
 from anomalyd.formats import FORMATS, FormatOptions, make_decoder
-from anomalyd.jit import on_compiling
 from anomalyd.settings import KafkaSettings, Settings, StreamSettings
 from anomalyd.shard import StreamPlan
 from anomalyd.stream_model import artifact_of
+from anomalyd.warmup import tell_of_compiling
 
 STREAM: Final = "backtest"
 """Name of the stream where no configuration gives one."""
@@ -114,12 +113,6 @@ def run(
         written = [f"{option} {path}" for option, path in (("report:", report), ("scores and alerts:", out)) if path is not None]
         print(*(written or ["--report FILE.html shows the episodes, --out DIR writes scores and alerts"]), sep="\n")  # noqa: T201  likewise
     return 0
-
-
-def tell_of_compiling() -> None:
-    """Has it said on stderr, once, when this machine has to compile: that takes long, and nothing else is to be seen meanwhile."""
-    text = "compiling, once on this machine for a network of this shape: about a minute on a quiet core"
-    on_compiling(lambda: print(text, file=sys.stderr, flush=True))  # noqa: T201  of a command
 
 
 # --- what to run --------------------------------------------------------------------------------------------------

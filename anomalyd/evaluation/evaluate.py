@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from anomalyd.detector import Artifact, Detector
 from anomalyd.errors import ConfigError, InputFileError
 from anomalyd.evaluation.ablations import VARIANTS, VariantDetector, prepared
-from anomalyd.evaluation.backtest import Bar, Engine, Writer, settings_for, stream_for, tell_of_compiling, write_text
+from anomalyd.evaluation.backtest import Bar, Engine, Writer, settings_for, stream_for, write_text
 from anomalyd.evaluation.baselines import BASELINES, BaselineDetector
 from anomalyd.evaluation.coldstart import ColdStart, cold_starts, ratio
 from anomalyd.evaluation.models import Models
@@ -24,6 +24,7 @@ from anomalyd.evaluation.scorecard import Card, card, nab, totals, usual_step_ms
 from anomalyd.evaluation.sets import Half, Labelled, LabelledSet
 from anomalyd.evaluation.verdictpage import Page
 from anomalyd.settings import Settings, StreamSettings
+from anomalyd.warmup import tell_of_compiling
 
 OURS: Final = "anomalyd"
 

@@ -123,7 +123,7 @@ def glance(paths: Sequence[Path], *, lines: bool, least: int = 1) -> None:
     """
     for file in find(paths, lines=lines):
         if file.kind == "csv":
-            with _translated(file.path), _rows_of(file.path) as (_, rows):
+            with _translated(file.path), _rows_of(file.path) as (_, _, rows):
                 count = sum(1 for row in islice(rows, least) if row)
                 if count < least and next(rows, None) is None:
                     raise InputFileError(too_short(file.path, count, least) if count else f"{file.path}: {_EMPTY}")
@@ -225,14 +225,13 @@ def _open(path: Path) -> gzip.GzipFile | BufferedReader:
 
 
 @contextmanager
-def _rows_of(path: Path) -> "Iterator[tuple[list[str], Reader]]":
-    """The header of a CSV, which has been looked at, and a reader of what follows. Raises InputFileError, in the block too."""
+def _rows_of(path: Path) -> "Iterator[tuple[list[str], list[int], Reader]]":
+    """The header of a CSV, which of its columns hold values, and a reader of what follows. Raises InputFileError, in the block too."""
     with _open(path) as opened, io.TextIOWrapper(opened, "utf-8-sig", newline="") as text:
         reader = csv.reader(text)
         try:
             header = [name.strip() for name in next(reader, [])]
-            _value_columns(path, header)
-            yield header, reader
+            yield header, _value_columns(path, header), reader
         except UnicodeDecodeError as error:
             raise InputFileError(f"{path}: not UTF-8 text: {error.reason}") from None
         except csv.Error as error:
@@ -241,7 +240,7 @@ def _rows_of(path: Path) -> "Iterator[tuple[list[str], Reader]]":
 
 def _read_csv(path: Path) -> Table:
     rows, lines = [], []
-    with _rows_of(path) as (header, reader):
+    with _rows_of(path) as (header, values, reader):
         for row in reader:
             if not row:
                 continue
@@ -251,7 +250,6 @@ def _read_csv(path: Path) -> Table:
             lines.append(reader.line_num)
     if not rows:
         raise InputFileError(f"{path}: {_EMPTY}")
-    values = _value_columns(path, header)
     columns = list(zip(*rows, strict=True))
     value = np.column_stack([_numbers(path, header[c], columns[c], lines) for c in values])  # (n, F)
     label = None

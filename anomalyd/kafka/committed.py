@@ -8,10 +8,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from anomalyd.batch import LogRecord
-from anomalyd.errors import KafkaUnavailableError, StateError
+from anomalyd.errors import StateError
 from anomalyd.kafka import client
 from anomalyd.kafka.changelog import started
-from anomalyd.kafka.past import absent
+from anomalyd.kafka.past import unanswered
 from anomalyd.kafka.salvage import UNREADABLE
 from anomalyd.settings import KafkaSettings
 
@@ -20,7 +20,6 @@ _QUIET_POLLS: Final = 60
 """So many polls in a row without a record, with brokers that answer: there is none."""
 
 _DEADLINE_S: Final = 60.0
-_LOOK_DEADLINE_S: Final = 5.0
 
 
 class CommittedLog:
@@ -51,9 +50,8 @@ class CommittedLog:
                 # Of a reader of committed records this is the last stable offset, not the high watermark.
                 end: int = (await consumer.end_offsets([self._tp]))[self._tp]
         except (KafkaError, OSError) as error:
-            if self._client is not None and await absent(self._client, [self._tp.topic], _LOOK_DEADLINE_S):
-                told = f"topic {self._tp.topic} missing, or not to be seen by this user; make with: anomalyd topics create -c CONFIG"
-                raise KafkaUnavailableError(told) from error
+            if self._client is not None:
+                raise await unanswered(self._client, [self._tp.topic], error, self._settings) from error
             raise client.unavailable(error, self._settings) from error
         return first, end
 

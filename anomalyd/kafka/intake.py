@@ -11,9 +11,9 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import OffsetAndMetadata
 
 from anomalyd.batch import Record, Source
-from anomalyd.errors import KafkaUnavailableError, TopicError
+from anomalyd.errors import TopicError
 from anomalyd.kafka import client
-from anomalyd.kafka.past import absent, offsets_since, partitions_of
+from anomalyd.kafka.past import missing, offsets_since, partitions_of, unanswered
 from anomalyd.kafka.salvage import UNREADABLE, first_readable
 from anomalyd.settings import KafkaSettings
 
@@ -51,7 +51,7 @@ class Intake:
         self._topics = tuple(topics)
         self._group = group
         self._since_ms = since_ms
-        self._remedy = "; make with: anomalyd topics create -c CONFIG" if ours else ""
+        self._ours = ours
         self._client: AIOKafkaConsumer | None = None
         self._ends: dict[TopicPartition, int] = {}  # when the connection was opened
         self._answered_s = 0.0  # when brokers were last known to answer
@@ -115,13 +115,8 @@ class Intake:
             async with asyncio.timeout(_LOOK_DEADLINE_S):
                 await consumer.end_offsets(list(self._ends))
         except (KafkaError, OSError) as error:
-            if gone := await absent(consumer, self._topics, _LOOK_DEADLINE_S):
-                raise KafkaUnavailableError(self._missing(", ".join(gone))) from error
-            raise client.unavailable(error, self._settings) from error
+            raise await unanswered(consumer, self._topics, error, self._settings, ours=self._ours) from error
         self._answered_s = time.monotonic()
-
-    def _missing(self, topics: str) -> str:
-        return f"topic {topics} missing, or not to be seen by this user{self._remedy}"
 
     async def caught_up(self) -> bool:
         """Whether everything was read that was there when the connection was opened."""
@@ -181,7 +176,7 @@ class Intake:
         for topic in self._topics:
             own = await partitions_of(consumer, topic)
             if not own:
-                raise TopicError(self._missing(topic))
+                raise TopicError(missing(topic, ours=self._ours))
             found += own
         return found
 

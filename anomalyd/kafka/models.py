@@ -15,6 +15,7 @@ from anomalyd.batch import Entry, LogRecord
 from anomalyd.errors import AnomalydError, ArtifactError, TopicError
 from anomalyd.kafka import topics
 from anomalyd.kafka.committed import CommittedLog
+from anomalyd.kafka.past import missing
 from anomalyd.kafka.registry import Champion, Decision, Publishable, Registry, champion_entry, decision_entry, model_entries, now
 from anomalyd.kafka.transactions import PlainWriter
 from anomalyd.settings import Settings
@@ -76,7 +77,7 @@ async def read(settings: Settings) -> Registry:
     """
     topic = settings.models_topic
     if not await topics.existing(settings, [topic]):
-        raise TopicError(f"topic {topic} (models) missing, or not to be seen by this user; make with: anomalyd topics create -c CONFIG")
+        raise TopicError(missing(f"{topic} (models)"))
     log, registry = ModelsLog(settings), Registry()
     try:
         take(registry, await log.news(), topic)

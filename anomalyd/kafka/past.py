@@ -8,7 +8,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from anomalyd.batch import Record
-from anomalyd.errors import KafkaUnavailableError, TopicError
+from anomalyd.errors import AnomalydError, KafkaUnavailableError, TopicError
 from anomalyd.kafka import client
 from anomalyd.kafka.salvage import UNREADABLE
 from anomalyd.settings import KafkaSettings
@@ -16,6 +16,7 @@ from anomalyd.settings import KafkaSettings
 _POLL_MS: Final = 500
 _QUIET_POLLS: Final = 60
 _DEADLINE_S: Final = 60.0
+_LOOK_DEADLINE_S: Final = 5.0
 
 
 async def read_past(
@@ -86,14 +87,22 @@ async def partitions_of(consumer: AIOKafkaConsumer, topic: str) -> list[TopicPar
     return [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
 
 
-async def absent(consumer: AIOKafkaConsumer, topics: Iterable[str], within_s: float) -> list[str]:
-    """Those that are not there, by brokers that answer in time: the client says of a topic that was deleted only that nobody answered."""
+def missing(topic: str, *, ours: bool = True) -> str:
+    """What is said of a topic that is not there: who makes it, if it is one of ours."""
+    return f"topic {topic} missing, or not to be seen by this user" + ("; make with: anomalyd topics create -c CONFIG" if ours else "")
+
+
+async def unanswered(
+    consumer: AIOKafkaConsumer, topics: Iterable[str], error: Exception, settings: KafkaSettings, *, ours: bool = True
+) -> AnomalydError:
+    """What to raise for an error of the client, which says of a topic that was deleted only that nobody answered."""
     try:
-        async with asyncio.timeout(within_s):
+        async with asyncio.timeout(_LOOK_DEADLINE_S):
             there = await consumer.topics()
     except (KafkaError, OSError):
-        return []
-    return [topic for topic in topics if topic not in there]
+        return client.unavailable(error, settings)
+    gone = [topic for topic in topics if topic not in there]
+    return KafkaUnavailableError(missing(", ".join(gone), ours=ours)) if gone else client.unavailable(error, settings)
 
 
 async def offsets_since(

@@ -475,5 +475,4 @@ def _describe(need: Need) -> str:
 def _print(lines: Sequence[Line]) -> int:
     for line in lines:
         sys.stdout.write(f"{line}\n")
-    beyond_us = (line.status == "missing" and line.role == "input" for line in lines)
-    return int(any(beyond_us) or any(line.status in {"mismatch", "error", "waits"} for line in lines))
+    return int(any(line.status in {"mismatch", "error", "waits"} or (line.status, line.role) == ("missing", "input") for line in lines))

@@ -95,7 +95,6 @@ class Stream:
         """How much more it is surprised now, in nats a sample, at least."""
         self.tolerated = 0.0
         """What of that the last round, which found nothing better, could not mend."""
-        self.drifted = False
 
     def take(self, taken: Taken) -> int:
         """Records of an input topic."""
@@ -349,7 +348,7 @@ class Retrainer:
             return
         stream.rounds += 1
         stream.round_s = time.time()
-        stream.tolerated, stream.drifted = stream.drift, False
+        stream.tolerated = stream.drift
         self.metrics.round(stream.name, verdict, found.verdict.figures, time.monotonic() - began, stream.round_s)
         model = None if found.challenger is None else found.challenger.hash
         _log.info(
@@ -393,7 +392,7 @@ class Retrainer:
         """Whether the champion forecasts worse than it did at first, beyond doubt, and than when the last round found nothing better."""
         every_s = self._retrain.drift_check_s
         if not every_s or time.monotonic() - stream.checked_s < every_s:
-            return stream.drifted
+            return self._worse(stream)
         stream.checked_s = time.monotonic()
         try:
             champion, _ = await self._champion(stream)
@@ -409,10 +408,12 @@ class Retrainer:
         found = paired([now[key] for key in both], [stream.surprise[key] for key in both])
         stream.drift = found.difference.low if found is not None else 0.0
         self.metrics.drift(stream.name, stream.drift)
-        stream.drifted = stream.drift > stream.tolerated + self._retrain.drift
-        if stream.drifted:
+        if self._worse(stream):
             _log.info("retrain_drift", stream=stream.name, nats=round(stream.drift, 3), series=len(both))
-        return stream.drifted
+        return self._worse(stream)
+
+    def _worse(self, stream: Stream) -> bool:
+        return stream.drift > stream.tolerated + self._retrain.drift
 
 
 def _surprises(champion: Artifact, options: Options, judged: Sequence[Judged]) -> dict[str, float]:

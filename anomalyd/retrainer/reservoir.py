@@ -27,14 +27,14 @@ from anomalyd.series.aliases import AliasTable
 _ALL: Final = 1 << 64
 _FORMAT: Final = 2
 _ROOM: Final = 1024
+"""Rows beyond those kept, for series that are drawn within a batch and found to be too many behind it; address space until they are used.
+Of a single record with more series than there are rows, nothing is used."""
 ESTABLISHED_MS: Final = 3_600_000
 """Event time over which a series has sent when it counts as one that stays. Time and not samples, or the chatty ones would be favoured."""
 _NEW: Final = 1 / 8
 """Part of the room that other series get where there are enough that stay."""
 _YOUNG_GONE: Final = 1 / 8
 """So much sooner than others are those let go when they send no more."""
-"""Rows beyond those kept, for series that are drawn within a batch and found to be too many behind it; address space until they are used.
-Of a single record with more series than there are rows, nothing is used."""
 LATE_RUN: Final = 100
 """So many samples of a series in a row, each older than its newest, say that the newest one came from the future."""
 _SPELLINGS: Final = 4_000_000
@@ -154,8 +154,11 @@ class Reservoir:
 
     def _ranked(self, *, young: bool) -> list[tuple[int, int]]:
         """Rank and row of the series that have not proved to stay, or of those that have; the highest rank first."""
-        held = ((row, key) for row, key in enumerate(self._index.keys) if key is not None)
-        return sorted(((self._index.rank(key), row) for row, key in held if self._is_young(row) == young), reverse=True)
+        return sorted(((self._index.rank(key), row) for row, key in self._held() if self._is_young(row) == young), reverse=True)
+
+    def _held(self) -> list[tuple[int, str]]:
+        """Row and key of each drawn series."""
+        return [(row, key) for row, key in enumerate(self._index.keys) if key is not None]
 
     def _is_young(self, row: int) -> bool:
         return self._newest(row) - int(self._begun[row]) < ESTABLISHED_MS
@@ -198,7 +201,7 @@ class Reservoir:
     @property
     def now_ms(self) -> int | None:
         """Event time of the stream: the median of its series' newest samples, so that no single clock decides; None while there is none."""
-        newest = [self._newest(row) for row, key in enumerate(self._index.keys) if key is not None and self._count[row]]
+        newest = [self._newest(row) for row, _ in self._held() if self._count[row]]
         return int(np.median(newest)) if newest else None
 
     @property
@@ -210,12 +213,11 @@ class Reservoir:
 
     def forget(self, now_ms: int, gone_ms: int) -> None:
         """Lets go of series without a sample for so long, of young ones sooner, so that others can be drawn instead."""
-        held = [row for row, key in enumerate(self._index.keys) if key is not None]
-        gone = [row for row in held if self._newest(row) < now_ms - gone_ms * (_YOUNG_GONE if self._is_young(row) else 1)]
+        gone = [row for row, _ in self._held() if self._newest(row) < now_ms - gone_ms * (_YOUNG_GONE if self._is_young(row) else 1)]
         if gone:
             self._release(gone)
             # Ranks below the limit are those of young ones: so many more as there is room for now.
-            young = len(self._ranked(young=True))
+            young = sum(self._is_young(row) for row, _ in self._held())
             room = max(self.most_series * _NEW, self.most_series - (len(self._index) - young)) / max(1, young)
             self._index.limit = _ALL if room >= 2 else min(_ALL, int(self._index.limit * max(1.0, room)))
             self._index.aliases.clear()  # what was not drawn may be now
@@ -227,9 +229,8 @@ class Reservoir:
     def histories(self) -> list[History]:
         """Of all drawn series, in the order of their keys."""
         found = []
-        for row, key in enumerate(self._index.keys):
-            count = int(self._count[row])
-            if key is not None and count:
+        for row, key in self._held():
+            if count := int(self._count[row]):
                 order = np.arange(max(0, count - self.samples), count) % self.samples
                 found.append(History(key, self._times[row, order], self._values[row, order]))
         return sorted(found, key=lambda history: history.key)

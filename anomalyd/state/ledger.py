@@ -355,7 +355,7 @@ class Ledger:
                     raise DeliveryError("the writer was closed")
                 written = await self._writer.commit(messages, entries, singly=singly)
             except TooLargeError as error:
-                messages, singly = (messages, error.together) if error.instead is None else (error.instead, 0)
+                messages, singly = error.smaller(messages)
                 reason = str(error)
             except DeliveryError as error:
                 reason = str(error)

@@ -8,7 +8,6 @@ from typing import Any, Final
 from anomalyd.detector import Artifact
 from anomalyd.detector.detector import Device
 from anomalyd.errors import ConfigError
-from anomalyd.evaluation.backtest import tell_of_compiling
 from anomalyd.training.bar import calibration_bar, training_bar
 from anomalyd.training.course import learn, prepared
 from anomalyd.training.data import Data
@@ -19,6 +18,7 @@ from anomalyd.training.outcome import finished, replaced, written
 from anomalyd.training.page import page
 from anomalyd.training.sources import FromFiles, FromTopic, read
 from anomalyd.training.trainer import device_for
+from anomalyd.warmup import tell_of_compiling
 
 REPORT: Final = "report.html"
 

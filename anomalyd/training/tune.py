@@ -19,7 +19,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from anomalyd.detector.network import Autoencoder
 from anomalyd.errors import ArtifactError, ConfigError
-from anomalyd.evaluation.backtest import tell_of_compiling
 from anomalyd.training.bar import calibration_bar, training_bar
 from anomalyd.training.course import Prepared, learn, prepared
 from anomalyd.training.data import Data
@@ -30,6 +29,7 @@ from anomalyd.training.outcome import finished, written
 from anomalyd.training.page import page
 from anomalyd.training.sources import FromFiles, FromTopic, read
 from anomalyd.training.train import REPORT
+from anomalyd.warmup import tell_of_compiling
 
 if TYPE_CHECKING:
     from optuna import Study, Trial

@@ -22,7 +22,7 @@ from anomalyd.detector import artifact as artifacts
 from anomalyd.detector.migrate import migrated
 from anomalyd.detector.recipe import WARMUP_SAMPLES
 from anomalyd.errors import AnomalydError, ConfigError, InputFileError, StateError
-from anomalyd.evaluation.backtest import Bar, Engine, settings_for, stream_for, tell_of_compiling
+from anomalyd.evaluation.backtest import Bar, Engine, settings_for, stream_for
 from anomalyd.evaluation.chart import Chart
 from anomalyd.evaluation.explain.facts import Facts, sample_facts, state_facts
 from anomalyd.evaluation.explain.picture import page
@@ -39,6 +39,7 @@ from anomalyd.state.codec import Page
 from anomalyd.state.inspect import Contents, Row, committed
 from anomalyd.state_commands import Place, places, write
 from anomalyd.stream_model import artifact_of, suited
+from anomalyd.warmup import tell_of_compiling
 
 HISTORY: Final = 500
 """Samples in front of the explained one whose states say what is usual."""

@@ -321,11 +321,6 @@ class Ledger:
     def _next(self, work: Work, restore_from: int) -> Position:
         last = self._last
         earlier = None if last is None or work.anew else last
-        timeline = needed((*(() if earlier is None else earlier.timeline), *work.models), work.replay_from)
-        if len(timeline) < len(work.models):
-            timeline = tuple(work.models)  # each stands in one position at least, for whoever wants to know what there was
-        policies = (*(() if earlier is None else earlier.policies), *work.policies)
-        corrections = (*(() if earlier is None else earlier.corrections), *work.corrections)
         return Position(
             sequence=0 if last is None else last.sequence + 1,
             previous=-1 if last is None else last.position,
@@ -335,15 +330,15 @@ class Ledger:
             partitions=self.partitions,
             owner=self._owner,
             stream_time_ms=work.stream_time_ms,
-            timeline=timeline,
+            timeline=told(() if earlier is None else earlier.timeline, work.models, work.replay_from),
             trial=work.trial,
             clean=work.clean,
             anew=work.anew,
             plain=not self._transactional or work.position < self._plain_until,
-            policies=needed(policies, work.replay_from),
+            policies=told(() if earlier is None else earlier.policies, work.policies, work.replay_from),
             pulse=work.pulse,
             control=work.control,
-            corrections=needed(corrections, work.replay_from),
+            corrections=told(() if earlier is None else earlier.corrections, work.corrections, work.replay_from),
         )
 
     async def _surely(self, messages: Sequence[Any], entries: Sequence[Entry], position: Position) -> list[int]:
@@ -424,3 +419,13 @@ def needed(timeline: tuple[tuple[int, _T], ...], replay_from: int) -> tuple[tupl
     while len(timeline) > 1 and timeline[1][0] <= replay_from:
         timeline = timeline[1:]
     return timeline
+
+
+def told(before: Sequence[tuple[int, _T]], new: Sequence[tuple[int, _T]], replay_from: int) -> tuple[tuple[int, _T], ...]:
+    """What a position says of a timeline: what a replay meets, and each new entry.
+
+    That one stands in one position at least, even if others have replaced it before it was committed: whoever wants to know what was in
+    force when, or to repeat the run, finds it in the changelog.
+    """
+    kept = needed((*before, *new), replay_from)
+    return kept if len(kept) >= len(new) else tuple(new)

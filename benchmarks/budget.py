@@ -4,7 +4,7 @@
 
 Labelled sets as `anomalyd evaluate` reads them, single metrics only; every stream is a partition by itself and nothing is corrected.
 Ordinary rows are those behind the first 1,000 that lie farther than five rows from a label. A false alarm is a row where an episode may
-open, with no score of 1 in the ten rows before it. Without sets: calm generated series.
+open, with no score of 1 in the ten rows before it. Without sets: calm generated series, and independent normal samples.
 """
 
 import argparse
@@ -27,6 +27,8 @@ from anomalyd.training.calibrate import openings
 AROUND = 5
 """Rows beside a label that are not ordinary either."""
 GENERATED = (150, 4_000)
+NOISE = (100, 8_000)
+"""Series and samples in each."""
 
 Stream = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]
 """Times (n,), values (n,), ordinary rows (n,)."""
@@ -49,6 +51,15 @@ def generated() -> Iterator[Stream]:
     values, _ = generate.series(*GENERATED, seed=78, calm=True)
     for value in values:
         yield 60_000 * np.arange(len(value), dtype=np.int64), value, np.ones(len(value), np.bool_)
+
+
+def noise(step_s: int) -> Iterator[Stream]:
+    """Series of independent normal samples about a level, a step apart."""
+    series, samples = NOISE
+    rng = np.random.default_rng(79)
+    for _ in range(series):
+        time_ms = 1_000 * step_s * np.arange(samples, dtype=np.int64)
+        yield time_ms, 100 + rng.standard_normal(samples), np.ones(samples, np.bool_)
 
 
 def measured(detector: Detector, streams: Iterator[Stream]) -> dict[str, float]:
@@ -88,7 +99,9 @@ def main() -> None:
     detector = Detector.load(device="cpu")
     named = [one.split("=", 1) for one in arguments.sets]
     results = {name: measured(detector, labelled(name, Path(folder), arguments.half)) for name, folder in named}
-    results = results or {"calm generated series": measured(detector, generated())}
+    if not named:
+        results["calm generated series"] = measured(detector, generated())
+        results |= {f"normal samples, {step_s} s apart": measured(detector, noise(step_s)) for step_s in (10, 60, 300)}
     if arguments.json:
         print(json.dumps(results))
         return

@@ -11,13 +11,9 @@ from anomalyd.batch import LogRecord
 from anomalyd.errors import StateError
 from anomalyd.kafka import client
 from anomalyd.kafka.changelog import started
-from anomalyd.kafka.past import unanswered
+from anomalyd.kafka.past import NothingToReadError, between, unanswered
 from anomalyd.kafka.salvage import UNREADABLE
 from anomalyd.settings import KafkaSettings
-
-_POLL_MS: Final = 500
-_QUIET_POLLS: Final = 60
-"""So many polls in a row without a record, with brokers that answer: there is none."""
 
 _DEADLINE_S: Final = 60.0
 
@@ -69,23 +65,13 @@ class CommittedLog:
         """
         if start >= end:
             return
-        place = f"{self._tp.topic}/{self._tp.partition}"
-        position, quiet = start, 0
+        place, position = f"{self._tp.topic}/{self._tp.partition}", start
         try:
-            consumer = await self._connected()
-            consumer.assign([self._tp])
-            consumer.seek(self._tp, start)
-            # The client's position passes markers and aborted records, of which nothing is handed out.
-            while position < end:
-                got = (await consumer.getmany(self._tp, timeout_ms=_POLL_MS)).get(self._tp, [])
-                position = await consumer.position(self._tp)
-                if records := [LogRecord(record.offset, record.key or b"", record.value) for record in got if record.offset < end]:
-                    quiet = 0
-                    yield records
-                elif (quiet := quiet + 1) >= _QUIET_POLLS:
-                    # Compaction may leave nothing at the very end; with brokers away this fails instead.
-                    await self.bounds()
-                    return
+            async for found in between(await self._connected(), self._tp, start, end):
+                position = found[-1].offset + 1
+                yield [LogRecord(record.offset, record.key or b"", record.value) for record in found]
+        except NothingToReadError:
+            await self.bounds()  # compaction may leave nothing at the very end; with brokers away this fails
         except OffsetOutOfRangeError as error:
             raise StateError(f"{place} does not hold offset {position} any more: was the topic made anew meanwhile?") from error
         except UNREADABLE as error:

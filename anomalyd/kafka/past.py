@@ -41,18 +41,10 @@ async def read_past(
             await consumer.start()
             spans = await _spans(consumer, topic, since_ms, records)
         for partition, (first, end) in spans.items():
-            consumer.assign([partition])
-            consumer.seek(partition, first)
-            position, quiet = first, 0
-            # The client's position passes markers and aborted records, of which nothing is handed out.
-            while position < end:
-                got = (await consumer.getmany(partition, timeout_ms=_POLL_MS)).get(partition, [])
-                position = await consumer.position(partition)
-                if found := [record for record in got if record.offset < end]:
-                    quiet = 0
-                    yield partition.partition, found
-                elif (quiet := quiet + 1) >= _QUIET_POLLS:
-                    raise KafkaUnavailableError(f"{topic}/{partition.partition}: nothing to read for {_QUIET_POLLS * _POLL_MS // 1000} s")
+            async for found in between(consumer, partition, first, end):
+                yield partition.partition, found
+    except NothingToReadError as error:
+        raise KafkaUnavailableError(f"{topic}: {error}") from error
     except OffsetOutOfRangeError as error:
         raise TopicError(f"{topic}: records were deleted while they were read; try again") from error
     except UNREADABLE as error:
@@ -61,6 +53,32 @@ async def read_past(
         raise client.unavailable(error, settings) from error
     finally:
         await client.close(consumer)
+
+
+class NothingToReadError(Exception):
+    """No record for long, though the end was not reached and brokers answer."""
+
+
+async def between(consumer: AIOKafkaConsumer, partition: TopicPartition, first: int, end: int) -> AsyncIterator[list[Record]]:
+    """Records with first <= offset < end, in order, by a client that reads nothing else meanwhile.
+
+    Raises:
+        NothingToReadError: for half a minute none came. Compaction may have left nothing in front of the end.
+        OffsetOutOfRangeError: the log does not hold the first offset any more.
+        KafkaError: and other errors of the client.
+    """
+    consumer.assign([partition])
+    consumer.seek(partition, first)
+    position, quiet = first, 0
+    # The client's position passes markers and aborted records, of which nothing is handed out.
+    while position < end:
+        got = (await consumer.getmany(partition, timeout_ms=_POLL_MS)).get(partition, [])
+        position = await consumer.position(partition)
+        if found := [record for record in got if record.offset < end]:
+            quiet = 0
+            yield found
+        elif (quiet := quiet + 1) >= _QUIET_POLLS:
+            raise NothingToReadError(f"nothing to read in partition {partition.partition} for {_QUIET_POLLS * _POLL_MS // 1000} s")
 
 
 async def _spans(

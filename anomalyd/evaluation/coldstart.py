@@ -25,7 +25,7 @@ class ColdStart(NamedTuple):
 
 
 def cold_starts(
-    labelled: Labelled, warm: NDArray[np.float64], seed: int, evidence: Callable[[Table], NDArray[np.float64]]
+    labelled: Labelled, warm: NDArray[np.float64], seed: int, fresh: Callable[[Table], NDArray[np.float64]]
 ) -> Iterator[ColdStart]:
     """Starts anew in front of each labelled segment, at a row that is drawn; the rows from there to the segment's end are what counts.
 
@@ -33,9 +33,9 @@ def cold_starts(
 
     Args:
         labelled: the stream.
-        warm: evidence of one that streamed all of it, shape (n,).
+        warm: how anomalous each row is to one that streamed all of it, shape (n,).
         seed: of the draw.
-        evidence: of some rows from a fresh state, by the same model.
+        fresh: the same of some rows from a fresh state, by the same model.
     """
     rng = np.random.default_rng([seed, len(labelled.table)])
     for first, last in labelled.windows:
@@ -44,9 +44,9 @@ def cold_starts(
         # At least one row is left in front, or both would have seen the same.
         before = int(rng.integers(FRESH[0], min(FRESH[1], first - 1) + 1))
         rows = slice(first - before, last + 1)
-        fresh, known = (average_precision(found, labelled.label[rows]) for found in (evidence(_part(labelled.table, rows)), warm[rows]))
-        if fresh is not None and known is not None:
-            yield ColdStart(fresh, known)
+        unknown, known = (average_precision(found, labelled.label[rows]) for found in (fresh(_part(labelled.table, rows)), warm[rows]))
+        if unknown is not None and known is not None:
+            yield ColdStart(unknown, known)
 
 
 def ratio(starts: Sequence[ColdStart]) -> float | None:

@@ -62,7 +62,7 @@ def _figures(model: Artifact, engine: Engine, files: Sequence[InputFile], bar: B
         days.append(_series_days(replay))
         episodes.append(replay.episodes)
         if table is not None and table.label is not None:
-            cards.append(card(_labelled(file, table), replay))
+            cards.append(card(_labelled(file, table), replay, replay.trace.verdicts.score))
         bar.finish(replay)
     if not engine.streamed:
         raise InputFileError("no sample could be used: nothing was scored")

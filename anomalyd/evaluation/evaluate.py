@@ -162,7 +162,7 @@ class Trial:
         if self._name == OURS:
             self.engine.warm_up(labelled.file, labelled.table, self.detector)
         replay = self.engine.replay(labelled.file, labelled.table, bar, self.detector)
-        self.cards.append(card(labelled, replay))
+        self.cards.append(card(labelled, replay, self._ranking(replay)))
         return replay
 
     def repeat(self, other: "Trial") -> None:
@@ -173,10 +173,18 @@ class Trial:
     def start_cold(self, labelled: Labelled, warm: Replay, bar: Bar) -> None:
         """Begins in front of each labelled segment, with the model of `stream` and fresh state."""
 
-        def evidence(part: Table) -> NDArray[np.float64]:
-            return self.engine.replay(labelled.file, part, bar, self.detector).trace.verdicts.evidence
+        def fresh(part: Table) -> NDArray[np.float64]:
+            return self._ranking(self.engine.replay(labelled.file, part, bar, self.detector))
 
-        self.cold += cold_starts(labelled, warm.trace.verdicts.evidence, self.seed, evidence)
+        self.cold += cold_starts(labelled, self._ranking(warm), self.seed, fresh)
+
+    def _ranking(self, replay: Replay) -> NDArray[np.float64]:
+        """How anomalous each row is, shape (n,): the score that the daemon writes.
+
+        Of a baseline it is what its idea says by itself. Calibrated, as it is where it raises alerts, each ranks worse (docs/detection.md).
+        """
+        verdicts = replay.trace.verdicts
+        return verdicts.evidence if self._name in BASELINES else verdicts.score
 
     def _made(self, labelled: Labelled) -> Detector:
         table = labelled.table
@@ -252,5 +260,5 @@ def _result(name: str, trials: Sequence[Trial], budget: float, *, of_nab: bool, 
             measures["cold_start"] = ratio(trial.cold)
         runs.append(Run(trial.seed, tuple(trial.cards), measures))
     streamed, busy_s = sum(trial.engine.streamed for trial in trials), sum(trial.engine.busy_s for trial in trials)
-    samples = sum(len(one.evidence) for one in trials[0].cards)
+    samples = sum(len(one.ranking) for one in trials[0].cards)
     return Result(name, tuple(runs), samples, round(streamed / max(busy_s, 1e-9)))

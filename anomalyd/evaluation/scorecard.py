@@ -37,8 +37,8 @@ class Card:
     """One stream under one detector."""
 
     stream: str
-    evidence: NDArray[np.float64]
-    """What ranks the rows, shape (n,)."""
+    ranking: NDArray[np.float64]
+    """How anomalous each row is, shape (n,)."""
     detection: NDArray[np.float64]
     """The same where an alert could open, -inf elsewhere, shape (n,): what NAB calls a detection is an alert."""
     windows: tuple[tuple[int, int], ...]
@@ -49,28 +49,28 @@ class Card:
     """By name; None where a stream cannot have the measure."""
 
 
-def card(labelled: Labelled, replay: Replay) -> Card:
+def card(labelled: Labelled, replay: Replay, ranking: NDArray[np.float64]) -> Card:
     """Measures a stream.
 
     Args:
         labelled: the stream.
         replay: of all its rows.
+        ranking: how anomalous each row is, shape (n,).
     """
     table, label = labelled.table, labelled.label
     verdicts = replay.trace.verdicts
-    evidence = verdicts.evidence
     step_ms = usual_step_ms(table.time_ms)
     fired = _fired_rows(labelled, replay)
     told = judge(fired, label, table.time_ms, settling=SETTLING if table.train is None else 0)
-    f1 = best_f1(evidence, label)
+    f1 = best_f1(ranking, label)
     figures: dict[str, float | None] = {
         "rows": len(table),
         "anomalous_rows": int(label.sum()),
         "events": len(told.events),
         "events_told": told.hits,
-        "auc_pr": average_precision(evidence, label),
+        "auc_pr": average_precision(ranking, label),
         "best_f1": None if f1 is None else f1.f1,
-        "vus_pr": vus_pr(evidence, label, round(_HOUR_MS / step_ms)),
+        "vus_pr": vus_pr(ranking, label, round(_HOUR_MS / step_ms)),
         "delay_s": float(np.nanmedian(told.delay_s)) if told.hits else None,
         "episodes": replay.episodes,
         "false_episodes": told.false_episodes,
@@ -80,8 +80,8 @@ def card(labelled: Labelled, replay: Replay) -> Card:
         causes = labelled.causes
         figures["causes"] = sum(bool(cause.dims) for cause in causes)
         figures |= {f"hit_rate_{percent}": hit_rate(verdicts.share, causes, percent) for percent in (100, 150)}
-    detection = np.where(verdicts.flags & ARMED != 0, evidence, -np.inf)
-    return Card(labelled.name, evidence, detection, labelled.windows, fired, told, figures)
+    detection = np.where(verdicts.flags & ARMED != 0, ranking, -np.inf)
+    return Card(labelled.name, ranking, detection, labelled.windows, fired, told, figures)
 
 
 def totals(cards: Sequence[Card], budget: float) -> dict[str, float | None]:

@@ -57,7 +57,7 @@ class Page:
                 self._title,
                 figures=[
                     Figure("streams", f"{len(cards):,}"),
-                    Figure("samples", f"{sum(len(card.evidence) for card in cards):,}"),
+                    Figure("samples", f"{sum(len(card.ranking) for card in cards):,}"),
                     Figure("events told", f"{told:,} of {events:,}"),
                     Figure("false alerts", f"{false:,}"),
                 ],

@@ -335,7 +335,9 @@ class ShardState:
         taken = {int(key.split(b"|")[1]) for key in self._moved}
         while page_rows in taken:
             page_rows -= 1
-        before, dirty, used = self._page_rows, self._dirty, self.pages_in_use
+        before, dirty = self._page_rows, self._dirty
+        # A page without series at the end is none in use; while it is dirty there is still a record of it, with series that were forgotten.
+        used = max(self.pages_in_use, int(np.flatnonzero(dirty != _CLEAN).max(initial=-1)) + 1)
         self._size_pages(max(1, page_rows))
         parts = [set(range(n * before // self._page_rows, -(-(n + 1) * before // self._page_rows))) for n in range(used)]
         most = self.pages_in_use

@@ -780,6 +780,22 @@ def test_a_series_that_was_forgotten_does_not_come_back_from_a_page_that_is_cut(
     assert kept(log.into(shard(plain, 8))) == {"s0", "s1", "s2"}
 
 
+def test_a_series_that_was_forgotten_does_not_come_back_when_another_model_cuts_the_pages(models: dict[str, Detector]) -> None:
+    """It was the only one of the last page, which is none in use any more, but was not written either."""
+    pages = shard(models["a"], 8).process([Record(line(f"s{i}", START_MS, i).encode(), i) for i in range(5)], snapshots=3).pages
+    log = Log(20, 15, START_MS, {key: page for key, page in pages.items() if page is not None}, models=[(0, "a")])
+    log.forgotten[forgotten_key(15, 0)] = Forgotten(15, ['m.v{h="s4"}'])
+
+    after = log.into(shard(models["a"], 8, find=models.__getitem__))
+    after.process([], 20)
+    after.swap(models["c"])
+    for offset, snapshots in ((20, 0), (21, 0), (22, 8)):
+        log.commit([after.process([Record(line("s0", START_MS, 1).encode(), offset)], snapshots=snapshots)])
+
+    assert (log.replay_from, log.forgotten) == (23, {})
+    assert kept(log.into(shard(models["a"], 8, find=models.__getitem__))) == {"s0", "s1", "s2", "s3"}
+
+
 def test_a_page_whose_rows_move_within_it_is_written(plain: Plain) -> None:
     """Fewer series are kept than before, and there is room in front of the new end."""
     pages = shard(plain, 8).process([Record(line(f"s{i}", START_MS, i).encode(), i) for i in range(4)], snapshots=3).pages

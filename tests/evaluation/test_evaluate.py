@@ -16,6 +16,7 @@ from anomalyd.detector import artifact as artifacts
 from anomalyd.detector.detector import shipped
 from anomalyd.errors import AnomalydError, ConfigError
 from anomalyd.evaluation import evaluate
+from anomalyd.evaluation.measures import average_precision
 from anomalyd.evaluation.sets import LabelledSet, halves
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -89,6 +90,22 @@ def test_windows_are_rows_and_the_corpus_gets_its_score(nab: Path, capsys: pytes
         assert 590 <= int(scores["evidence"].argmax()) <= 620
     assert (out / "alerts.jsonl").read_text().count('"firing"') == found["per_stream"][0]["episodes"] + found["per_stream"][1]["episodes"]
     assert "real/a" in report.read_text()
+
+
+@pytest.mark.parametrize(("detector", "ranks"), [("anomalyd", "score"), ("no-lstm", "score"), ("robust-z", "evidence")])
+def test_rows_are_ranked_by_the_score_that_is_written_and_for_baselines_by_their_own(
+    nab: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, detector: str, ranks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "prepared", lambda variants, *_: {variant.name: artifacts.load(shipped()) for variant in variants})
+
+    evaluate.run("nab", nab, None, detector=detector, out=tmp_path / "out", json_output=True)
+
+    found = {one["stream"]: one["auc_pr"] for one in told(capsys)["per_stream"]}
+    with np.load(tmp_path / "out" / "real" / "a.npz") as scores:
+        windows = LabelledSet("nab", nab).read(LabelledSet("nab", nab).files[1]).label
+        precision = {name: average_precision(scores[name], windows) for name in ("score", "evidence")}
+    assert precision["score"] != precision["evidence"]
+    assert found["real/a"] == pytest.approx(precision[ranks], abs=1e-4)
 
 
 def test_entities_without_a_fit_are_measured_on_test_alone(entities: Path, capsys: pytest.CaptureFixture[str]) -> None:

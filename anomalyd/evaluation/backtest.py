@@ -22,7 +22,7 @@ from anomalyd.errors import ConfigError, InputFileError
 from anomalyd.evaluation.gallery import Gallery
 from anomalyd.evaluation.models import Models
 from anomalyd.evaluation.readers import InputFile, Table, find, read_table
-from anomalyd.evaluation.replay import Replay, Trace, encode, replay_lines, replay_table
+from anomalyd.evaluation.replay import Replay, Trace, encode, ranking, replay_lines, replay_table
 from anomalyd.formats import FORMATS, FormatOptions, make_decoder
 from anomalyd.settings import KafkaSettings, Settings, StreamSettings
 from anomalyd.shard import StreamPlan
@@ -99,7 +99,7 @@ def run(
             if not len(replay.trace):
                 unused.append(_unused(file, replay, table))
             if writer is not None:
-                writer.write(file, replay)
+                writer.write(file, replay, ranking(replay.trace, detector))
             if gallery is not None:
                 gallery.hang(replay, table)
     took_s = engine.busy_s
@@ -229,20 +229,20 @@ class Writer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._alerts.close()
 
-    def write(self, file: InputFile, replay: Replay) -> None:
-        """Adds one input's outputs."""
+    def write(self, file: InputFile, replay: Replay, evidence: NDArray[np.float64]) -> None:
+        """Adds one input's outputs, with what ranks its samples, shape (n,)."""
         path = self._folder / f"{file.name}.npz"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as opened:
-                np.savez(opened, allow_pickle=False, **columns(replay.trace, lines=file.kind == "lines"))
+                np.savez(opened, allow_pickle=False, **columns(replay.trace, evidence, lines=file.kind == "lines"))
             for alert in replay.alerts:
                 self._alerts.write(encode(alert) + b"\n")
         except OSError as error:
             raise ConfigError(f"--out {path}: {error.strerror or error}") from None
 
 
-def columns(trace: Trace, *, lines: bool = False) -> dict[str, NDArray[Any]]:
+def columns(trace: Trace, evidence: NDArray[np.float64], *, lines: bool = False) -> dict[str, NDArray[Any]]:
     """The arrays of an output file.
 
     row, score, evidence, expected, low, high; for several features share; for files of records `series`, each row's index into `keys`.
@@ -250,7 +250,7 @@ def columns(trace: Trace, *, lines: bool = False) -> dict[str, NDArray[Any]]:
     verdicts = trace.verdicts
     several = verdicts.share.shape[1] > 1
     wide = {"expected": verdicts.expected, "low": verdicts.low, "high": verdicts.high}
-    arrays: dict[str, NDArray[Any]] = {"row": trace.row, "score": verdicts.score, "evidence": verdicts.evidence}
+    arrays: dict[str, NDArray[Any]] = {"row": trace.row, "score": verdicts.score, "evidence": evidence}
     arrays |= wide | {"share": verdicts.share} if several else {name: column[:, 0] for name, column in wide.items()}
     if lines:
         arrays |= {"series": trace.series, "keys": np.array(trace.keys, dtype=np.str_)}

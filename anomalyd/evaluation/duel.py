@@ -13,7 +13,7 @@ from anomalyd.evaluation.backtest import Bar, Engine, settings_for, stream_for
 from anomalyd.evaluation.measures import ratio_of_sums, segments
 from anomalyd.evaluation.models import Models
 from anomalyd.evaluation.readers import InputFile, Table, find, read_table
-from anomalyd.evaluation.replay import Replay
+from anomalyd.evaluation.replay import Replay, ranking
 from anomalyd.evaluation.scorecard import Card, card, totals
 from anomalyd.evaluation.sets import Labelled
 from anomalyd.settings import Settings
@@ -62,7 +62,7 @@ def _figures(model: Artifact, engine: Engine, files: Sequence[InputFile], bar: B
         days.append(_series_days(replay))
         episodes.append(replay.episodes)
         if table is not None and table.label is not None:
-            cards.append(card(_labelled(file, table), replay, replay.trace.verdicts.score))
+            cards.append(card(_labelled(file, table), replay, ranking(replay.trace, engine.detector(file, table))))
         bar.finish(replay)
     if not engine.streamed:
         raise InputFileError("no sample could be used: nothing was scored")

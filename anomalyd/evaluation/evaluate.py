@@ -17,7 +17,7 @@ from anomalyd.evaluation.baselines import BASELINES, BaselineDetector
 from anomalyd.evaluation.coldstart import ColdStart, cold_starts, ratio
 from anomalyd.evaluation.models import Models
 from anomalyd.evaluation.readers import InputFile, Table
-from anomalyd.evaluation.replay import Replay
+from anomalyd.evaluation.replay import Replay, ranking
 from anomalyd.evaluation.results import Result, Run, against
 from anomalyd.evaluation.saying import as_ablations, as_json, as_text
 from anomalyd.evaluation.scorecard import Card, card, nab, totals, usual_step_ms
@@ -108,7 +108,7 @@ def run(
                 for turn, trial in enumerate(trials):
                     if replay is None or trial.draws(labelled.table):
                         replay = trial.stream(labelled, bar)
-                        writers.write(turn, trial.seed, file, replay)
+                        writers.write(turn, trial.seed, file, replay, trial.cards[-1].ranking)
                         if page is not None and number == turn == 0:
                             page.take(labelled, replay, trial.cards[-1])
                     else:
@@ -158,11 +158,11 @@ class Trial:
 
     def stream(self, labelled: Labelled, bar: Bar) -> Replay:
         """The whole stream from a fresh start."""
-        self.detector = self._made(labelled)
+        self.detector = detector = self._made(labelled)
         if self._name == OURS:
-            self.engine.warm_up(labelled.file, labelled.table, self.detector)
-        replay = self.engine.replay(labelled.file, labelled.table, bar, self.detector)
-        self.cards.append(card(labelled, replay, self._ranking(replay)))
+            self.engine.warm_up(labelled.file, labelled.table, detector)
+        replay = self.engine.replay(labelled.file, labelled.table, bar, detector)
+        self.cards.append(card(labelled, replay, self._ranking(replay, detector)))
         return replay
 
     def repeat(self, other: "Trial") -> None:
@@ -172,19 +172,20 @@ class Trial:
 
     def start_cold(self, labelled: Labelled, warm: Replay, bar: Bar) -> None:
         """Begins in front of each labelled segment, with the model of `stream` and fresh state."""
+        detector = self.detector or self._made(labelled)
 
         def fresh(part: Table) -> NDArray[np.float64]:
-            return self._ranking(self.engine.replay(labelled.file, part, bar, self.detector))
+            return self._ranking(self.engine.replay(labelled.file, part, bar, detector), detector)
 
-        self.cold += cold_starts(labelled, self._ranking(warm), self.seed, fresh)
+        self.cold += cold_starts(labelled, self._ranking(warm, detector), self.seed, fresh)
 
-    def _ranking(self, replay: Replay) -> NDArray[np.float64]:
-        """How anomalous each row is, shape (n,): the score that the daemon writes.
+    def _ranking(self, replay: Replay, detector: Detector) -> NDArray[np.float64]:
+        """How anomalous each row is, shape (n,).
 
         Of a baseline it is what its idea says by itself. Calibrated, as it is where it raises alerts, each ranks worse (docs/detection.md).
         """
-        verdicts = replay.trace.verdicts
-        return verdicts.evidence if self._name in BASELINES else verdicts.score
+        trace = replay.trace
+        return trace.verdicts.evidence if self._name in BASELINES else ranking(trace, detector)
 
     def _made(self, labelled: Labelled) -> Detector:
         table = labelled.table
@@ -215,13 +216,13 @@ class Writers:
         self._folder = folder
         self._opened: dict[int, Writer] = {}
 
-    def write(self, turn: int, seed: int, file: InputFile, replay: Replay) -> None:
-        """Adds one input's outputs. Raises ConfigError."""
+    def write(self, turn: int, seed: int, file: InputFile, replay: Replay, evidence: NDArray[np.float64]) -> None:
+        """Adds one input's outputs, with what ranks its samples, shape (n,). Raises ConfigError."""
         if self._folder is None:
             return
         if turn not in self._opened:
             self._opened[turn] = self._stack.enter_context(Writer(self._folder if turn == 0 else self._folder / f"seed-{seed}"))
-        self._opened[turn].write(file, replay)
+        self._opened[turn].write(file, replay, evidence)
 
 
 def _names(detector: str, compare: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 Messages are those that the daemon would have sent, but for `detected_at`, which here is the event time: history has no clock.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -17,6 +18,7 @@ from anomalyd.alerts.messages import Alert
 from anomalyd.alerts.silence import SilencePolicy
 from anomalyd.batch import SampleBatch, Source, Verdicts
 from anomalyd.detector import Detector
+from anomalyd.detector.recipe import TRIAL_MS
 from anomalyd.evaluation.readers import InputFile, Table, read_lines
 from anomalyd.formats import Decoded, Decoder
 from anomalyd.series import SeriesIndex
@@ -141,6 +143,21 @@ def replay_lines(
             rejected.update(outcome.rejected)
         progress(len(chunk))
     return Replay(tape.trace(detector.features), tuple(map(_at_event_time, alerts)), dict(rejected))
+
+
+def ranking(trace: Trace, detector: Detector) -> NDArray[np.float64]:
+    """How anomalous each sample is, shape (n,): its score, in units of the evidence that a grown series with a sample a minute takes for 1.
+
+    Evidence as it is found ranks worse: of a series that is young as much of it says less, which the score knows.
+    """
+    return trace.verdicts.score * grown_threshold(detector, 60_000.0)
+
+
+def grown_threshold(detector: Detector, step_ms: float) -> float:
+    """The evidence that a score of 1 stands for in a series that is not young, by its usual step (docs/detection.md, step 7)."""
+    log10_budget, intercept, slope, lowest = (float(t) for t in detector.threshold[:4])
+    log10_rate = log10_budget + math.log10(max(step_ms, TRIAL_MS))
+    return max((intercept - log10_rate) / slope, lowest)
 
 
 def encode(alert: Alert) -> bytes:

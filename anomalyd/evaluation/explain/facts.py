@@ -15,8 +15,8 @@ from anomalyd.batch import COUNTER, LATE, REPEATED, WARMUP
 from anomalyd.detector import Detector
 from anomalyd.detector.explain import PARTS, Memory, Row, carried, channels, fields, half_life, memory, unscaled
 from anomalyd.detector.layout import COUNTER_KIND
-from anomalyd.detector.recipe import BAND_ERRORS, LATE_RUN, TRIAL_MS, WARMUP_SAMPLES
-from anomalyd.evaluation.replay import Trace
+from anomalyd.detector.recipe import BAND_ERRORS, LATE_RUN, WARMUP_SAMPLES
+from anomalyd.evaluation.replay import Trace, grown_threshold
 
 Facts = dict[str, Any]
 Rows = NDArray[np.uint8]
@@ -49,7 +49,7 @@ def sample_facts(detector: Detector, trace: Trace, own: NDArray[np.int64], rows:
     top = int(order[0])
     row, flags = fields(rows[-1], detector.layout), int(verdicts.flags[k])
     score, evidence = float(verdicts.score[k]), float(verdicts.evidence[k])
-    threshold = evidence / score if score > 0 and evidence > 0 else threshold_of(detector, row)
+    threshold = evidence / score if score > 0 and evidence > 0 else grown_threshold(detector, float(row["step_ms"][0]))
     parts = channels(detector.artifact, detector.layout, rows[-2], rows[-1], verdicts.observed[k], evidence)
     # The state behind a sample of which nothing was learned is that of the one before it: there the window ends.
     found = memory(detector.artifact, detector.layout, rows)
@@ -130,7 +130,7 @@ def state_facts(detector: Detector, row_bytes: Rows, others: Rows, names: Sequen
             "time": iso(int(row["time"][0])),
             "observed": _short(float(row["seen"][f])),
             "next": {"expected": _short(expected), "low": _short(low), "high": _short(high)},
-            "threshold": _short(threshold_of(detector, row)),
+            "threshold": _short(grown_threshold(detector, float(row["step_ms"][0]))),
             "alert_since": iso(int(episode["starts_ms"])) if episode["state"] == OPEN else None,
             "peak_score": _short(float(episode["peak"])) if episode["state"] == OPEN else None,
         },
@@ -206,13 +206,6 @@ def network(detector: Detector, found: Memory, feature: int, cells: Sequence[NDA
         "usual_of": usual_of if len(cells) >= LEAST_USUAL else None,
         **parts,
     }
-
-
-def threshold_of(detector: Detector, row: Row) -> float:
-    """The evidence that a score of 1 stands for in a series, by its usual step (docs/detection.md, step 6)."""
-    log10_budget, intercept, slope, lowest = (float(t) for t in detector.threshold[:4])
-    log10_rate = log10_budget + math.log10(max(float(row["step_ms"][0]), TRIAL_MS))
-    return max((intercept - log10_rate) / slope, lowest)
 
 
 def _unusual(detector: Detector, score: float, evidence: float) -> str | None:

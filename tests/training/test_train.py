@@ -66,7 +66,7 @@ def test_a_folder_of_entities_becomes_a_model_that_files_are_scored_with(tmp_pat
     detector = Detector(model, "cpu")
     verdicts = detector.step(detector.new_pages(1), batch_of(0, 1_760_000_000_000 + 60_000 * np.arange(800), value))
     with np.load(tmp_path / "out" / "new.npz") as scored:
-        np.testing.assert_array_equal(scored["evidence"], verdicts.evidence)
+        np.testing.assert_array_equal(scored["score"], verdicts.score)
         assert scored["share"][600].argmax() == 1
 
 

@@ -136,16 +136,16 @@ class Consumer:
         settings: how to reach Kafka.
         start_from: by topic, where a group without a committed position begins.
         metrics: where to count.
-        clock: seconds, monotonic.
+        clock: seconds, monotonic; None: the process's.
     """
 
     def __init__(
-        self, settings: KafkaSettings, start_from: Mapping[str, StartFrom], metrics: Metrics, *, clock: Callable[[], float] = time.monotonic
+        self, settings: KafkaSettings, start_from: Mapping[str, StartFrom], metrics: Metrics, *, clock: Callable[[], float] | None = None
     ) -> None:
         self._settings = settings
         self._start_from = dict(start_from)
         self._metrics = metrics
-        self._clock = clock
+        self._clock = clock or time.monotonic  # not a default, which would be bound before the simulation puts its own in the place
         self._assignor = sticky()
         self._client: AIOKafkaConsumer | None = None
         self._owner: Owner | None = None
@@ -167,7 +167,7 @@ class Consumer:
         self._unreadable = 0  # failed reads in a row
         self._careful_until_s = 0.0
         self._replacing = client.Backoff()
-        self._last_record_s = self._last_probe_s = clock()
+        self._last_record_s = self._last_probe_s = self._clock()
         self._nothing_since_s: float | None = None  # since then somebody has asked for records, and got none
 
     # --- life -------------------------------------------------------------------------------------------------------

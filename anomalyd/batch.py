@@ -95,7 +95,7 @@ class Verdicts:
     score: NDArray[np.float64]
     """Calibrated strangeness, 1.0 is the threshold, finite, shape (n,)."""
     evidence: NDArray[np.float64]
-    """The raw monotone score behind it, finite, shape (n,)."""
+    """What the score is made of, before it is set against the threshold of its sample, finite, shape (n,)."""
     observed: NDArray[np.float64]
     """The value that was judged (a rate per second for counters), NaN where it is missing, shape (n, F)."""
     expected: NDArray[np.float64]

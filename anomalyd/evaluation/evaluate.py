@@ -118,10 +118,11 @@ def run(
                     bar.finish(replay if turn == 0 else None)
             results.append(_result(who, trials, budget, of_nab=name == "nab", cold_start=cold_start))
     differences = {other.detector: against(results[0], other) for other in results[1:]}
-    if page is not None and report is not None:
-        write_text(report, page.render([(one.detector, one.measures) for one in results], results[0].runs[0].cards))
     said = as_ablations(results, differences) if ablations else as_text(results, differences)
     print(*([json.dumps(as_json(name, results, differences))] if json_output else said), sep="\n")  # noqa: T201  the command's result
+    # Behind the results: who gave a path that cannot be written has them at least.
+    if page is not None and report is not None:
+        write_text(report, page.render([(one.detector, one.measures) for one in results], results[0].runs[0].cards))
     return 0
 
 
@@ -182,7 +183,7 @@ class Trial:
     def _ranking(self, replay: Replay, detector: Detector) -> NDArray[np.float64]:
         """How anomalous each row is, shape (n,).
 
-        Of a baseline it is what its idea says by itself. Calibrated, as it is where it raises alerts, each ranks worse (docs/detection.md).
+        Of a baseline it is what its idea says by itself. Calibrated, as it is where it raises alerts, it ranks worse (docs/detection.md).
         """
         trace = replay.trace
         return trace.verdicts.evidence if self._name in BASELINES else ranking(trace, detector)

@@ -146,9 +146,9 @@ def replay_lines(
 
 
 def ranking(trace: Trace, detector: Detector) -> NDArray[np.float64]:
-    """How anomalous each sample is, shape (n,): its score, in units of the evidence that a grown series with a sample a minute takes for 1.
+    """How anomalous each sample is, shape (n,): its score times the threshold of a grown series with a sample a minute.
 
-    Evidence as it is found ranks worse: of a series that is young as much of it says less, which the score knows.
+    The verdicts' own evidence ranks worse: of a series that is young as much of it says less, which the score knows.
     """
     return trace.verdicts.score * grown_threshold(detector, 60_000.0)
 

@@ -390,6 +390,9 @@ def _table(
     lengths = {TIMESTAMP: len(time_ms), "values": len(value), LABEL: len(value if label is None else label)}
     if len(set(lengths.values())) > 1:
         raise InputFileError(f"{path}: columns of unequal length: {', '.join(f'{name} {length}' for name, length in lengths.items())}")
+    if label is not None and (label < 0).any():
+        # Some mark anomalies by -1 and what is ordinary by 1, which would be read the wrong way round.
+        raise InputFileError(f"{path}: {LABEL} has values below 0; 0 marks an ordinary row, 1 an anomalous one")
     row, known = _known(value)
     truth = None if label is None else (label[row] > 0).astype(np.uint8)
     return Table(row, time_ms[row], known, names, truth, train, len(value) - len(row))

@@ -63,6 +63,11 @@ def test_of_several_values_some_may_be_missing(tmp_path: Path) -> None:
     assert table.skipped == 1
 
 
+def test_labels_of_the_other_sign_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputFileError, match="label has values below 0; 0 marks an ordinary row, 1 an anomalous one"):
+        csv_table(tmp_path, "value,label,timestamp\n5,1,1\n6,-1,2\n")
+
+
 def test_a_label_column_is_the_truth_and_not_a_value(tmp_path: Path) -> None:
     table = csv_table(tmp_path, "value,label,timestamp\n5,0,1\n,1,2\n6,1,3\n")
 

@@ -45,7 +45,8 @@ class Models:
         self._own = detector
         self._find = find
         self._asked: Detector | None = None
-        self._plan = list(reversed(plan))  # what is left of it, newest first
+        # What is left of it, newest first; of several at one offset the last one: those before it could not be had, and scored nothing.
+        self._plan = list(reversed(dict(plan).items()))
         self._planned = bool(plan)
         self._since = -1  # offset of the last change that was written down, or of what comes behind a restore
         self._known = False  # something was written down

@@ -56,10 +56,9 @@ def generated() -> Iterator[Stream]:
 def noise(step_s: int) -> Iterator[Stream]:
     """Series of independent normal samples about a level, a step apart."""
     series, samples = NOISE
-    rng = np.random.default_rng(79)
-    for _ in range(series):
-        time_ms = 1_000 * step_s * np.arange(samples, dtype=np.int64)
-        yield time_ms, 100 + rng.standard_normal(samples), np.ones(samples, np.bool_)
+    time_ms = 1_000 * step_s * np.arange(samples, dtype=np.int64)
+    for values in np.random.default_rng(79).standard_normal((series, samples)):
+        yield time_ms, 100 + values, np.ones(samples, np.bool_)
 
 
 def measured(detector: Detector, streams: Iterator[Stream]) -> dict[str, float]:

@@ -58,11 +58,12 @@ def _figures(model: Artifact, engine: Engine, files: Sequence[InputFile], bar: B
     for file in files:
         bar.start(file, model.hash[:8])
         table = read_table(file) if file.kind != "lines" else None
-        replay = engine.replay(file, table, bar)
+        detector = engine.detector(file, table)
+        replay = engine.replay(file, table, bar, detector)
         days.append(_series_days(replay))
         episodes.append(replay.episodes)
         if table is not None and table.label is not None:
-            cards.append(card(_labelled(file, table), replay, ranking(replay.trace, engine.detector(file, table))))
+            cards.append(card(_labelled(file, table), replay, ranking(replay.trace, detector)))
         bar.finish(replay)
     if not engine.streamed:
         raise InputFileError("no sample could be used: nothing was scored")

@@ -114,7 +114,7 @@ def run(
                     else:
                         trial.repeat(trials[0])
                     if cold_start:
-                        trial.start_cold(labelled, replay, bar)
+                        trial.start_cold(labelled, bar)
                     bar.finish(replay if turn == 0 else None)
             results.append(_result(who, trials, budget, of_nab=name == "nab", cold_start=cold_start))
     differences = {other.detector: against(results[0], other) for other in results[1:]}
@@ -138,6 +138,9 @@ class Trial:
         weights: of the variants, by name.
     """
 
+    detector: Detector
+    """Of the newest stream; there is none in front of the first."""
+
     def __init__(
         self, name: str, settings: Settings, stream: StreamSettings, models: Models, seed: int, weights: Mapping[str, Artifact]
     ) -> None:
@@ -145,8 +148,6 @@ class Trial:
         self.engine = Engine(settings, stream, models)
         self.cards: list[Card] = []
         self.cold: list[ColdStart] = []
-        self.detector: Detector | None = None
-        """Of the newest stream."""
         self._name = name
         self._models = models
         self._variant = VariantDetector(VARIANTS[name], weights[name], self.engine.options) if name in VARIANTS else None
@@ -159,11 +160,11 @@ class Trial:
 
     def stream(self, labelled: Labelled, bar: Bar) -> Replay:
         """The whole stream from a fresh start."""
-        self.detector = detector = self._made(labelled)
+        self.detector = self._made(labelled)
         if self._name == OURS:
-            self.engine.warm_up(labelled.file, labelled.table, detector)
-        replay = self.engine.replay(labelled.file, labelled.table, bar, detector)
-        self.cards.append(card(labelled, replay, self._ranking(replay, detector)))
+            self.engine.warm_up(labelled.file, labelled.table, self.detector)
+        replay = self.engine.replay(labelled.file, labelled.table, bar, self.detector)
+        self.cards.append(card(labelled, replay, self._ranking(replay)))
         return replay
 
     def repeat(self, other: "Trial") -> None:
@@ -171,22 +172,21 @@ class Trial:
         self.detector = other.detector
         self.cards.append(other.cards[-1])
 
-    def start_cold(self, labelled: Labelled, warm: Replay, bar: Bar) -> None:
-        """Begins in front of each labelled segment, with the model of `stream` and fresh state."""
-        detector = self.detector or self._made(labelled)
+    def start_cold(self, labelled: Labelled, bar: Bar) -> None:
+        """Begins in front of each labelled segment of the newest stream, with its model and fresh state."""
 
         def fresh(part: Table) -> NDArray[np.float64]:
-            return self._ranking(self.engine.replay(labelled.file, part, bar, detector), detector)
+            return self._ranking(self.engine.replay(labelled.file, part, bar, self.detector))
 
-        self.cold += cold_starts(labelled, self._ranking(warm, detector), self.seed, fresh)
+        self.cold += cold_starts(labelled, self.cards[-1].ranking, self.seed, fresh)
 
-    def _ranking(self, replay: Replay, detector: Detector) -> NDArray[np.float64]:
+    def _ranking(self, replay: Replay) -> NDArray[np.float64]:
         """How anomalous each row is, shape (n,).
 
         Of a baseline it is what its idea says by itself. Calibrated, as it is where it raises alerts, it ranks worse (docs/detection.md).
         """
         trace = replay.trace
-        return trace.verdicts.evidence if self._name in BASELINES else ranking(trace, detector)
+        return trace.verdicts.evidence if self._name in BASELINES else ranking(trace, self.detector)
 
     def _made(self, labelled: Labelled) -> Detector:
         table = labelled.table

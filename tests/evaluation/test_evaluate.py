@@ -101,7 +101,8 @@ def test_rows_are_ranked_by_what_is_written_and_that_is_as_the_score_says_but_fo
     evaluate.run("nab", nab, None, detector=detector, out=tmp_path / "out", json_output=True)
 
     found = {one["stream"]: one["auc_pr"] for one in told(capsys)["per_stream"]}
-    label = next(read for file in LabelledSet("nab", nab).files if (read := LabelledSet("nab", nab).read(file)).name == "real/a").label
+    streams = LabelledSet("nab", nab)
+    label = next(read.label for read in map(streams.read, streams.files) if read.name == "real/a")
     with np.load(tmp_path / "out" / "real" / "a.npz") as columns:
         score, evidence = columns["score"], columns["evidence"]
     assert found["real/a"] == pytest.approx(average_precision(evidence, label), abs=1e-4)
